@@ -1,0 +1,170 @@
+"""The whole codec as it is trained: analysis, gains, hyper-latents, prior, reconstruction, synthesis, and its rate."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from perigee.bitstream import prior as P
+
+from .flight import BLOCK, KNOTS, Analysis, Gains, HyperAnalysis, Synthesis
+from .prior import TrainedPrior
+
+SIGMA_MIN, SIGMA_MAX = 0.11, 96.0
+LOG2 = math.log(2.0)
+
+
+@dataclass(frozen=True)
+class CodecConfig:
+    """What defines the networks of a codec: a preset of the analysis and the rate range it is trained for."""
+
+    preset: str = "lite"
+    lambda_min: float = 0.00015
+    lambda_max: float = 0.2
+    prior: P.Widths = field(default_factory=P.Widths)
+    synthesis_widths: tuple[int, int, int, int] = (192, 128, 64, 32)
+    synthesis_blocks: int = 2
+
+    def lambda_of(self, quality_step: Tensor) -> Tensor:
+        """Lagrangian of the loss ``bpp + lambda * 255**2 * MSE`` at Q = 0..250, log-linear."""
+        span = math.log(self.lambda_max / self.lambda_min)
+        return self.lambda_min * torch.exp(quality_step * (span / P.QUALITY_STEPS))
+
+    def quality_of(self, lam: Tensor) -> Tensor:
+        """Inverse of :meth:`lambda_of`, rounded to whole steps."""
+        span = math.log(self.lambda_max / self.lambda_min)
+        return torch.round(torch.log(lam / self.lambda_min) * (P.QUALITY_STEPS / span)).clamp(0, P.QUALITY_STEPS)
+
+
+class Output(NamedTuple):
+    """Result of a training pass: image [N, 3, H, W], bits per sample for y and z [N]."""
+
+    image: Tensor
+    bits_y: Tensor
+    bits_z: Tensor
+
+
+class HyperPrior(nn.Module):
+    """Distribution of z: per channel a mixture of three logistics, frozen into a table at export."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.tensor([1.0, 0.0, -1.0]).repeat(channels, 1))
+        self.means = nn.Parameter(torch.tensor([0.0, -1.0, 1.0]).repeat(channels, 1))
+        self.log_scales = nn.Parameter(torch.tensor([-1.6, -0.7, 0.5]).repeat(channels, 1))
+
+    def likelihood(self, z: Tensor) -> Tensor:
+        """Probability of the unit interval around ``z`` [N, C, H, W]."""
+        scale = torch.exp(-self.log_scales)[None, :, :, None, None]
+        centred = (z[:, :, None] - self.means[None, :, :, None, None]).abs()  # symmetric: stable tails
+        parts = torch.sigmoid((0.5 - centred) * scale) - torch.sigmoid((-0.5 - centred) * scale)
+        weights = torch.softmax(self.logits, -1)[None, :, :, None, None]
+        return (parts * weights).sum(2).clamp_min(1e-7)
+
+
+class Reconstruction(nn.Module):
+    """Centres of the quantisation cells: pulls q towards the mean, one learned factor a channel, then the inverse gain.
+
+    Source: the reconstruction of ``training.md``; q itself stays an unshifted integer.
+    """
+
+    def __init__(self, latents: int, gain_start: Tensor) -> None:
+        super().__init__()
+        self.pull = nn.Parameter(torch.zeros(latents))
+        self.inverse_gains = Gains(latents, -gain_start)
+
+    def forward(self, q: Tensor, mean: Tensor, sigma: Tensor, quality_step: Tensor) -> Tensor:
+        """Latents with the quality plane appended: [N, latents + 1, H, W]."""
+        factor = 2 * torch.sigmoid(self.pull)[None, :, None, None] / (1 + 2 * sigma)
+        y = (q + (mean - q).clamp(-0.5, 0.5) * factor) * self.inverse_gains(quality_step)
+        n, _, rows, cols = q.shape
+        plane = (quality_step / P.QUALITY_STEPS).reshape(n, 1, 1, 1).expand(n, 1, rows, cols)
+        return torch.cat([y, plane], 1)
+
+
+def sigma_of(index: Tensor) -> Tensor:
+    """Scale index 0..63 (real in training) to sigma in latent steps, log-spaced."""
+    return SIGMA_MIN * torch.exp(index * (math.log(SIGMA_MAX / SIGMA_MIN) / (P.SCALE_COUNT - 1)))
+
+
+class Codec(nn.Module):
+    """All trained parts; :meth:`forward` is a training pass."""
+
+    def __init__(self, config: CodecConfig) -> None:
+        super().__init__()
+        self.config = config
+        latents = config.prior.latents
+        knots = torch.linspace(0, P.QUALITY_STEPS, KNOTS)
+        start = math.log(5.0) + 0.5 * (torch.log(config.lambda_of(knots)) - math.log(0.01))
+        self.analysis = Analysis(config.preset, latents)
+        self.gains = Gains(latents, start)
+        self.hyper = HyperAnalysis(latents, config.prior.hyper_latents)
+        self.hyper_prior = HyperPrior(config.prior.hyper_latents)
+        self.prior = TrainedPrior(config.prior)
+        self.reconstruction = Reconstruction(latents, start)
+        self.synthesis = Synthesis(latents, config.synthesis_widths, config.synthesis_blocks)
+
+    @torch.no_grad()
+    def start_from_klt(self, blocks: Tensor) -> None:
+        """Set both linear paths to the leading eigenvectors of ``blocks`` [K, 768], flattened 3x16x16 pixels in 0..1."""
+        centred = (blocks - 0.5).double()
+        values, vectors = torch.linalg.eigh(centred.T @ centred / len(blocks))
+        latents = self.config.prior.latents
+        basis = vectors.flip(1)[:, :latents].T.float().reshape(latents, 3, BLOCK, BLOCK)
+        self.analysis.linear.weight.copy_(basis)
+        self.synthesis.linear.weight.copy_(basis)
+        deviation = values.flip(0)[:latents].clamp_min(0).sqrt().float()
+        self.synthesis.input_scale.copy_(1 / (deviation + 0.1))
+
+    def latents(self, x: Tensor, quality_step: Tensor, autocast: bool = False) -> tuple[Tensor, Tensor]:
+        """Gained latents and hyper-latents before rounding."""
+        y = self.analysis(x, autocast) * self.gains(quality_step)
+        return y, self.hyper(y)
+
+    def forward(
+        self,
+        x: Tensor,
+        quality_step: Tensor,
+        noise: bool = True,
+        autocast: bool = False,
+        slices_kept: Tensor | None = None,
+    ) -> Output:
+        """``x`` [N, 3, H, W] in 0..1; ``noise`` uses additive noise for the rates, otherwise true rounding.
+
+        ``slices_kept`` [N]: the image is made as from a segment cut after so many slices, the rest at the prior's mean.
+        """
+        y, z = self.latents(x, quality_step, autocast)
+        q = y + (torch.round(y) - y).detach()
+        z_hat = z + (torch.round(z).clamp(-P.Z_CLAMP, P.Z_CLAMP) - z).detach()
+        mean, index = self.prior(z_hat, q, quality_step)
+        sigma = sigma_of(index)
+        rated_y = y + torch.rand_like(y) - 0.5 if noise else q
+        rated_z = z + torch.rand_like(z) - 0.5 if noise else z_hat
+        distance = (rated_y - mean).abs()
+        probability = phi((0.5 - distance) / sigma) - phi((-0.5 - distance) / sigma)
+        bits_y = -torch.log(probability.clamp_min(1e-7)).sum((1, 2, 3)) / LOG2
+        bits_z = -torch.log(self.hyper_prior.likelihood(rated_z)).sum((1, 2, 3)) / LOG2
+        if slices_kept is not None:
+            sizes = torch.tensor(self.config.prior.slices, device=x.device)
+            number = torch.repeat_interleave(torch.arange(len(sizes), device=x.device), sizes)
+            q = torch.where((number[None] < slices_kept[:, None])[:, :, None, None], q, mean)
+        image = self.synthesis(self.reconstruction(q, mean, sigma, quality_step), autocast)
+        return Output(image, bits_y, bits_z)
+
+
+def phi(x: Tensor) -> Tensor:
+    """Standard normal cumulative distribution."""
+    return 0.5 * torch.erfc(-x * 0.7071067811865476)
+
+
+def loss_of(output: Output, x: Tensor, lam: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Weighted loss (scalar), bpp [N] and MSE [N]; each sample is divided by ``0.3 + 20 lambda``."""
+    pixels = x.shape[2] * x.shape[3]
+    bpp = (output.bits_y + output.bits_z) / pixels
+    mse = F.mse_loss(output.image, x, reduction="none").mean((1, 2, 3))
+    return ((bpp + lam * 65025 * mse) / (0.3 + 20 * lam)).mean(), bpp, mse

@@ -1,0 +1,169 @@
+"""The flight codec: a linear 16x16 block transform with a light residual analysis, and the ground synthesis.
+
+``y = KLT(x) + g_a(x)`` on board, ``x' = KLT^T(y) + g_s(y)`` on the ground; the last layer of each network starts near
+zero, so that training starts from a working transform codec. Presets differ in the analysis alone: ``swift`` has none
+beside the linear path, ``lite`` and ``light`` add space-to-depth stages of residual depthwise blocks.
+Images are RGB in 0..1, [N, 3, H, W] with H and W multiples of 64; latents [N, 192, H/16, W/16].
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+BLOCK = 16
+KNOTS = 7
+# presets: channels of the three stages, residual blocks in each
+ANALYSIS_STAGES: dict[str, tuple[tuple[int, int, int], int] | None] = {
+    "swift": None,
+    "lite": ((64, 96, 160), 1),
+    "light": ((96, 128, 192), 2),
+}
+
+
+class LightBlock(nn.Module):
+    """``x + conv1x1(leaky_relu(conv1x1(depthwise5x5(x)), 0.1))``."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.depth = nn.Conv2d(channels, channels, 5, padding=2, groups=channels)
+        self.point1 = nn.Conv2d(channels, channels, 1)
+        self.point2 = nn.Conv2d(channels, channels, 1)
+        nn.init.normal_(self.point2.weight, std=0.02)
+        nn.init.zeros_(self.point2.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.point2(F.leaky_relu(self.point1(self.depth(x)), 0.1))
+
+
+class ResidualBlock(nn.Module):
+    """``x + conv3x3(leaky_relu(conv3x3(x), 0.1))``."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        nn.init.normal_(self.conv2.weight, std=0.01)
+        nn.init.zeros_(self.conv2.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(F.leaky_relu(self.conv1(x), 0.1))
+
+
+class ResidualAnalysis(nn.Module):
+    """g_a of ``lite`` and ``light``: stem at 1/4, stages at 1/4, 1/8 and 1/16 resolution."""
+
+    def __init__(self, stages: tuple[int, int, int], blocks: int, latents: int) -> None:
+        super().__init__()
+        a, b, c = stages
+        self.layers = nn.Sequential(
+            nn.PixelUnshuffle(4),
+            nn.Conv2d(48, a, 3, padding=1),
+            *(LightBlock(a) for _ in range(blocks)),
+            nn.PixelUnshuffle(2),
+            nn.Conv2d(4 * a, b, 1),
+            *(LightBlock(b) for _ in range(blocks)),
+            nn.PixelUnshuffle(2),
+            nn.Conv2d(4 * b, c, 1),
+            *(LightBlock(c) for _ in range(blocks)),
+            nn.Conv2d(c, latents, 1),
+        )
+        nn.init.normal_(self.layers[-1].weight, std=0.003)
+        nn.init.zeros_(self.layers[-1].bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.layers(x)
+        return out
+
+
+class Analysis(nn.Module):
+    """Image to latents before the gain: the linear path in fp32 plus the preset's network (bf16 in training)."""
+
+    def __init__(self, preset: str, latents: int) -> None:
+        super().__init__()
+        self.linear = nn.Conv2d(3, latents, BLOCK, stride=BLOCK, bias=False)
+        stages = ANALYSIS_STAGES[preset]
+        self.network = None if stages is None else ResidualAnalysis(*stages, latents)
+
+    def forward(self, x: Tensor, autocast: bool = False) -> Tensor:
+        x = x - 0.5
+        y: Tensor = self.linear(x)
+        if self.network is not None:
+            # outliers beyond the nominal range travel on the linear path alone
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=autocast):
+                detail = self.network(4 * x.clamp(-0.75, 0.75))
+            y = y + 4 * detail.float()
+        return y
+
+
+class HyperAnalysis(nn.Module):
+    """Magnitudes of the gained latents [N, 192, H, W] to hyper-latents [N, 64, H/4, W/4]."""
+
+    def __init__(self, latents: int, hyper_latents: int, width: int = 96) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(latents, width, 1),
+            nn.LeakyReLU(0.1),
+            nn.Conv2d(width, width, 5, stride=2, padding=2, groups=width),
+            nn.Conv2d(width, width, 1),
+            nn.LeakyReLU(0.1),
+            nn.Conv2d(width, width, 5, stride=2, padding=2, groups=width),
+            nn.Conv2d(width, hyper_latents, 1),
+        )
+
+    def forward(self, q: Tensor) -> Tensor:
+        out: Tensor = self.layers(torch.log1p(q.abs()))
+        return out
+
+
+class Synthesis(nn.Module):
+    """Dequantised latents and the quality plane to the image, the linear path plus a residual network.
+
+    Input [N, 193, H, W]: 192 latents and the quality (0..1) as the last channel; output [N, 3, 16H, 16W].
+    The linear path's image is fed back at half and quarter resolution, so that the network can also work as a filter.
+    """
+
+    def __init__(self, latents: int, widths: tuple[int, int, int, int] = (192, 128, 64, 32), blocks: int = 2) -> None:
+        super().__init__()
+        a, b, c, d = widths
+        self.linear = nn.ConvTranspose2d(latents, 3, BLOCK, stride=BLOCK, bias=False)
+        self.input_scale = nn.Parameter(torch.ones(latents))
+        self.level16 = nn.Sequential(
+            nn.Conv2d(latents + 1, a, 3, padding=1), *(ResidualBlock(a) for _ in range(blocks)), nn.Conv2d(a, 4 * b, 1)
+        )
+        self.level8 = nn.Sequential(*(ResidualBlock(b) for _ in range(blocks)), nn.Conv2d(b, 4 * c, 1))
+        self.image4 = nn.Conv2d(48, c, 1)
+        self.level4 = nn.Sequential(ResidualBlock(c), nn.Conv2d(c, 4 * d, 1))
+        self.image2 = nn.Conv2d(12, d, 1)
+        self.level2 = nn.Sequential(ResidualBlock(d), nn.Conv2d(d, 12, 3, padding=1))
+        nn.init.normal_(self.level2[-1].weight, std=0.003)
+        nn.init.zeros_(self.level2[-1].bias)
+
+    def forward(self, latents: Tensor, autocast: bool = False) -> Tensor:
+        y = latents[:, :-1]
+        image: Tensor = self.linear(y)
+        scaled = torch.cat([(y * self.input_scale[None, :, None, None]).clamp(-20, 20), latents[:, -1:]], 1)
+        filtered = 4 * image.clamp(-0.75, 0.75)
+        with torch.autocast(y.device.type, torch.bfloat16, enabled=autocast):
+            x = F.pixel_shuffle(self.level16(scaled), 2)
+            x = F.pixel_shuffle(self.level8(x), 2) + self.image4(F.pixel_unshuffle(filtered, 4))
+            x = F.pixel_shuffle(self.level4(x), 2) + self.image2(F.pixel_unshuffle(filtered, 2))
+            detail = F.pixel_shuffle(self.level2(x), 2)
+        return image + 0.25 * detail.float() + 0.5
+
+
+class Gains(nn.Module):
+    """One positive factor per latent channel, log-linear over seven knots in quality Q = 0..250."""
+
+    def __init__(self, latents: int, start: Tensor) -> None:
+        """``start``: log gains at the knots [KNOTS]."""
+        super().__init__()
+        self.knots = nn.Parameter(start[:, None].repeat(1, latents))
+
+    def forward(self, quality_step: Tensor) -> Tensor:
+        """``quality_step`` [N] to gains [N, latents, 1, 1]."""
+        position = quality_step[:, None] * ((KNOTS - 1) / 250.0)
+        knots = torch.arange(KNOTS, device=quality_step.device, dtype=quality_step.dtype)
+        weights = (1 - (position - knots).abs()).clamp_min(0)
+        return torch.exp(weights @ self.knots)[:, :, None, None]

@@ -1,0 +1,170 @@
+"""The integer prior as it is trained: the structure of ``bitstream.prior`` over PyTorch, with fake quantisation.
+
+Real values are integers times 2**-fraction (see ``LayerShape``): activations step 1/32 up to 255/32, means and scales
+step 1/16. With ``quantised=False`` weights and activations are real numbers inside the same clamps; with True they pass
+through the exact integer arithmetic (straight-through gradients), so training sees what flies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from perigee.bitstream import prior as P
+
+
+def round_through(x: Tensor) -> Tensor:
+    """Round half up with the gradient of the identity."""
+    return x + (torch.floor(x + 0.5) - x).detach()
+
+
+class PriorLayer(nn.Module):
+    """One layer: real weights [O, I, K, K] and bias [O], and how they become integers."""
+
+    def __init__(self, shape: P.LayerShape, gain: float = 1.0) -> None:
+        super().__init__()
+        self.shape = shape
+        fan_in = (1 if shape.depthwise else shape.inputs) * shape.kernel**2
+        self.weight = nn.Parameter(torch.randn(shape.weight_shape) * gain * (2.0 / fan_in) ** 0.5)
+        self.bias = nn.Parameter(torch.zeros(shape.outputs))
+        if shape.depthwise:
+            with torch.no_grad():
+                self.weight *= 0.3
+                self.weight[:, 0, shape.kernel // 2, shape.kernel // 2] += 0.7
+
+    def weight_bits(self) -> Tensor:
+        """Exponent k per output channel (weights are integers times 2**-k), as large as int8 and the shift allow."""
+        peak = self.weight.detach().abs().amax(dim=(1, 2, 3)).clamp_min(1e-6)
+        bits = torch.floor(torch.log2(127.0 / peak))
+        offset = self.shape.input_fraction - self.shape.output_fraction
+        return bits.clamp(-offset, P.SHIFT_MAX - offset)
+
+    def forward(self, x: Tensor, quantised: bool) -> Tensor:
+        s = self.shape
+        weight, bias = self.weight, self.bias
+        if quantised:
+            step = torch.exp2(-self.weight_bits())
+            weight = round_through(weight / step[:, None, None, None]).clamp(-127, 127) * step[:, None, None, None]
+            bias_step = step * 2.0**-s.input_fraction
+            bias = round_through(bias / bias_step) * bias_step
+        groups = s.inputs if s.depthwise else 1
+        out = F.conv2d(x, weight, bias, padding=s.kernel // 2, groups=groups)
+        unit = 2.0**s.output_fraction
+        low, high = (P.OUTPUT_MIN, P.OUTPUT_MAX) if s.final else (0, P.ACTIVATION_MAX)
+        if quantised:
+            out = round_through(out * unit) / unit
+        return out.clamp(low / unit, high / unit)
+
+    def to_integers(self) -> P.Layer:
+        """The layer as flown; a channel whose accumulator could reach 2**24 loses bits of its weights until it cannot."""
+        s = self.shape
+        weight = self.weight.detach().double().cpu().numpy()
+        bias = self.bias.detach().double().cpu().numpy()
+        bits = self.weight_bits().cpu().numpy().astype(np.int64)
+        offset = s.input_fraction - s.output_fraction
+        while True:
+            layer = P.Layer(
+                np.clip(np.floor(weight * np.exp2(bits)[:, None, None, None] + 0.5), -127, 127).astype(np.int8),
+                np.floor(bias * np.exp2(bits + s.input_fraction) + 0.5).astype(np.int32),
+                (bits + offset).astype(np.uint8),
+            )
+            too_large = P.accumulator_bounds(s, layer) >= P.ACCUMULATOR_LIMIT
+            if not too_large.any():
+                return layer
+            bits = bits - too_large
+
+
+class TrainedPrior(nn.Module):
+    """Predicts means (in latent steps) and continuous scale indices for every latent."""
+
+    def __init__(self, widths: P.Widths) -> None:
+        super().__init__()
+        self.widths = widths
+        shapes = P.layer_shapes(widths)
+        self.layers = nn.ModuleDict(
+            {name.replace(".", "_"): PriorLayer(s, 0.1 if s.final else 1.0) for name, s in shapes.items()}
+        )
+        self.quantised = False
+
+    # the operations of bitstream.prior.Ops
+    def layer(self, name: str, x: Tensor) -> Tensor:
+        module = self.layers[name.replace(".", "_")]
+        assert isinstance(module, PriorLayer)
+        out: Tensor = module(x, self.quantised)
+        return out
+
+    def shuffle(self, x: Tensor) -> Tensor:
+        return F.pixel_shuffle(x, 2)
+
+    def concat(self, xs: Sequence[Tensor]) -> Tensor:
+        return torch.cat(list(xs), dim=1)
+
+    def half(self, x: Tensor, parity: int) -> Tensor:
+        return half(x, parity)
+
+    def forward(self, z: Tensor, q: Tensor, quality_step: Tensor) -> tuple[Tensor, Tensor]:
+        """``z`` [N, hyper_latents, H/4, W/4] and ``q`` [N, latents, H, W] hold integers; ``quality_step`` [N] is 0..250.
+
+        Returns mean (latent steps) and scale index 0..63 (not rounded unless quantised), both [N, latents, H, W].
+        """
+        n, _, rows, cols = q.shape
+        plane = torch.floor((quality_step * P.QUALITY_PLANE_MAX + P.QUALITY_STEPS // 2) / P.QUALITY_STEPS)
+        plane = (plane / 2.0**5).reshape(n, 1, 1, 1).expand(n, 1, rows, cols)
+        features = P.hyper_features(self, z * 2.0**-2, plane)
+        dc = q[:, :1] * 2.0**-P.DC_CONTEXT_SHIFT
+        dc = dc + (torch.floor(dc) - dc).detach()
+        context = torch.cat([dc, q[:, 1:]], 1).clamp(-P.CONTEXT_CLAMP, P.CONTEXT_CLAMP) * 2.0**-2
+        even = torch.zeros(1, 1, rows, cols, device=q.device, dtype=q.dtype)
+        even[..., 0::2, 0::2] = 1
+        even[..., 1::2, 1::2] = 1
+        halves = [half(features, 0), half(features, 1)]
+        means, scales = [], []
+        for index in range(len(self.widths.slices)):
+            outs = []
+            for parity in (0, 1):
+                k = 2 * index + parity
+                start, _ = self.widths.slice_of(k)
+                seen = self.widths.context_channels(k)
+                given = None
+                if seen:
+                    given = context[:, :seen]
+                    if parity:
+                        given = torch.cat([given[:, :start], given[:, start:] * even], 1)
+                outs.append(P.pass_outputs(self, k, halves[parity], given))
+            whole = unhalf(outs[0], outs[1])
+            mean, scale = whole.chunk(2, 1)
+            means.append(mean)
+            scales.append(scale)
+        index = 20 + 8 * torch.cat(scales, 1)
+        if self.quantised:
+            index = round_through(index)
+        return torch.cat(means, 1), index.clamp(0, P.SCALE_COUNT - 1)
+
+    def to_integers(self) -> dict[str, P.Layer]:
+        """All layers as flown, by their names in ``bitstream.prior``."""
+        out = {}
+        for name in P.layer_shapes(self.widths):
+            module = self.layers[name.replace(".", "_")]
+            assert isinstance(module, PriorLayer)
+            out[name] = module.to_integers()
+        return out
+
+
+def half(x: Tensor, parity: int) -> Tensor:
+    """As ``bitstream.prior.half``."""
+    a, b = (0, 1) if parity == 0 else (1, 0)
+    return torch.cat([x[..., 0::2, a::2], x[..., 1::2, b::2]], dim=-2)
+
+
+def unhalf(even: Tensor, odd: Tensor) -> Tensor:
+    """Two halves [N, C, H, W/2] interleaved to [N, C, H, W]."""
+    n, c, rows, cols = even.shape
+    e0, e1 = even.reshape(n, c, 2, rows // 2, cols).unbind(2)
+    o0, o1 = odd.reshape(n, c, 2, rows // 2, cols).unbind(2)
+    row0 = torch.stack([e0, o0], dim=-1).reshape(n, c, rows // 2, 2 * cols)
+    row1 = torch.stack([o1, e1], dim=-1).reshape(n, c, rows // 2, 2 * cols)
+    return torch.stack([row0, row1], dim=-2).reshape(n, c, rows, 2 * cols)

@@ -1,0 +1,119 @@
+"""Training imagery: folders of 8-bit RGB images in memory, random crops balanced by source.
+
+A source is the ``source`` column of an ``index.csv`` beside the images where there is one, else the name of the folder
+given. Sources are drawn with probability proportional to the square root of their megapixels times an optional weight,
+so that one long flight does not drown the rest; images within a source by their area.
+"""
+
+from __future__ import annotations
+
+import csv
+import zlib
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from perigee.bitstream.errors import RasterError
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp"}
+Pixels = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images uint8 [row, col, 3] and the source of each."""
+
+    images: list[Pixels]
+    sources: list[str]
+    names: list[str]
+
+
+def _sources_of(folder: Path) -> dict[str, str]:
+    index = folder / "index.csv"
+    if not index.is_file():
+        return {}
+    with index.open(newline="", encoding="utf-8") as handle:
+        return {row["file"]: row["source"] for row in csv.DictReader(handle) if row.get("source")}
+
+
+def _read(path: Path) -> Pixels:
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB"))
+    except OSError as error:
+        raise RasterError(f"{path}: cannot be read as an image ({error})") from error
+
+
+def load_folders(folders: Iterable[Path], exclude: Iterable[str] = ()) -> ImageSet:
+    """All images of at least 64x64 below the folders, without the excluded sources. Raises RasterError if none is left."""
+    excluded = set(exclude)
+    paths: list[tuple[Path, str]] = []
+    for folder in folders:
+        sources = _sources_of(folder)
+        for path in sorted(folder.rglob("*")):
+            source = sources.get(path.name, folder.name)
+            if path.suffix.lower() in SUFFIXES and source not in excluded:
+                paths.append((path, source))
+    with ThreadPoolExecutor(4) as pool:
+        images = list(pool.map(lambda item: _read(item[0]), paths))
+    kept = [i for i, image in enumerate(images) if min(image.shape[:2]) >= 64]
+    if not kept:
+        raise RasterError("no image of at least 64x64 pixels found; accepted: " + ", ".join(sorted(SUFFIXES)))
+    return ImageSet([images[i] for i in kept], [paths[i][1] for i in kept], [paths[i][0].name for i in kept])
+
+
+def split(images: ImageSet, share: float) -> tuple[ImageSet, ImageSet]:
+    """Training and validation part, by a hash of the file name (stable between runs)."""
+    held = [zlib.crc32(name.encode()) % 1000 < share * 1000 for name in images.names]
+
+    def part(flag: bool) -> ImageSet:
+        index = [i for i, h in enumerate(held) if h is flag]
+        return ImageSet(*([column[i] for i in index] for column in (images.images, images.sources, images.names)))
+
+    return part(False), part(True)
+
+
+class CropSampler:
+    """Random crops: native scale three times of four, else shrunk by 0.5 to 0.9; flips and transposition."""
+
+    def __init__(self, images: ImageSet, weights: Mapping[str, float] | None = None) -> None:
+        self.images = images.images
+        by_source: dict[str, list[int]] = {}
+        for i, source in enumerate(images.sources):
+            by_source.setdefault(source, []).append(i)
+        self.members = [np.array(members) for members in by_source.values()]
+        areas = [np.array([float(np.prod(self.images[i].shape[:2])) for i in members]) for members in self.members]
+        self.shares = [a / a.sum() for a in areas]
+        source_weights = np.array(
+            [np.sqrt(a.sum()) * (weights or {}).get(name, 1.0) for name, a in zip(by_source, areas, strict=True)]
+        )
+        self.source_shares = source_weights / source_weights.sum()
+        self.summary = {name: round(float(s), 4) for name, s in zip(by_source, self.source_shares, strict=True)}
+
+    def crop(self, side: int, rng: np.random.Generator) -> Pixels:
+        """One crop uint8 [side, side, 3]."""
+        source = rng.choice(len(self.members), p=self.source_shares)
+        image = self.images[rng.choice(self.members[source], p=self.shares[source])]
+        scale = rng.uniform(0.5, 0.9) if rng.random() < 0.25 else 1.0
+        wanted = min(int(np.ceil(side / scale)), *image.shape[:2])
+        top, left = (rng.integers(0, n - wanted + 1) for n in image.shape[:2])
+        out = image[top : top + wanted, left : left + wanted]
+        if wanted != side:
+            resampled = Image.fromarray(np.ascontiguousarray(out)).resize((side, side), Image.Resampling.LANCZOS)
+            out = np.asarray(resampled)
+        if rng.random() < 0.5:
+            out = out[::-1]
+        if rng.random() < 0.5:
+            out = out[:, ::-1]
+        if rng.random() < 0.5:
+            out = out.transpose(1, 0, 2)
+        return out
+
+    def batch(self, count: int, side: int, rng: np.random.Generator) -> Pixels:
+        """``count`` crops [count, side, side, 3]."""
+        return np.stack([self.crop(side, rng) for _ in range(count)])
