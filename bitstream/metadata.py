@@ -1,0 +1,251 @@
+"""The metadata packet: georeferencing, radiometry, the eight acquisition fields of COSMIC, an opaque ancillary part.
+
+A unit of its own: it is the payload of a metadata chunk and can also travel alone in one. A packet is a sequence of
+fields, each a tag, a varint length and a value; absent means absent. A reader refuses unknown tags below 128 and skips
+those from 128. Floating-point values are stored as they are, so that a transform comes back unrounded.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, fields
+from datetime import datetime, timedelta, timezone
+
+from .errors import BitstreamError, FormatError, MetadataError, UnsupportedError
+from .format import read_varint, write_varint
+
+ANCILLARY_MAX_BYTES = 65536
+EPSG, GEOKEYS, NORTH_UP, AFFINE, GCPS, RPC = 1, 2, 3, 4, 5, 6
+NODATA, SCALES, ACQUISITION, ANCILLARY, BAND_NAMES, POINT, ALPHA, FILL_MASKED = 7, 8, 9, 10, 11, 12, 13, 14
+OPTIONAL_TAG = 128
+RPC_VALUES = 92
+EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+
+
+@dataclass(frozen=True)
+class Acquisition:
+    """How the scene was taken; None where a field is not known. Angles in degrees, azimuths clockwise from north."""
+
+    longitude_deg: float | None = None
+    latitude_deg: float | None = None
+    timestamp: datetime | None = None
+    gsd_m: float | None = None
+    cloud_cover_percent: float | None = None
+    off_nadir_deg: float | None = None
+    target_azimuth_deg: float | None = None
+    sun_azimuth_deg: float | None = None
+    sun_elevation_deg: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.longitude_deg is None) != (self.latitude_deg is None):
+            raise MetadataError("longitude and latitude are given together or not at all")
+        for name, low, high in ACQUISITION_RANGES:
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise MetadataError(f"{name} is {value}, accepted are {low} to {high}")
+        if self.timestamp is not None and self.timestamp.tzinfo is None:
+            raise MetadataError("the timestamp needs a time zone")
+
+
+ACQUISITION_RANGES = (
+    ("longitude_deg", -180.0, 180.0),
+    ("latitude_deg", -90.0, 90.0),
+    ("gsd_m", 1e-4, 1e6),
+    ("cloud_cover_percent", 0.0, 100.0),
+    ("off_nadir_deg", 0.0, 90.0),
+    ("target_azimuth_deg", 0.0, 360.0),
+    ("sun_azimuth_deg", 0.0, 360.0),
+    ("sun_elevation_deg", -90.0, 90.0),
+)
+_SCALARS = tuple(name for name, _, _ in ACQUISITION_RANGES[2:])
+
+
+@dataclass(frozen=True)
+class GeoKeys:
+    """TIFF tags 34735, 34736 and 34737 as they stand in the source."""
+
+    directory: tuple[int, ...]
+    doubles: tuple[float, ...] = ()
+    ascii: bytes = b""
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """Everything beside the pixels. ``transform`` is a, b, c, d, e, f of x = a col + b row + c, y = d col + e row + f.
+
+    ``gcps`` are (col, row, x, y, z); with GCPs and no transform the CRS is that of the GCPs. ``rpc`` is TIFF tag 50844.
+    ``scales`` holds (scale, offset) per band: physical value = scale * sample + offset. ``alpha_band`` counts from 0 in
+    the source's bands; ``masked`` says that invalid samples come from a mask and not from a nodata value.
+    """
+
+    epsg: int | None = None
+    geokeys: GeoKeys | None = None
+    transform: tuple[float, ...] | None = None
+    gcps: tuple[tuple[float, ...], ...] = ()
+    rpc: tuple[float, ...] | None = None
+    pixel_is_point: bool = False
+    nodata: float | None = None
+    masked: bool = False
+    alpha_band: int | None = None
+    scales: tuple[tuple[float, float], ...] = ()
+    band_names: tuple[str, ...] = ()
+    acquisition: Acquisition | None = None
+    ancillary: bytes = b""
+
+    def __post_init__(self) -> None:
+        if len(self.ancillary) > ANCILLARY_MAX_BYTES:
+            raise MetadataError(f"{len(self.ancillary)} ancillary bytes, the limit is {ANCILLARY_MAX_BYTES}")
+        if self.transform is not None and len(self.transform) != 6:
+            raise MetadataError(f"a transform of {len(self.transform)} numbers, expected 6")
+        if self.rpc is not None and len(self.rpc) != RPC_VALUES:
+            raise MetadataError(f"an RPC model of {len(self.rpc)} numbers, expected {RPC_VALUES}")
+
+
+def _doubles(values: tuple[float, ...]) -> bytes:
+    return struct.pack(f"<{len(values)}d", *values)
+
+
+def _undoubles(value: bytes, what: str, count: int | None = None) -> tuple[float, ...]:
+    if len(value) % 8 or (count is not None and len(value) != 8 * count):
+        raise FormatError(f"metadata: {what} has {len(value)} bytes, expected {8 * count if count else 'a multiple of 8'}")
+    return struct.unpack(f"<{len(value) // 8}d", value)
+
+
+def _pack_acquisition(a: Acquisition) -> bytes:
+    present = (a.longitude_deg is not None) | (a.timestamp is not None) << 1
+    body = b""
+    if a.longitude_deg is not None and a.latitude_deg is not None:
+        body += struct.pack("<ii", round(a.longitude_deg * 1e7), round(a.latitude_deg * 1e7))
+    if a.timestamp is not None:
+        body += struct.pack("<q", (a.timestamp - EPOCH) // timedelta(milliseconds=1))
+    for bit, name in enumerate(_SCALARS, start=2):
+        value = getattr(a, name)
+        if value is not None:
+            present |= 1 << bit
+            body += struct.pack("<f", value)
+    return bytes([present]) + body
+
+
+def _unpack_acquisition(value: bytes) -> Acquisition:
+    out: dict[str, object] = {}
+    try:
+        present, at = value[0], 1
+        if present & 1:
+            lon, lat = struct.unpack_from("<ii", value, at)
+            out |= {"longitude_deg": lon / 1e7, "latitude_deg": lat / 1e7}
+            at += 8
+        if present & 2:
+            out["timestamp"] = EPOCH + timedelta(milliseconds=struct.unpack_from("<q", value, at)[0])
+            at += 8
+        for bit, name in enumerate(_SCALARS, start=2):
+            if present >> bit & 1:
+                out[name] = struct.unpack_from("<f", value, at)[0]
+                at += 4
+        if at != len(value):
+            raise FormatError("metadata: the acquisition fields have another length than their bits say")
+        return Acquisition(**out)  # type: ignore[arg-type]
+    except (IndexError, struct.error, OverflowError, MetadataError) as error:
+        raise FormatError(f"metadata: acquisition fields are broken ({error})") from error
+
+
+def pack_metadata(m: Metadata) -> bytes:
+    """The packet's bytes; empty metadata give b""."""
+    parts: list[tuple[int, bytes]] = []
+    if m.epsg is not None:
+        parts.append((EPSG, write_varint(m.epsg)))
+    if m.geokeys is not None:
+        k = m.geokeys
+        head = struct.pack("<HH", len(k.directory), len(k.doubles))
+        directory = struct.pack(f"<{len(k.directory)}H", *k.directory)
+        parts.append((GEOKEYS, head + directory + _doubles(k.doubles) + k.ascii))
+    if m.transform is not None:
+        a, b, c, d, e, f = m.transform
+        parts.append((NORTH_UP, _doubles((a, c, e, f))) if b == 0 == d else (AFFINE, _doubles(m.transform)))
+    if m.gcps:
+        parts.append((GCPS, b"".join(_doubles(g) for g in m.gcps)))
+    if m.rpc is not None:
+        parts.append((RPC, _doubles(m.rpc)))
+    if m.pixel_is_point:
+        parts.append((POINT, b""))
+    if m.nodata is not None:
+        parts.append((NODATA, struct.pack("<d", m.nodata)))
+    if m.masked:
+        parts.append((FILL_MASKED, b""))
+    if m.alpha_band is not None:
+        parts.append((ALPHA, bytes([m.alpha_band])))
+    if m.scales:
+        parts.append((SCALES, b"".join(_doubles(s) for s in m.scales)))
+    if m.band_names:
+        parts.append((BAND_NAMES, "\0".join(n.replace("\0", " ") for n in m.band_names).encode()))
+    if m.acquisition is not None and any(getattr(m.acquisition, f.name) is not None for f in fields(Acquisition)):
+        parts.append((ACQUISITION, _pack_acquisition(m.acquisition)))
+    if m.ancillary:
+        parts.append((ANCILLARY, m.ancillary))
+    return b"".join(bytes([tag]) + write_varint(len(value)) + value for tag, value in parts)
+
+
+def _fields(packet: bytes) -> dict[int, bytes]:
+    out: dict[int, bytes] = {}
+    at = 0
+    while at < len(packet):
+        tag = packet[at]
+        length, start = read_varint(packet, at + 1)
+        if start + length > len(packet):
+            raise FormatError(f"metadata: field {tag} announces {length} bytes, {len(packet) - start} are left", at)
+        if tag in out:
+            raise FormatError(f"metadata: field {tag} comes twice", at)
+        out[tag] = packet[start : start + length]
+        at = start + length
+    return out
+
+
+def unpack_metadata(packet: bytes) -> Metadata:
+    """Inverse of :func:`pack_metadata`. Raises FormatError or UnsupportedError (unknown tag below 128)."""
+    found = _fields(packet)
+    known = {EPSG, GEOKEYS, NORTH_UP, AFFINE, GCPS, RPC, NODATA, SCALES, ACQUISITION, ANCILLARY, BAND_NAMES, POINT, ALPHA, FILL_MASKED}
+    unknown = [tag for tag in found if tag < OPTIONAL_TAG and tag not in known]
+    if unknown:
+        raise UnsupportedError(f"metadata fields {unknown}, which this reader cannot do without")
+    try:
+        transform: tuple[float, ...] | None = None
+        if NORTH_UP in found:
+            a, c, e, f = _undoubles(found[NORTH_UP], "the transform", 4)
+            transform = (a, 0.0, c, 0.0, e, f)
+        elif AFFINE in found:
+            transform = _undoubles(found[AFFINE], "the transform", 6)
+        gcps = _undoubles(found.get(GCPS, b""), "the GCPs")
+        scales = _undoubles(found.get(SCALES, b""), "the scales")
+        if len(gcps) % 5 or len(scales) % 2:
+            raise FormatError("metadata: GCPs come in fives, scales in pairs")
+        return Metadata(
+            epsg=read_varint(found[EPSG], 0)[0] if EPSG in found else None,
+            geokeys=_unpack_geokeys(found[GEOKEYS]) if GEOKEYS in found else None,
+            transform=transform,
+            gcps=tuple(gcps[i : i + 5] for i in range(0, len(gcps), 5)),
+            rpc=_undoubles(found[RPC], "the RPC model", RPC_VALUES) if RPC in found else None,
+            pixel_is_point=POINT in found,
+            nodata=_undoubles(found[NODATA], "nodata", 1)[0] if NODATA in found else None,
+            masked=FILL_MASKED in found,
+            alpha_band=found[ALPHA][0] if ALPHA in found else None,
+            scales=tuple((scales[i], scales[i + 1]) for i in range(0, len(scales), 2)),
+            band_names=tuple(found[BAND_NAMES].decode().split("\0")) if BAND_NAMES in found else (),
+            acquisition=_unpack_acquisition(found[ACQUISITION]) if ACQUISITION in found else None,
+            ancillary=found.get(ANCILLARY, b""),
+        )
+    except BitstreamError:
+        raise
+    except (MetadataError, UnicodeDecodeError, IndexError) as error:
+        raise FormatError(f"metadata: {error}") from error
+
+
+def _unpack_geokeys(value: bytes) -> GeoKeys:
+    try:
+        keys, doubles = struct.unpack_from("<HH", value)
+        directory = struct.unpack_from(f"<{keys}H", value, 4)
+        start = 4 + 2 * keys
+        stop = start + 8 * doubles
+        if len(directory) < 4 or len(value) < stop:
+            raise FormatError("metadata: GeoKeys are incomplete")
+        return GeoKeys(directory, _undoubles(value[start:stop], "GeoKeys", doubles), value[stop:])
+    except struct.error as error:
+        raise FormatError(f"metadata: GeoKeys are broken ({error})") from error
