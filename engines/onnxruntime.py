@@ -1,0 +1,172 @@
+"""ONNX Runtime on a CPU: the default engine of satellite and ground.
+
+Sessions are made from files whose hashes were checked, and the integer prior must pass the profile's self-test before it
+is used. The CPU provider is asserted, never assumed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from perigee.bitstream.errors import EngineError
+from perigee.bitstream.prior import (
+    MEAN_FRACTIONS,
+    IntArray,
+    Prediction,
+    Step,
+    Widths,
+    context_of,
+    even_only,
+    quality_plane_value,
+    split_outputs,
+    unhalf,
+)
+from perigee.bitstream.profile import Profile
+
+FloatArray = npt.NDArray[np.float32]
+Graph = Any  # callable: dict of arrays -> list of arrays
+
+
+class Predicted(NamedTuple):
+    """Means (1/16 of a latent step) and scale indices of a whole patch, int32 [N, latents, H, W]."""
+
+    mean: IntArray
+    scale_index: IntArray
+
+
+class OnnxRuntimeGraph:
+    """One graph as a session on the CPU."""
+
+    def __init__(self, path: Path, threads: int | None = None, optimise: bool = True) -> None:
+        try:
+            import onnxruntime as ort
+        except ModuleNotFoundError as error:
+            raise EngineError("onnxruntime is missing: pip install 'perigee[onboard]'") from error
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads or 0
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if not optimise:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        if self._session.get_providers() != ["CPUExecutionProvider"]:
+            raise EngineError(f"ONNX Runtime chose {self._session.get_providers()} instead of the CPU")
+
+    def __call__(self, feeds: dict[str, npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
+        out: list[npt.NDArray[Any]] = self._session.run(None, feeds)
+        return out
+
+
+def quality_plane(z: IntArray, quality_step: int) -> FloatArray:
+    """The prior's quality input [N, 1, H, W] for hyper-latents [N, C, H/4, W/4]."""
+    n, _, h, w = z.shape
+    return np.full((n, 1, 4 * h, 4 * w), quality_plane_value(quality_step), np.float32)
+
+
+class GraphPrior:
+    """The prior from its graphs: all passes at once, or pass by pass. Whichever graphs are given can be used."""
+
+    def __init__(self, widths: Widths, whole: Graph = None, hyper: Graph = None, steps: list[Graph] | None = None) -> None:
+        self.widths = widths
+        self._whole, self._hyper, self._steps = whole, hyper, steps or []
+
+    def all_passes(self, z: IntArray, q: IntArray, quality_step: int) -> list[Prediction]:
+        if self._whole is None:
+            step = self.start(z, quality_step)
+            return [step(k, q) for k in range(self.widths.passes)]
+        rows, cols = q.shape[2:]
+        even = ((np.arange(rows)[:, None] + np.arange(cols)) % 2 == 0).astype(np.float32)[None, None]
+        feeds = {
+            "z": z.astype(np.float32),
+            "quality_plane": quality_plane(z, quality_step),
+            "context": context_of(q).astype(np.float32),
+            "even": even,
+        }
+        return [split_outputs(out) for out in self._whole(feeds)]
+
+    def start(self, z: IntArray, quality_step: int) -> Step:
+        if self._hyper is None:
+            raise EngineError("the decoding graphs of the prior are not loaded")
+        features = self._hyper({"z": z.astype(np.float32), "quality_plane": quality_plane(z, quality_step)})
+
+        def step(k: int, q: IntArray) -> Prediction:
+            feeds = {"features": features[k % 2]}
+            seen = self.widths.context_channels(k)
+            if seen:
+                context = context_of(q[:, :seen])
+                if k % 2:
+                    context = even_only(context, self.widths.slice_of(k)[0])
+                feeds["context"] = context.astype(np.float32)
+            return split_outputs(self._steps[k](feeds)[0])
+
+        return step
+
+
+class FlightEngine:
+    """What flies: analysis and the whole prior. ``graph`` makes a runnable graph from a file."""
+
+    name = "onnxruntime"
+
+    def __init__(self, profile: Profile, threads: int | None = None, graph: Any = OnnxRuntimeGraph, check: bool = True) -> None:
+        self.profile = profile
+        self._analysis = graph(profile.file("analysis.onnx"), threads)
+        self.prior = GraphPrior(profile.contract.widths, graph(profile.file("prior.onnx"), threads))
+        if check:
+            profile.self_test(self.prior)
+
+    def analyse(self, image: FloatArray, quality_step: int) -> tuple[IntArray, IntArray]:
+        """Integers q [N, latents, H/16, W/16] and z of images float32 [N, 3, H, W], nominally 0..1, sides multiples of 64."""
+        quality = np.full((len(image), 1), quality_step, np.float32)
+        q, z = self._analysis({"image": image, "quality_step": quality})
+        return q, z
+
+
+class GroundEngine:
+    """What stays: the prior pass by pass, reconstruction and synthesis. ``prior`` replaces the graphs' by another."""
+
+    name = "onnxruntime"
+
+    def __init__(
+        self, profile: Profile, threads: int | None = None, graph: Any = OnnxRuntimeGraph, prior: Any = None, check: bool = True
+    ) -> None:
+        self.profile = profile
+        widths = profile.contract.widths
+        if prior is None:
+            steps = [graph(profile.file(f"prior_pass{k}.onnx"), threads) for k in range(widths.passes)]
+            prior = GraphPrior(widths, hyper=graph(profile.file("prior_hyper.onnx"), threads), steps=steps)
+        self.prior = prior
+        if check:
+            profile.self_test(self.prior)
+        self._reconstruction = graph(profile.file("reconstruction.onnx"), threads)
+        self._synthesis = graph(profile.file("synthesis.onnx"), threads)
+
+    def predict(self, z: IntArray, q: IntArray, quality_step: int) -> Predicted:
+        """The prior's means and scale indices where all latents are known."""
+        widths = self.profile.contract.widths
+        mean, index = np.zeros_like(q), np.zeros_like(q)
+        for k, prediction in enumerate(self.prior.all_passes(z, q, quality_step)):
+            start, stop = widths.slice_of(k)
+            unhalf(prediction.mean, k % 2, mean[:, start:stop])
+            unhalf(prediction.table // MEAN_FRACTIONS, k % 2, index[:, start:stop])
+        return Predicted(mean, index)
+
+    def reconstruct(self, q: IntArray, mean: IntArray, scale_index: IntArray, quality_step: int) -> FloatArray:
+        """Dequantised latents and the quality plane, float32 [N, latents + 1, H, W]."""
+        feeds = {
+            "q": q.astype(np.float32),
+            "mean": mean.astype(np.float32) / 16,
+            "scale_index": scale_index.astype(np.float32),
+            "quality_step": np.full((len(q), 1), quality_step, np.float32),
+        }
+        out: FloatArray = self._reconstruction(feeds)[0]
+        return out
+
+    def synthesise(self, latents: FloatArray) -> FloatArray:
+        """Images float32 [N, 3, 16H, 16W], nominally 0..1, of latents [N, latents + 1, H, W]."""
+        out: FloatArray = self._synthesis({"latents": latents})[0]
+        return out

@@ -1,0 +1,148 @@
+"""From a training checkpoint to a profile folder: contract, graphs, self-test vectors, parity report, manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import perigee
+from perigee.bitstream.errors import ProfileError
+from perigee.bitstream.prior import QUALITY_STEPS, SCALE_COUNT, Widths, accumulator_bounds, layer_shapes
+from perigee.bitstream.profile import (
+    CONTRACT_FILE,
+    MANIFEST_FILE,
+    MANIFEST_VERSION,
+    SELF_TEST_FILE,
+    Contract,
+    answer,
+    load_profile,
+)
+from perigee.engines.onnxruntime import FlightEngine, GroundEngine
+from perigee.models.codec.codec import SIGMA_MAX, SIGMA_MIN, Codec, CodecConfig, sigma_of
+
+from .graph import write_analysis, write_prior, write_reconstruction, write_synthesis
+from .tables import make_tables
+
+PATCH_SIDE = 256
+LOG_STEP = math.log(SIGMA_MAX / SIGMA_MIN) / (SCALE_COUNT - 1)
+
+
+def load_checkpoint(path: Path) -> tuple[Codec, dict[str, Any]]:
+    """The codec with its averaged weights, and what the checkpoint says of its training. Raises ProfileError."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        config = dict(state["codec_config"])
+        widths = dict(config.pop("prior"))
+        widths["slices"] = tuple(widths["slices"])
+        config["synthesis_widths"] = tuple(config["synthesis_widths"])
+        codec = Codec(CodecConfig(prior=Widths(**widths), **config))
+        codec.load_state_dict(state["mean"])
+    except (OSError, KeyError, RuntimeError, TypeError, EOFError) as error:
+        raise ProfileError(f"{path}: not a perigee-train checkpoint ({error})") from error
+    training = {"config": state["training_config"], "steps": state["step"], "minutes": round(state["seconds"] / 60, 1)}
+    return codec.eval(), training
+
+
+def _self_test(contract: Contract, seed: int = 20) -> dict[str, np.ndarray[Any, Any]]:
+    """Inputs and the int64 reference's answers: zeros, every input clamp hit, alternating extremes, random sizes of values."""
+    rng = np.random.default_rng(seed)
+    w = contract.widths
+    side = 8
+    shape_q, shape_z = (w.latents, side, side), (w.hyper_latents, side // 4, side // 4)
+    board = (np.indices(shape_q).sum(0) % 2 * 2 - 1) * 32767
+    cases = [
+        (np.zeros(shape_q), np.zeros(shape_z), 0),
+        (np.full(shape_q, 32767), np.full(shape_z, 64), QUALITY_STEPS),
+        (np.full(shape_q, -32768), np.full(shape_z, -64), 125),
+        (board, rng.choice([-64, 64], shape_z), QUALITY_STEPS),
+        *((np.round(rng.laplace(0, s, shape_q)), np.round(rng.normal(0, 2 + s / 4, shape_z)).clip(-64, 64), step)
+          for s, step in ((0.3, 30), (1.5, 110), (6.0, 190), (40.0, 250))),
+    ]  # fmt: skip
+    q = np.stack([c[0] for c in cases]).astype(np.int16)
+    z = np.stack([c[1] for c in cases]).astype(np.int8)
+    steps = np.array([c[2] for c in cases], np.uint8)
+    reference = contract.reference(np.int64)
+    answers = [
+        answer(reference.all_passes(z[i : i + 1].astype(np.int32), q[i : i + 1].astype(np.int32), int(steps[i])))
+        for i in range(len(cases))
+    ]
+    return {"q": q, "z": z, "quality_step": steps, "answers": np.stack(answers)}
+
+
+@torch.no_grad()
+def _parity(codec: Codec, folder: Path, seed: int = 7) -> dict[str, Any]:
+    """Differences between the exported graphs in ONNX Runtime and the trained modules, on structured noise."""
+    profile = load_profile(folder)
+    flight, ground = FlightEngine(profile, threads=2), GroundEngine(profile, threads=2)
+    rng = np.random.default_rng(seed)
+    rows, cols = np.mgrid[0:256, 0:256]
+    waves = sum(np.sin(rows * rng.uniform(-0.4, 0.4) + cols * rng.uniform(-0.4, 0.4) + rng.uniform(0, 6)) for _ in range(8))
+    image = np.stack([0.5 + 0.05 * waves + rng.normal(0, 0.02, waves.shape) for _ in range(3)])[None].astype(np.float32)
+    report: dict[str, Any] = {"quality_steps": [25, 125, 225], "latents_differing": [], "scale_indices_differing": [], "pixels_max_difference": []}
+    for step in report["quality_steps"]:
+        quality = torch.tensor([float(step)])
+        y, z = codec.latents(torch.from_numpy(image), quality)
+        q_engine, z_engine = flight.analyse(image, step)
+        report["latents_differing"].append(int((torch.round(y).numpy() != q_engine).sum()))
+        q = torch.from_numpy(q_engine).float()
+        codec.prior.quantised = True
+        mean, index = codec.prior(torch.from_numpy(z_engine).float(), q, quality)
+        found = ground.predict(z_engine, q_engine, step)
+        report["scale_indices_differing"].append(int((found.scale_index != index.numpy()).sum() + (found.mean != 16 * mean.numpy()).sum()))
+        expected = codec.synthesis(codec.reconstruction(q, mean, sigma_of(index), quality)).numpy()
+        got = ground.synthesise(ground.reconstruct(q_engine, found.mean, found.scale_index, step))
+        report["pixels_max_difference"].append(float(np.abs(expected - got).max() * 255))
+    return report
+
+
+def export_profile(checkpoint: Path, folder: Path, name: str, card: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Write a complete profile to ``folder`` (which must not hold one yet) and return its manifest.
+
+    Raises ProfileError for an unusable checkpoint or an existing profile.
+    """
+    if (folder / MANIFEST_FILE).exists():
+        raise ProfileError(f"{folder} holds a profile already; export to a new folder")
+    codec, training = load_checkpoint(checkpoint)
+    folder.mkdir(parents=True, exist_ok=True)
+    widths = codec.config.prior
+    contract = Contract(
+        widths,
+        codec.prior.to_integers(),
+        make_tables(codec.hyper_prior),
+        codec.gains.knots.detach().numpy().astype(np.float32),
+        PATCH_SIDE,
+    )
+    np.savez_compressed(folder / CONTRACT_FILE, **contract.arrays())
+    np.savez_compressed(folder / SELF_TEST_FILE, **_self_test(contract))
+    write_analysis(codec.analysis, codec.gains, codec.hyper, folder / "analysis.onnx")
+    write_reconstruction(codec.reconstruction, SIGMA_MIN, LOG_STEP, folder / "reconstruction.onnx")
+    write_synthesis(codec.synthesis, folder / "synthesis.onnx")
+    files = [CONTRACT_FILE, SELF_TEST_FILE, "analysis.onnx", "reconstruction.onnx", "synthesis.onnx"]
+    files += write_prior(widths, contract.layers, folder)
+    shapes = layer_shapes(widths)
+    bounds = {n: int(accumulator_bounds(shapes[n], layer).max()) for n, layer in contract.layers.items()}
+    manifest: dict[str, Any] = {
+        "manifest_version": MANIFEST_VERSION,
+        "name": name,
+        "perigee": perigee.__version__,
+        "contract": contract.digest.hex(),
+        "preset": codec.config.preset,
+        "quality_lambda": [codec.config.lambda_min, codec.config.lambda_max],
+        "training": training,
+        "accumulator_proof": {"limit": 1 << 24, "largest": max(bounds.values()), "by_layer": bounds},
+        "files": {file: hashlib.sha256((folder / file).read_bytes()).hexdigest() for file in files},
+        **(card or {}),
+    }
+    path = folder / MANIFEST_FILE
+    path.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    manifest["parity"] = _parity(codec, folder)
+    path.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    return manifest
+
+

@@ -1,0 +1,41 @@
+"""Integer frequency tables: discretised Gaussians for the latents, the trained mixtures for the hyper-latents."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from perigee.bitstream.entropy import FREQUENCY_TOTAL, Tables
+from perigee.bitstream.prior import MEAN_FRACTIONS, SCALE_COUNT, Z_CLAMP
+from perigee.models.codec.codec import SIGMA_MAX, SIGMA_MIN, HyperPrior
+
+SUPPORT_SIGMAS = 5.2
+
+
+def integer_frequencies(probabilities: npt.NDArray[Any]) -> npt.NDArray[np.uint16]:
+    """Frequencies >= 1 that sum to 65536 and lie close to ``probabilities``; the remainder goes to the largest."""
+    share = probabilities / probabilities.sum()
+    out = np.floor(share * (FREQUENCY_TOTAL - len(share))).astype(np.int64) + 1
+    out[out.argmax()] += FREQUENCY_TOTAL - out.sum()
+    return out.astype(np.uint16)
+
+
+def make_tables(hyper_prior: HyperPrior) -> Tables:
+    """All tables of a contract. Support is +-5.2 sigma; what lies outside is the escape's probability."""
+    sigmas = SIGMA_MIN * np.exp(np.arange(SCALE_COUNT) * (np.log(SIGMA_MAX / SIGMA_MIN) / (SCALE_COUNT - 1)))
+    radius = np.maximum(1, np.ceil(SUPPORT_SIGMAS * sigmas)).astype(np.uint16)
+    rows = []
+    for sigma, reach in zip(sigmas, radius.astype(int), strict=True):
+        edges = np.arange(-reach, reach + 3) - 0.5
+        for fraction in range(MEAN_FRACTIONS):
+            cdf = torch.special.ndtr(torch.from_numpy((edges - fraction / MEAN_FRACTIONS) / sigma)).numpy()
+            inside = np.diff(cdf)
+            rows.append(integer_frequencies(np.append(inside, max(1 - inside.sum(), 1e-9))))
+    z = torch.arange(-Z_CLAMP, Z_CLAMP + 1, dtype=torch.float32).reshape(1, 1, -1, 1)
+    channels = hyper_prior.logits.shape[0]
+    with torch.no_grad():
+        mass = hyper_prior.likelihood(z.expand(1, channels, -1, 1))[0, :, :, 0].double().cpu().numpy()
+    return Tables(radius, np.concatenate(rows), np.stack([integer_frequencies(row) for row in mass]))
