@@ -1,0 +1,243 @@
+"""A stream to samples: segments -> symbols -> latents -> image, window by window with bounded memory.
+
+Latents of neighbouring patches are stitched and synthesised with overlap, so that no seams show: each window of patches is
+synthesised with a margin of ``MARGIN`` latents from its neighbours and only its inside is kept. A margin reaches farther
+than the synthesis sees, so the result does not depend on the window grid beyond float rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from perigee.bitstream import format as fmt
+from perigee.bitstream.entropy import DecodedPatch, decode_symbols
+from perigee.bitstream.errors import BitstreamError, ChecksumError, FormatError
+from perigee.bitstream.masks import unpack_mask
+from perigee.bitstream.metadata import Metadata, unpack_metadata
+from perigee.bitstream.profile import BLOCK, HYPER_BLOCK
+from perigee.engines.onnxruntime import GroundEngine
+
+MARGIN = 6  # latents, 96 pixels
+DTYPE_RANGE = {"uint8": (0, 255), "uint16": (0, 65535), "int16": (-32768, 32767)}
+
+
+class Region(NamedTuple):
+    """A rectangle in pixels."""
+
+    top: int
+    left: int
+    rows: int
+    cols: int
+
+
+@dataclass
+class Report:
+    """What a decoding could not give: segments decoded from a cut, and units lost to damage."""
+
+    cut: dict[int, int] = field(default_factory=dict)  # unit -> passes decoded
+    lost: dict[int, str] = field(default_factory=dict)  # unit -> reason
+
+
+class Decoded(NamedTuple):
+    """Samples [band, row, col] in the scene's type, validity of the same shape, alpha [row, col] or None."""
+
+    samples: npt.NDArray[Any]
+    valid: npt.NDArray[np.bool_]
+    alpha: npt.NDArray[Any] | None
+
+
+class SceneDecoder:
+    """Decodes regions of one parsed stream; keeps the latents of the last few patches.
+
+    ``damaged`` replaces patches that cannot be decoded by fill instead of raising, and lists them in ``report``.
+    """
+
+    def __init__(self, stream: fmt.Stream, engine: GroundEngine, coder: str = "auto", damaged: bool = False) -> None:
+        self.stream, self.engine, self.coder, self.damaged = stream, engine, coder, damaged
+        self.header = stream.header
+        self.metadata: Metadata = unpack_metadata(stream.metadata) if stream.metadata is not None else Metadata()
+        alpha = self.metadata.alpha_band
+        if alpha is not None and alpha > self.header.bands:
+            raise FormatError(f"alpha band {alpha} of {self.header.bands + 1}")
+        if stream.ranges is None and self.header.dtype != "uint8":
+            raise FormatError(f"a stream of {self.header.dtype} needs coding ranges")
+        self.report = Report()
+        self._latents: dict[int, npt.NDArray[np.float32]] = {}
+
+    @property
+    def fill(self) -> int:
+        """Value of invalid samples: nodata where declared, else 0."""
+        return 0 if self.metadata.nodata is None else int(self.metadata.nodata)
+
+    def symbols(self, unit: int) -> DecodedPatch:
+        """Symbols of a network segment, checked. Raises a BitstreamError."""
+        segment = self.stream.segments[unit]
+        contract = self.engine.profile.contract
+        _, _, _, rows, cols = self.header.unit_window(unit)
+        size = (-(-rows // HYPER_BLOCK), -(-cols // HYPER_BLOCK))
+        decoded = decode_symbols(
+            contract.widths, contract.tables, self.engine.prior, segment.words, segment.quality_step, size, segment.cut, self.coder
+        )
+        if segment.cut:
+            self.report.cut[unit] = decoded.passes
+        elif fmt.checksum_of(decoded.q) != segment.checksum:
+            raise ChecksumError(f"the symbols of segment {unit} have another checksum than the encoder's")
+        return decoded
+
+    def latents(self, unit: int) -> npt.NDArray[np.float32]:
+        """Dequantised latents and quality plane [latents + 1, H, W] of a unit; zeros (mid-grey) where it has none."""
+        known = self._latents.get(unit)
+        if known is not None:
+            return known
+        _, _, _, rows, cols = self.header.unit_window(unit)
+        size = (-(-rows // HYPER_BLOCK) * HYPER_BLOCK // BLOCK, -(-cols // HYPER_BLOCK) * HYPER_BLOCK // BLOCK)
+        channels = self.engine.profile.contract.widths.latents + 1
+        out = np.zeros((channels, *size), np.float32)
+        segment = self.stream.segments.get(unit)
+        if segment is None or segment.mode == fmt.DROPPED:
+            self.report.lost[unit] = "dropped on board" if segment else "missing from the stream"
+        elif segment.mode == fmt.NETWORK:
+            try:
+                d = self.symbols(unit)
+                out = self.engine.reconstruct(d.q[None], d.mean[None], d.scale_index[None], segment.quality_step)[0]
+            except BitstreamError as error:
+                if not self.damaged:
+                    raise
+                self.report.lost[unit] = str(error)
+        self._latents[unit] = out
+        return out
+
+    def _canvas(self, group: int, region: Region) -> npt.NDArray[np.float32]:
+        """Stitched latents of the latent rectangle ``region`` (in latents), clipped to the scene's latent grid."""
+        h = self.header
+        per_patch = h.patch_side // BLOCK
+        channels = self.engine.profile.contract.widths.latents + 1
+        out = np.zeros((channels, region.rows, region.cols), np.float32)
+        for row in range(region.top // per_patch, (region.top + region.rows - 1) // per_patch + 1):
+            for col in range(region.left // per_patch, (region.left + region.cols - 1) // per_patch + 1):
+                part = self.latents((row * h.grid[1] + col) * h.groups + group)
+                top, left = row * per_patch, col * per_patch
+                r0, r1 = max(top, region.top), min(top + part.shape[1], region.top + region.rows)
+                c0, c1 = max(left, region.left), min(left + part.shape[2], region.left + region.cols)
+                out[:, r0 - region.top : r1 - region.top, c0 - region.left : c1 - region.left] = part[
+                    :, r0 - top : r1 - top, c0 - left : c1 - left
+                ]
+        return out
+
+    def _latent_extent(self) -> tuple[int, int]:
+        """Rows and columns of latents of the whole scene, the padding of its last patches included."""
+        h = self.header
+        sizes = []
+        for length in (h.height, h.width):
+            last = (length - 1) % h.patch_side + 1
+            padded = length - last + -(-last // HYPER_BLOCK) * HYPER_BLOCK
+            sizes.append(padded // BLOCK)
+        return sizes[0], sizes[1]
+
+    def image(self, group: int, region: Region) -> npt.NDArray[np.float32]:
+        """Synthesised image float32 [3, rows, cols] of a pixel region, nominally 0..1."""
+        rows, cols = self._latent_extent()
+        top, left = region.top // BLOCK, region.left // BLOCK
+        bottom, right = -(-(region.top + region.rows) // BLOCK), -(-(region.left + region.cols) // BLOCK)
+        outer = (max(top - MARGIN, 0), max(left - MARGIN, 0), min(bottom + MARGIN, rows), min(right + MARGIN, cols))
+        canvas = self._canvas(group, Region(outer[0], outer[1], outer[2] - outer[0], outer[3] - outer[1]))
+        image = self.engine.synthesise(canvas[None])[0]
+        y, x = region.top - outer[0] * BLOCK, region.left - outer[1] * BLOCK
+        return image[:, y : y + region.rows, x : x + region.cols]
+
+    def _validity(self, patch: int) -> Decoded:
+        """Validity and alpha of a whole patch, without samples."""
+        h = self.header
+        _, _, _, rows, cols = h.unit_window(patch * h.groups)
+        valid = np.ones((h.bands, rows, cols), bool)
+        alpha = None
+        if self.metadata.alpha_band is not None:
+            alpha = np.full((rows, cols), DTYPE_RANGE[h.dtype][1], h.dtype)
+        payload = self.stream.masks.get(patch)
+        if payload is not None:
+            try:
+                stored, stored_alpha = unpack_mask(payload, h.bands, rows, cols, h.dtype)
+                valid = stored.copy()
+                alpha = stored_alpha if alpha is not None else None
+            except BitstreamError:
+                if not self.damaged:
+                    raise
+        for group in range(h.groups):
+            segment = self.stream.segments.get(patch * h.groups + group)
+            if segment is None or segment.mode in (fmt.EMPTY, fmt.DROPPED) or patch * h.groups + group in self.report.lost:
+                valid[list(h.group_bands(group))] = False
+        if alpha is not None and not valid.any():
+            alpha[:] = 0
+        return Decoded(valid, valid, alpha)
+
+    def region(self, region: Region, bands: list[int] | None = None) -> Decoded:
+        """Decode a pixel region; ``bands`` counts from 0 (all by default). Only the patches it touches are decoded."""
+        h = self.header
+        chosen = list(range(h.bands)) if bands is None else bands
+        low, high = DTYPE_RANGE[h.dtype]
+        out = np.empty((len(chosen), region.rows, region.cols), h.dtype)
+        for group in sorted({b // fmt.BANDS_PER_GROUP for b in chosen}):
+            members = list(h.group_bands(group))
+            image = self.image(group, region)
+            if len(members) < fmt.BANDS_PER_GROUP:  # the last band stood in for the missing ones
+                image = np.concatenate([image[: len(members) - 1], image[len(members) - 1 :].mean(0, keepdims=True)])
+            if self.stream.ranges is None:
+                values = image * 255
+            else:
+                ranges = self.stream.ranges[members].astype(np.float32)
+                values = image * (ranges[:, 1] - ranges[:, 0])[:, None, None] + ranges[:, 0][:, None, None]
+            samples = np.clip(np.rint(np.nan_to_num(values)), low, high).astype(h.dtype)
+            for place, band in enumerate(chosen):
+                if band in members:
+                    out[place] = samples[members.index(band)]
+        valid, alpha = self._stitch_validity(region, chosen)
+        if self.metadata.nodata is not None:  # a valid sample must not turn into nodata
+            fill = self.fill
+            out[valid & (out == fill)] = fill + 1 if fill < high else fill - 1
+        out[~valid] = self.fill
+        return Decoded(out, valid, alpha)
+
+    def _stitch_validity(self, region: Region, chosen: list[int]) -> tuple[npt.NDArray[np.bool_], npt.NDArray[Any] | None]:
+        h = self.header
+        valid = np.ones((len(chosen), region.rows, region.cols), bool)
+        alpha = None
+        if self.metadata.alpha_band is not None:
+            alpha = np.zeros((region.rows, region.cols), h.dtype)
+        side = h.patch_side
+        for row in range(region.top // side, (region.top + region.rows - 1) // side + 1):
+            for col in range(region.left // side, (region.left + region.cols - 1) // side + 1):
+                patch = row * h.grid[1] + col
+                part = self._validity(patch)
+                top, left = row * side, col * side
+                r0, r1 = max(top, region.top), min(top + part.valid.shape[1], region.top + region.rows)
+                c0, c1 = max(left, region.left), min(left + part.valid.shape[2], region.left + region.cols)
+                inner = np.s_[r0 - top : r1 - top, c0 - left : c1 - left]
+                place = np.s_[r0 - region.top : r1 - region.top, c0 - region.left : c1 - region.left]
+                valid[(slice(None), *place)] = part.valid[chosen][(slice(None), *inner)]
+                if alpha is not None and part.alpha is not None:
+                    alpha[place] = part.alpha[inner]
+        return valid, alpha
+
+    def blocks(self, region: Region | None = None, bands: list[int] | None = None) -> Iterator[tuple[Region, Decoded]]:
+        """The scene (or a region) in windows of at most one patch, row by row; latents that are done with are dropped."""
+        h = self.header
+        whole = region or Region(0, 0, h.height, h.width)
+        side = h.patch_side
+        for top in range(whole.top // side * side, whole.top + whole.rows, side):
+            self._forget_before(top // side - 1)
+            for left in range(whole.left // side * side, whole.left + whole.cols, side):
+                r0, c0 = max(top, whole.top), max(left, whole.left)
+                r1, c1 = min(top + side, whole.top + whole.rows), min(left + side, whole.left + whole.cols)
+                window = Region(r0, c0, r1 - r0, c1 - c0)
+                yield window, self.region(window, bands)
+
+    def _forget_before(self, patch_row: int) -> None:
+        first = patch_row * self.header.grid[1] * self.header.groups
+        self._latents = {unit: value for unit, value in self._latents.items() if unit >= first}
+
+

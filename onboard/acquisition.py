@@ -1,0 +1,104 @@
+"""Acquisition fields from a STAC item or a flat JSON sidecar (fMoW's names), checked for the traps of the field."""
+
+from __future__ import annotations
+
+import json
+import math
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from perigee.bitstream.errors import MetadataError
+from perigee.bitstream.metadata import Acquisition
+
+MAX_BYTES = 1 << 20
+UNKNOWN = -999.0
+# field: names in STAC properties, then in fMoW's JSON
+NAMES: dict[str, tuple[str, ...]] = {
+    "gsd_m": ("gsd",),
+    "cloud_cover_percent": ("eo:cloud_cover", "cloud_cover"),
+    "off_nadir_deg": ("view:off_nadir", "off_nadir_angle_dbl"),
+    "target_azimuth_deg": ("view:azimuth", "target_azimuth_dbl"),
+    "sun_azimuth_deg": ("view:sun_azimuth", "sun_azimuth_dbl"),
+    "sun_elevation_deg": ("view:sun_elevation", "sun_elevation_dbl"),
+}
+
+
+def _number(properties: dict[str, Any], names: tuple[str, ...]) -> float | None:
+    for name in names:
+        value = properties.get(name)
+        if value is None:
+            continue
+        try:
+            number = float(value)
+        except (TypeError, ValueError) as error:
+            raise MetadataError(f"{name} is {value!r}, expected a number") from error
+        if number != UNKNOWN and math.isfinite(number):
+            return number
+    return None
+
+
+def _timestamp(properties: dict[str, Any]) -> datetime | None:
+    text = properties.get("datetime") or properties.get("start_datetime") or properties.get("timestamp")
+    if text is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(str(text).replace("Z", "+00:00"))
+    except ValueError as error:
+        raise MetadataError(f"time {text!r}, expected RFC 3339 like 2024-06-01T10:20:30Z") from error
+    return moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
+
+
+def _mean(points: list[Any]) -> tuple[float, float]:
+    flat = [p[:2] for p in points]
+    if len(flat) > 1 and flat[0] == flat[-1]:
+        flat = flat[:-1]
+    return sum(p[0] for p in flat) / len(flat), sum(p[1] for p in flat) / len(flat)
+
+
+def _centre(item: dict[str, Any], properties: dict[str, Any]) -> tuple[float, float] | None:
+    """Longitude and latitude: proj:centroid, the geometry's or bbox's middle, fMoW's raw_location, or lon and lat."""
+    try:
+        centroid = properties.get("proj:centroid")
+        if centroid:
+            return float(centroid["lon"]), float(centroid["lat"])
+        geometry = item.get("geometry") or {}
+        if geometry.get("type") == "Point":
+            return float(geometry["coordinates"][0]), float(geometry["coordinates"][1])
+        if geometry.get("type") == "Polygon":
+            return _mean(geometry["coordinates"][0])
+        box = item.get("bbox")
+        if box:
+            half = len(box) // 2
+            return (box[0] + box[half]) / 2, (box[1] + box[half + 1]) / 2
+        text = str(properties.get("raw_location", ""))
+        if text.upper().startswith("POLYGON"):
+            pairs = text[text.index("((") + 2 : text.index("))")].split(",")
+            return _mean([[float(v) for v in pair.split()] for pair in pairs])
+        lon, lat = properties.get("longitude", properties.get("lon")), properties.get("latitude", properties.get("lat"))
+        return None if lon is None or lat is None else (float(lon), float(lat))
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise MetadataError(f"the position cannot be read ({error}); expected GeoJSON, bbox, or lon and lat") from error
+
+
+def read_acquisition(path: Path) -> Acquisition:
+    """Fields of a STAC item or sidecar. Raises MetadataError naming the field that is wrong, or OSError."""
+    if path.stat().st_size > MAX_BYTES:
+        raise MetadataError(f"{path}: larger than {MAX_BYTES} bytes")
+    try:
+        item = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise MetadataError(f"{path}: not JSON ({error})") from error
+    if not isinstance(item, dict):
+        raise MetadataError(f"{path}: a JSON object is expected: a STAC item or flat fields")
+    properties = item["properties"] if isinstance(item.get("properties"), dict) else item
+    try:
+        centre = _centre(item, properties)
+        return Acquisition(
+            longitude_deg=None if centre is None else centre[0],
+            latitude_deg=None if centre is None else centre[1],
+            timestamp=_timestamp(properties),
+            **{field: _number(properties, names) for field, names in NAMES.items()},
+        )
+    except MetadataError as error:
+        raise MetadataError(f"{path}: {error}") from error

@@ -1,0 +1,201 @@
+"""``onboard-encode``: GeoTIFFs to Perigee streams. Exit codes as in ``sysexits.h``; stdout carries JSON lines or one line a scene."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from perigee.bitstream.errors import EngineError, PerigeeError, ProfileError
+
+DEFAULT_PROFILE = "lite"
+ENGINES = ("auto", "onnxruntime")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Usage errors exit with 64, not argparse's 2."""
+        self.print_usage(sys.stderr)
+        self.exit(os.EX_USAGE, f"{self.prog}: {message}\n")
+
+
+def _quality(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 100:
+        raise argparse.ArgumentTypeError(f"{text} is not a quality from 0 to 100")
+    return value
+
+
+@dataclass(frozen=True)
+class Options:
+    """Everything the command line decides."""
+
+    tiles: list[Path]
+    out: Path | None
+    out_dir: Path | None
+    quality: float
+    profile: str
+    engine: str
+    threads: int | None
+    metadata: Path | None
+    verify: bool
+    json: bool
+    overwrite: bool
+
+
+def _parse(argv: list[str] | None) -> Options:
+    parser = _Parser(
+        prog="onboard-encode",
+        description="Encode GeoTIFFs as Perigee streams (.peri), as the satellite does. Needs no torch.",
+        epilog="Exit codes: 0 all encoded, 64 usage, 65 unusable image or metadata, 66 input missing, 69 engine unavailable, "
+        "73 output cannot be created, 74 I/O error, 78 unusable profile. Of several files the first failure's code is returned.",
+    )
+    parser.add_argument("tiles", nargs="+", type=Path, metavar="TILE.tif", help="GeoTIFF: 1 to 32 bands, uint8, uint16 or int16")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("-o", "--out", type=Path, metavar="FILE", help="output of a single tile (default: beside it, suffix .peri)")
+    where.add_argument("--out-dir", type=Path, metavar="DIR", help="folder for the outputs")
+    parser.add_argument("-q", "--quality", type=_quality, default=50.0, help="0 to 100, continuous (default %(default)g)")
+    parser.add_argument("--profile", default=DEFAULT_PROFILE, metavar="NAME_OR_DIR", help="trained codec (default %(default)s)")
+    parser.add_argument("--engine", choices=ENGINES, default="auto", help="what runs the networks (default %(default)s)")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads of the engine (default: all cores)")
+    parser.add_argument(
+        "--metadata", type=Path, metavar="FILE.json", help="STAC item or flat fields (default: TILE.json where it exists, then the TIFF's tags)"
+    )
+    parser.add_argument("--verify", action="store_true", help="decode every patch's symbols again before it is written")
+    parser.add_argument("--json", action="store_true", help="one JSON line per scene on stdout")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing outputs")
+    args = parser.parse_args(argv)
+    if args.out is not None and len(args.tiles) > 1:
+        parser.error("--out takes one tile; use --out-dir for several")
+    if args.threads is not None and args.threads < 1:
+        parser.error("--threads must be at least 1")
+    return Options(**vars(args))
+
+
+def _exit_code(error: BaseException) -> int:
+    if isinstance(error, EngineError):
+        return os.EX_UNAVAILABLE
+    if isinstance(error, ProfileError):
+        return os.EX_CONFIG
+    if isinstance(error, FileNotFoundError):
+        return os.EX_NOINPUT
+    if isinstance(error, PerigeeError):
+        return os.EX_DATAERR
+    return os.EX_IOERR if isinstance(error, OSError) else os.EX_SOFTWARE
+
+
+class _CannotCreate(PerigeeError):
+    """The output exists already or its folder is missing."""
+
+
+def _target(tile: Path, options: Options) -> Path:
+    if options.out is not None:
+        out = options.out
+    else:
+        out = (options.out_dir or tile.parent) / (tile.stem + ".peri")
+    if out.exists() and not options.overwrite:
+        raise _CannotCreate(f"{out} exists; --overwrite replaces it")
+    if not out.parent.is_dir():
+        raise _CannotCreate(f"the folder {out.parent} does not exist")
+    return out
+
+
+def _encode_one(tile: Path, options: Options, encoder: Any) -> dict[str, Any]:
+    from tqdm import tqdm
+
+    from perigee.bitstream.files import write_atomically
+
+    from .acquisition import read_acquisition
+    from .raster import Raster
+
+    if not tile.exists():
+        raise FileNotFoundError(f"no such file: {tile}")
+    out = _target(tile, options)
+    sidecar = tile.with_suffix(".json")
+    source = options.metadata or (sidecar if sidecar.is_file() else None)
+    start = time.perf_counter()
+    with Raster(tile) as raster, tqdm(unit="patch", desc=tile.name, leave=False, disable=not sys.stderr.isatty()) as bar:
+        acquisition = read_acquisition(source) if source else None
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        scene = encoder.encode_scene(raster, options.quality, acquisition, options.verify, progress)
+    with scene.timings.stage("write"):
+        try:
+            write_atomically(out, scene.data)
+        except OSError as error:
+            raise _CannotCreate(f"{out} cannot be written ({error.strerror})") from error
+    header = scene.header
+    return {
+        "file": str(tile),
+        "output": str(out),
+        "bytes": len(scene.data),
+        "bpp": round(scene.bpp, 5),
+        "width": header.width,
+        "height": header.height,
+        "bands": header.bands,
+        "dtype": header.dtype,
+        "patches": header.units // header.groups,
+        "quality": options.quality,
+        "profile": encoder.profile.name,
+        "contract": encoder.profile.contract.digest.hex(),
+        "engine": encoder.engine.name,
+        "ms": {name: round(value, 2) for name, value in scene.timings.ms.items()},
+        "total_ms": round(1000 * (time.perf_counter() - start), 2),
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of ``onboard-encode``."""
+    options = _parse(argv)
+    first_failure = os.EX_OK
+    try:
+        from perigee.bitstream.profile import find_profile
+        from perigee.engines.onnxruntime import FlightEngine
+
+        from .encoder import Encoder
+
+        profile = find_profile(options.profile)
+        encoder = Encoder(profile, FlightEngine(profile, options.threads))
+    except ModuleNotFoundError as error:
+        print(f"onboard-encode: {error.name} is missing: pip install 'perigee[onboard]'", file=sys.stderr)
+        return os.EX_UNAVAILABLE
+    except PerigeeError as error:
+        print(f"onboard-encode: {error}", file=sys.stderr)
+        return _exit_code(error)
+    for tile in options.tiles:
+        try:
+            report = _encode_one(tile, options, encoder)
+        except KeyboardInterrupt:
+            return 130
+        except Exception as error:
+            code = os.EX_CANTCREAT if isinstance(error, _CannotCreate) else _exit_code(error)
+            first_failure = first_failure or code
+            kind = "internal error, please report: " if code == os.EX_SOFTWARE else ""
+            reason = f"{kind}{error if str(error) else type(error).__name__}"
+            print(f"onboard-encode: {tile}: {reason}", file=sys.stderr)
+            if options.json:
+                print(json.dumps({"file": str(tile), "error": reason, "exit_code": code}), flush=True)
+            continue
+        if options.json:
+            print(json.dumps(report), flush=True)
+        else:
+            print(
+                f"{report['file']} -> {report['output']}: {report['bytes']} bytes, {report['bpp']:.4f} bpp, "
+                f"{report['patches']} patches, {report['total_ms']:.0f} ms",
+                flush=True,
+            )
+    return first_failure
+
+
