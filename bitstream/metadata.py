@@ -16,7 +16,7 @@ from .format import read_varint, write_varint
 
 ANCILLARY_MAX_BYTES = 65536
 EPSG, GEOKEYS, NORTH_UP, AFFINE, GCPS, RPC = 1, 2, 3, 4, 5, 6
-NODATA, SCALES, ACQUISITION, ANCILLARY, BAND_NAMES, POINT, ALPHA, FILL_MASKED = 7, 8, 9, 10, 11, 12, 13, 14
+NODATA, SCALES, ACQUISITION, ANCILLARY, BAND_NAMES, POINT, ALPHA, FILL_MASKED, COLOUR = 7, 8, 9, 10, 11, 12, 13, 14, 15
 OPTIONAL_TAG = 128
 RPC_VALUES = 92
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
@@ -75,7 +75,8 @@ class Metadata:
 
     ``gcps`` are (col, row, x, y, z); with GCPs and no transform the CRS is that of the GCPs. ``rpc`` is TIFF tag 50844.
     ``scales`` holds (scale, offset) per band: physical value = scale * sample + offset. ``alpha_band`` counts from 0 in
-    the source's bands; ``masked`` says that invalid samples come from a mask and not from a nodata value.
+    the source's bands; ``masked`` says that invalid samples come from a mask and not from a nodata value. ``colour``
+    says whether the first three bands are red, green and blue; None is the rule that exactly three bands are.
     """
 
     epsg: int | None = None
@@ -87,6 +88,7 @@ class Metadata:
     nodata: float | None = None
     masked: bool = False
     alpha_band: int | None = None
+    colour: bool | None = None
     scales: tuple[tuple[float, float], ...] = ()
     band_names: tuple[str, ...] = ()
     acquisition: Acquisition | None = None
@@ -173,6 +175,8 @@ def pack_metadata(m: Metadata) -> bytes:
         parts.append((FILL_MASKED, b""))
     if m.alpha_band is not None:
         parts.append((ALPHA, bytes([m.alpha_band])))
+    if m.colour is not None:
+        parts.append((COLOUR, bytes([m.colour])))
     if m.scales:
         parts.append((SCALES, b"".join(_doubles(s) for s in m.scales)))
     if m.band_names:
@@ -202,7 +206,7 @@ def _fields(packet: bytes) -> dict[int, bytes]:
 def unpack_metadata(packet: bytes) -> Metadata:
     """Inverse of :func:`pack_metadata`. Raises FormatError or UnsupportedError (unknown tag below 128)."""
     found = _fields(packet)
-    known = {EPSG, GEOKEYS, NORTH_UP, AFFINE, GCPS, RPC, NODATA, SCALES, ACQUISITION, ANCILLARY, BAND_NAMES, POINT, ALPHA, FILL_MASKED}
+    known = range(EPSG, COLOUR + 1)
     unknown = [tag for tag in found if tag < OPTIONAL_TAG and tag not in known]
     if unknown:
         raise UnsupportedError(f"metadata fields {unknown}, which this reader cannot do without")
@@ -227,6 +231,7 @@ def unpack_metadata(packet: bytes) -> Metadata:
             nodata=_undoubles(found[NODATA], "nodata", 1)[0] if NODATA in found else None,
             masked=FILL_MASKED in found,
             alpha_band=found[ALPHA][0] if ALPHA in found else None,
+            colour=bool(found[COLOUR][0]) if COLOUR in found else None,
             scales=tuple((scales[i], scales[i + 1]) for i in range(0, len(scales), 2)),
             band_names=tuple(found[BAND_NAMES].decode().split("\0")) if BAND_NAMES in found else (),
             acquisition=_unpack_acquisition(found[ACQUISITION]) if ACQUISITION in found else None,

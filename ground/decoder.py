@@ -22,7 +22,8 @@ from perigee.bitstream.metadata import Metadata, unpack_metadata
 from perigee.bitstream.profile import BLOCK, HYPER_BLOCK
 from perigee.engines.onnxruntime import GroundEngine
 
-MARGIN = 6  # latents, 96 pixels
+MARGIN = 8  # latents on each side; the synthesis sees less than 8
+WINDOW_PATCHES = 4  # patches on the side of a synthesis window: the margin costs little and memory stays small
 DTYPE_RANGE = {"uint8": (0, 255), "uint16": (0, 65535), "int16": (-32768, 32767)}
 
 
@@ -224,12 +225,12 @@ class SceneDecoder:
         return valid, alpha
 
     def blocks(self, region: Region | None = None, bands: list[int] | None = None) -> Iterator[tuple[Region, Decoded]]:
-        """The scene (or a region) in windows of at most one patch, row by row; latents that are done with are dropped."""
+        """The scene (or a region) in windows of 4x4 patches, row by row; latents that are done with are dropped."""
         h = self.header
         whole = region or Region(0, 0, h.height, h.width)
-        side = h.patch_side
+        side = h.patch_side * WINDOW_PATCHES
         for top in range(whole.top // side * side, whole.top + whole.rows, side):
-            self._forget_before(top // side - 1)
+            self._forget_before(top // h.patch_side - 1)
             for left in range(whole.left // side * side, whole.left + whole.cols, side):
                 r0, c0 = max(top, whole.top), max(left, whole.left)
                 r1, c1 = min(top + side, whole.top + whole.rows), min(left + side, whole.left + whole.cols)

@@ -21,6 +21,7 @@ MODEL_TYPE, RASTER_TYPE, GEOGRAPHIC, PROJECTED = 1024, 1025, 2048, 3072
 # keys that an EPSG code implies or that only repeat its name
 IMPLIED_KEYS = {1024, 1025, 1026, 2048, 2049, 2054, 2057, 2059, 3072, 3073, 3076}
 USER_DEFINED = 32767
+RGB_LIKE = (2, 6)  # photometric interpretations RGB and YCbCr
 XML_MAX_BYTES = 1 << 20
 
 
@@ -146,6 +147,7 @@ def source_metadata(page: tifffile.TiffPage, bands: int, alpha_band: int | None,
     info_range = {"uint8": (0, 255), "uint16": (0, 65535), "int16": (-32768, 32767)}[page.dtype.newbyteorder("=").name]
     if nodata is not None and not math.isnan(nodata) and not (info_range[0] <= nodata <= info_range[1] and nodata == int(nodata)):
         nodata = None  # no sample can have it, and GDAL would not write it back
+    colour = int(page.photometric) in RGB_LIKE
     try:
         return Metadata(
             epsg=epsg,
@@ -157,6 +159,7 @@ def source_metadata(page: tifffile.TiffPage, bands: int, alpha_band: int | None,
             nodata=nodata,
             masked=masked,
             alpha_band=alpha_band,
+            colour=None if colour == (bands == 3) else colour,
             scales=tuple((float(scales.get(i, 1)), float(offsets.get(i, 0))) for i in range(bands)) if scales or offsets else (),
             band_names=tuple(names.get(i, "") for i in range(bands)) if names else (),
             acquisition=_acquisition(page, items),

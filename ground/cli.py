@@ -1,0 +1,129 @@
+"""``ground-decode``: a Perigee stream to a Cloud-Optimised GeoTIFF or PNG, or a look at what it holds."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import NoReturn
+
+from perigee.bitstream.errors import BitstreamError, EngineError, LimitError, PerigeeError, ProfileError
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Usage errors exit with 64, not argparse's 2."""
+        self.print_usage(sys.stderr)
+        self.exit(os.EX_USAGE, f"{self.prog}: {message}\n")
+
+
+def _numbers(text: str, count: int | None = None) -> list[int]:
+    try:
+        values = [int(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if not values or (count is not None and len(values) != count):
+        raise argparse.ArgumentTypeError(f"{text!r} is not {count or 'a list of'} whole numbers with commas between")
+    return values
+
+
+def _window(text: str) -> list[int]:
+    return _numbers(text, 4)
+
+
+def _scale(text: str) -> int:
+    """``1/4`` as 4."""
+    if text == "1":
+        return 1
+    top, _, bottom = text.partition("/")
+    if top != "1" or bottom not in ("2", "4", "8", "16"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not 1, 1/2, 1/4, 1/8 or 1/16")
+    return int(bottom)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; exit codes as in ``sysexits.h``."""
+    parser = _Parser(
+        prog="ground-decode",
+        description="Decode a Perigee stream to a Cloud-Optimised GeoTIFF or PNG.",
+        epilog="Exit codes: 0 done, 64 usage, 65 the stream is invalid, 66 input missing, 69 engine unavailable, 73 output cannot be created, "
+        "78 unusable or unknown profile.",
+    )
+    parser.add_argument("stream", type=Path, metavar="IN.peri")
+    parser.add_argument("-o", "--out", type=Path, metavar="OUT.tif|.png", help="product (default: beside the stream, .tif)")
+    parser.add_argument("--info", action="store_true", help="print what the stream says of itself as JSON; decode nothing")
+    parser.add_argument("--window", type=_window, metavar="TOP,LEFT,ROWS,COLS", help="only this part, in pixels")
+    parser.add_argument("--bands", type=_numbers, metavar="1,2,...", help="only these bands, counted from 1")
+    parser.add_argument("--scale", type=_scale, default=1, metavar="1/2..1/16", help="reduced size")
+    parser.add_argument("--profiles", type=Path, action="append", default=[], metavar="DIR", help="more profiles (repeatable)")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
+    parser.add_argument("--damaged", action="store_true", help="decode what is sound of a damaged stream and report the rest")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing product")
+    args = parser.parse_args(argv)
+    out: Path = args.out or args.stream.with_suffix(".tif")
+    if out.suffix.lower() not in (".tif", ".tiff", ".png"):
+        parser.error(f"{out}: the product's suffix must be .tif, .tiff or .png")
+    try:
+        from perigee.bitstream import format as fmt
+        from perigee.bitstream.files import replacing
+
+        from .library import Library, inspect
+    except ModuleNotFoundError as error:
+        print(f"ground-decode: {error.name} is missing: pip install 'perigee[ground]'", file=sys.stderr)
+        return os.EX_UNAVAILABLE
+    try:
+        data = args.stream.read_bytes()
+        stream = fmt.parse(data, damaged=args.damaged)
+        if args.info:
+            print(json.dumps(inspect(stream, len(data)), indent=1))
+            return os.EX_OK
+        if out.exists() and not args.overwrite:
+            print(f"ground-decode: {out} exists; --overwrite replaces it", file=sys.stderr)
+            return os.EX_CANTCREAT
+        if not out.parent.is_dir():
+            print(f"ground-decode: the folder {out.parent} does not exist", file=sys.stderr)
+            return os.EX_CANTCREAT
+        from tqdm import tqdm
+
+        from .decoder import Region, SceneDecoder
+        from .products import view_of, write_cog, write_png
+
+        start = time.perf_counter()
+        decoder = SceneDecoder(stream, Library(args.profiles, args.threads).engine(stream.header.contract), damaged=args.damaged)
+        view = view_of(decoder, Region(*args.window) if args.window else None, args.bands, args.scale)
+        write = write_png if out.suffix.lower() == ".png" else write_cog
+        with tqdm(unit="px", unit_scale=True, disable=not sys.stderr.isatty(), leave=False) as bar:
+
+            def progress(done: int, total: int) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+
+            with replacing(out) as temporary:
+                write(temporary, decoder, view, progress)
+        seconds = time.perf_counter() - start
+    except FileNotFoundError as error:
+        print(f"ground-decode: no such file: {error.filename}", file=sys.stderr)
+        return os.EX_NOINPUT
+    except ProfileError as error:
+        print(f"ground-decode: {error}", file=sys.stderr)
+        return os.EX_CONFIG
+    except EngineError as error:
+        print(f"ground-decode: {error}", file=sys.stderr)
+        return os.EX_UNAVAILABLE
+    except (LimitError, BitstreamError, PerigeeError) as error:
+        print(f"ground-decode: {args.stream}: {error}", file=sys.stderr)
+        unknown = type(error).__name__ == "UnknownProfileError"
+        return os.EX_CONFIG if unknown else os.EX_USAGE if isinstance(error, LimitError) and args.window else os.EX_DATAERR
+    except OSError as error:
+        print(f"ground-decode: {error}", file=sys.stderr)
+        return os.EX_IOERR
+    rows, cols = view.size
+    print(f"{args.stream} -> {out}: {cols}x{rows} pixels, {len(view.bands)} bands, {seconds:.2f} s")
+    for unit, passes in decoder.report.cut.items():
+        print(f"segment {unit} was cut short: {passes} passes decoded", file=sys.stderr)
+    for reason in [*stream.damage, *(f"segment {u}: {r}" for u, r in decoder.report.lost.items())]:
+        print(f"damage: {reason}", file=sys.stderr)
+    return os.EX_OK
