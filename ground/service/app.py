@@ -1,0 +1,290 @@
+"""The ground service: ``POST /decode`` and what goes with it.
+
+CPU work runs in threads behind one bounded queue; when that is full the answer is 503 with Retry-After. A product is
+complete on disk before the first byte of the answer is sent.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from anyio import CapacityLimiter, to_thread
+from fastapi import FastAPI, Query, Request, Response
+from fastapi.responses import FileResponse, JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from starlette.background import BackgroundTask
+
+import perigee
+from perigee.bitstream import format as fmt
+from perigee.bitstream.errors import PerigeeError
+
+from ..decoder import Region, SceneDecoder
+from ..library import Library, inspect
+from ..products import COG_MEDIA_TYPE, View, provenance, read_array, view_of, write_cog, write_png
+from . import problems
+from .problems import Problem
+from .uploads import read_upload
+
+FORMATS = {"tif": COG_MEDIA_TYPE, "png": "image/png", "json": "application/json"}
+ACCEPTS = {"image/tiff": "tif", "image/png": "png", "application/json": "json", "*/*": "tif", "image/*": "tif"}
+SCALES = {"1": 1, "1/2": 2, "1/4": 4, "1/8": 8, "1/16": 16}
+OPEN_PATHS = ("/healthz", "/readyz")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the service runs."""
+
+    profiles: tuple[Path, ...] = ()
+    threads: int | None = None
+    upload_bytes: int = 256 << 20
+    decoded_samples: int = 400_000_000
+    running: int = 1
+    waiting: int = 8
+    retry_after_s: int = 5
+    token: str | None = None
+    library: Library | None = field(default=None, compare=False)
+
+
+class Metrics:
+    """Prometheus metrics in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter("perigee_requests_total", "Requests answered", ["route", "status"], registry=self.registry)
+        self.seconds = Histogram("perigee_decode_seconds", "Time to decode and write a product", registry=self.registry)
+        self.received = Counter("perigee_received_bytes_total", "Bytes of streams received", registry=self.registry)
+        self.pixels = Counter("perigee_decoded_pixels_total", "Pixels of products", registry=self.registry)
+        self.queued = Gauge("perigee_queue_length", "Decodings running or waiting", registry=self.registry)
+
+
+class Queue:
+    """Admits ``running + waiting`` decodings; further ones are refused."""
+
+    def __init__(self, settings: Settings, gauge: Gauge) -> None:
+        self._settings, self._gauge = settings, gauge
+        self._lock, self._count = threading.Lock(), 0
+        self.limiter = CapacityLimiter(settings.running)
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """A place in the queue. Raises Problem 503 when it is full."""
+        with self._lock:
+            if self._count >= self._settings.running + self._settings.waiting:
+                headers = {"Retry-After": str(self._settings.retry_after_s)}
+                raise Problem(503, f"{self._count} decodings are running or waiting", headers)
+            self._count += 1
+            self._gauge.set(self._count)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._count -= 1
+                self._gauge.set(self._count)
+
+
+def _wanted_format(request: Request, chosen: str | None) -> str:
+    if chosen is not None:
+        if chosen not in FORMATS:
+            raise Problem(422, f"format={chosen}: accepted are {', '.join(FORMATS)}")
+        return chosen
+    accept = request.headers.get("accept", "*/*")
+    for part in accept.split(","):
+        kind = ACCEPTS.get(part.split(";")[0].strip().lower())
+        if kind:
+            return kind
+    raise Problem(406, f"Accept: {accept}; offered are image/tiff, image/png and application/json")
+
+
+def _integers(text: str | None, name: str, count: int | None = None) -> list[int] | None:
+    if text is None:
+        return None
+    try:
+        values = [int(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if not values or (count is not None and len(values) != count):
+        raise Problem(422, f"{name}={text}: expected {count or 'a list of'} whole numbers with commas between")
+    return values
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """The application. Raises ProfileError where a profile folder is unusable."""
+    settings = settings or Settings()
+    library = settings.library or Library(settings.profiles, settings.threads)
+    metrics = Metrics()
+    queue = Queue(settings, metrics.queued)
+    limits = fmt.Limits()
+    app = FastAPI(
+        title="Perigee ground service",
+        version=perigee.__version__,
+        description="Decodes Perigee streams to Cloud-Optimised GeoTIFF, PNG or JSON. Errors are problem documents (RFC 9457).",
+        license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+    )
+    problems.install(app)
+
+    @app.middleware("http")
+    async def guard(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+        """Authorise where a token is set, and count answers."""
+        route = request.url.path
+        if settings.token is not None and route not in OPEN_PATHS:
+            given = request.headers.get("authorization", "")
+            if not hmac.compare_digest(given.encode(), f"Bearer {settings.token}".encode()):
+                answer: Response = problems.problem_response(
+                    Problem(401, "send Authorization: Bearer <token>", {"WWW-Authenticate": "Bearer"})
+                )
+                metrics.requests.labels("unauthorised", "401").inc()
+                return answer
+        answer = await call_next(request)
+        known = {getattr(r, "path", "") for r in app.routes}
+        metrics.requests.labels(route if route in known else "other", str(answer.status_code)).inc()
+        return answer
+
+    def parse(data: bytes, damaged: bool) -> fmt.Stream:
+        metrics.received.inc(len(data))
+        return fmt.parse(data, limits, damaged)
+
+    def produce(data: bytes, kind: str, window: list[int] | None, bands: list[int] | None, reduction: int, damaged: bool) -> Response:
+        start = time.perf_counter()
+        stream = parse(data, damaged)
+        decoder = SceneDecoder(stream, library.engine(stream.header.contract), damaged=damaged)
+        view = view_of(decoder, Region(*window) if window else None, bands, reduction)
+        samples = view.region.rows * view.region.cols * len(view.bands)
+        if samples > settings.decoded_samples:
+            raise Problem(413, f"{samples} samples to decode; accepted are up to {settings.decoded_samples}: ask for a window")
+        if kind == "json":
+            answer = _as_json(decoder, view, len(data))
+        else:
+            folder = Path(tempfile.mkdtemp(prefix="perigee-"))
+            try:
+                path = folder / f"scene.{kind}"
+                (write_png if kind == "png" else write_cog)(path, decoder, view)
+                answer = FileResponse(path, media_type=FORMATS[kind], background=BackgroundTask(shutil.rmtree, folder, True))
+            except BaseException:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
+        report = decoder.report
+        if report.cut or report.lost or stream.damage:
+            answer.headers["Perigee-Damage"] = json.dumps(
+                {"cut": len(report.cut), "lost": len(report.lost), "notes": len(stream.damage)}
+            )
+        metrics.pixels.inc(view.size[0] * view.size[1])
+        metrics.seconds.observe(time.perf_counter() - start)
+        return answer
+
+    body_schema = {
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+                "multipart/form-data": {
+                    "schema": {"type": "object", "properties": {"file": {"type": "string", "format": "binary"}}, "required": ["file"]}
+                },
+            },
+        }
+    }
+    problem_schema = {"content": {problems.MEDIA_TYPE: {"example": {"type": "about:blank", "title": "Unusable stream or request",
+        "status": 422, "detail": "the CRC of a chunk differs (at byte 24)", "error": "ChecksumError", "offset_bytes": 24}}}}  # fmt: skip
+    answers: dict[int | str, dict[str, Any]] = {
+        406: {"description": "No offered media type is acceptable"},
+        413: {"description": "Upload or decoded scene too large"},
+        415: {"description": "Wrong media type of the upload"},
+        422: {"description": "Invalid stream, unknown profile or parameter out of range", **problem_schema},
+        503: {"description": "Queue full; Retry-After says when to come again"},
+    }
+
+    @app.post(
+        "/decode",
+        openapi_extra=body_schema,
+        responses={200: {"content": {kind: {} for kind in FORMATS.values()}, "description": "The product"}, **answers},
+        response_class=Response,
+    )
+    async def decode(
+        request: Request,
+        format: Annotated[str | None, Query(description="tif, png or json; else by Accept", examples=["tif"])] = None,
+        window: Annotated[str | None, Query(description="top,left,rows,cols in pixels", examples=["0,0,512,512"])] = None,
+        bands: Annotated[str | None, Query(description="band numbers from 1", examples=["1,2,3"])] = None,
+        scale: Annotated[str, Query(description="1, 1/2, 1/4, 1/8 or 1/16", examples=["1/4"])] = "1",
+        damaged: Annotated[bool, Query(description="decode what is sound; header Perigee-Damage counts the rest")] = False,
+    ) -> Response:
+        """Decode a stream to a Cloud-Optimised GeoTIFF, a PNG, or JSON (description and band statistics)."""
+        kind = _wanted_format(request, format)
+        if scale not in SCALES:
+            raise Problem(422, f"scale={scale}: accepted are {', '.join(SCALES)}")
+        region, chosen = _integers(window, "window", 4), _integers(bands, "bands")
+        with queue.place():
+            data = await read_upload(request, settings.upload_bytes)
+            return await to_thread.run_sync(
+                produce, data, kind, region, chosen, SCALES[scale], damaged, limiter=queue.limiter
+            )
+
+    @app.post("/inspect", openapi_extra=body_schema, responses=answers)
+    async def inspect_stream(request: Request, damaged: bool = False) -> JSONResponse:
+        """What a stream says of itself; nothing is decoded and no profile is needed."""
+        data = await read_upload(request, settings.upload_bytes)
+        described = inspect(parse(data, damaged), len(data))
+        described["profile_known"] = bytes.fromhex(described["contract"]) in library.profiles
+        return _json(described)
+
+    @app.get("/profiles")
+    def profiles() -> JSONResponse:
+        """The profiles that this service decodes."""
+        return _json([
+            {"name": p.name, "contract": digest.hex(), "preset": p.manifest.get("preset"), "patch_side": p.contract.patch_side}
+            for digest, p in library.profiles.items()
+        ])  # fmt: skip
+
+    @app.get("/healthz")
+    def health() -> dict[str, str]:
+        """The process answers."""
+        return {"status": "alive"}
+
+    @app.get("/readyz")
+    async def ready() -> JSONResponse:
+        """Profiles are loaded and pass their self-tests; 503 otherwise."""
+        if not library.profiles:
+            raise Problem(503, "no profile is installed")
+        try:
+            for digest in library.profiles:
+                await to_thread.run_sync(library.engine, digest)
+        except PerigeeError as error:
+            raise Problem(503, str(error)) from error
+        return _json({"status": "ready", "profiles": len(library.profiles)})
+
+    @app.get("/metrics", response_class=Response)
+    def prometheus() -> Response:
+        """Prometheus metrics."""
+        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    return app
+
+
+def _json(value: Any) -> JSONResponse:
+    """JSON without NaN, which JSON does not have."""
+    return JSONResponse(json.loads(json.dumps(value, default=str), parse_constant=lambda _: None))
+
+
+def _as_json(decoder: SceneDecoder, view: View, size_bytes: int) -> JSONResponse:
+    array = read_array(decoder, view)
+    described = inspect(decoder.stream, size_bytes) | {
+        "view": {"region": tuple(view.region), "bands": [b + 1 for b in view.bands], "size": view.size},
+        "statistics": [
+            {"band": b + 1, "min": int(a.min()), "max": int(a.max()), "mean": round(float(np.mean(a)), 4)}
+            for b, a in zip(view.bands, array, strict=True)
+        ],
+        "provenance": provenance(decoder),
+        "cut": decoder.report.cut,
+        "lost": decoder.report.lost,
+    }
+    return _json(described)

@@ -1,0 +1,74 @@
+"""Every error as a problem document (RFC 9457, ``application/problem+json``), hostile bytes as 4xx."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from perigee.bitstream.errors import BitstreamError, LimitError, MetadataError, PerigeeError, UnknownProfileError
+
+MEDIA_TYPE = "application/problem+json"
+TITLES = {
+    400: "Bad request", 401: "Not authorised", 404: "Not found", 405: "Method not allowed", 406: "Not acceptable",
+    413: "Too large", 415: "Unsupported media type", 422: "Unusable stream or request", 500: "Internal error", 503: "Busy",
+}  # fmt: skip
+log = logging.getLogger("perigee.service")
+
+
+class Problem(Exception):
+    """An error to be answered with ``status``; ``extra`` are extension members, ``headers`` go with the answer."""
+
+    def __init__(self, status: int, detail: str, headers: dict[str, str] | None = None, **extra: Any) -> None:
+        super().__init__(detail)
+        self.status, self.detail, self.headers, self.extra = status, detail, headers, extra
+
+
+def problem_response(problem: Problem) -> JSONResponse:
+    """The answer for a problem."""
+    body = {"type": "about:blank", "title": TITLES.get(problem.status, "Error"), "status": problem.status, "detail": problem.detail}
+    return JSONResponse(body | problem.extra, problem.status, problem.headers, MEDIA_TYPE)
+
+
+def problem_of(error: PerigeeError) -> Problem:
+    """The problem that a typed error of the codec is to a caller."""
+    kind = {"error": type(error).__name__}
+    if isinstance(error, UnknownProfileError):
+        return Problem(422, str(error), wanted=error.wanted, known=error.known, **kind)
+    if isinstance(error, BitstreamError):
+        offset = {} if error.offset_bytes is None else {"offset_bytes": error.offset_bytes}
+        return Problem(422, str(error), **kind, **offset)
+    if isinstance(error, (LimitError, MetadataError)):
+        return Problem(422, str(error), **kind)
+    return Problem(500, str(error), **kind)
+
+
+def install(app: FastAPI) -> None:
+    """Answer all errors of ``app`` as problem documents."""
+
+    @app.exception_handler(Problem)
+    def _problem(_: Request, error: Problem) -> JSONResponse:
+        return problem_response(error)
+
+    @app.exception_handler(PerigeeError)
+    def _perigee(_: Request, error: PerigeeError) -> JSONResponse:
+        return problem_response(problem_of(error))
+
+    @app.exception_handler(RequestValidationError)
+    def _validation(_: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        return problem_response(Problem(422, f"{where}: {first['msg']}"))
+
+    @app.exception_handler(HTTPException)
+    def _http(_: Request, error: HTTPException) -> JSONResponse:
+        return problem_response(Problem(error.status_code, str(error.detail), dict(error.headers or {})))
+
+    @app.exception_handler(Exception)
+    def _unexpected(_: Request, error: Exception) -> JSONResponse:
+        log.error("internal error", exc_info=error)
+        return problem_response(Problem(500, "internal error; the service's log has more"))
