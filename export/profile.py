@@ -56,14 +56,17 @@ def _self_test(contract: Contract, seed: int = 20) -> dict[str, np.ndarray[Any, 
     side = 8
     shape_q, shape_z = (w.latents, side, side), (w.hyper_latents, side // 4, side // 4)
     board = (np.indices(shape_q).sum(0) % 2 * 2 - 1) * 32767
+    falling = np.exp(-np.arange(w.latents) / (w.latents / 5))[:, None, None]  # as real latents: first channels large
     cases = [
         (np.zeros(shape_q), np.zeros(shape_z), 0),
         (np.full(shape_q, 32767), np.full(shape_z, 64), QUALITY_STEPS),
         (np.full(shape_q, -32768), np.full(shape_z, -64), 125),
         (board, rng.choice([-64, 64], shape_z), QUALITY_STEPS),
-        *((np.round(rng.laplace(0, s, shape_q)), np.round(rng.normal(0, 2 + s / 4, shape_z)).clip(-64, 64), step)
-          for s, step in ((0.3, 30), (1.5, 110), (6.0, 190), (40.0, 250))),
-    ]  # fmt: skip
+    ]
+    for spread, step in ((0.3, 30), (1.5, 110), (6.0, 190), (40.0, 250)):
+        for profile in (1.0, 4 * falling):
+            hyper = np.round(rng.normal(0, 2 + spread / 4, shape_z)).clip(-64, 64)
+            cases.append((np.round(rng.laplace(0, spread * profile, shape_q)), hyper, step))
     q = np.stack([c[0] for c in cases]).astype(np.int16)
     z = np.stack([c[1] for c in cases]).astype(np.int8)
     steps = np.array([c[2] for c in cases], np.uint8)

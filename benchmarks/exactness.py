@@ -1,0 +1,209 @@
+"""Do all engines agree? ``python -m perigee.benchmarks.exactness``: the test matrix of the integer prior as a report.
+
+Every tile is encoded at several qualities by every flight engine and decoded by every prior; what differs is counted in
+symbols. Beside it, what is avoided: the same prior as a naive float network, run twice with different arithmetic.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from perigee.bitstream import prior as P
+from perigee.bitstream.entropy import decode_symbols, encode_symbols
+from perigee.bitstream.profile import HYPER_BLOCK, Profile, find_profile
+from perigee.engines.onnxruntime import FlightEngine, GraphPrior, GroundEngine, OnnxRuntimeGraph
+from perigee.engines.torch import TorchFlightEngine, TorchGroundEngine
+from perigee.onboard.encoder import pad_to_multiple, quality_step_of
+
+from .common import images, sample_folder, table, write_report
+
+QUALITIES = (10, 30, 50, 70, 90)
+
+
+class NaiveOps:
+    """The prior as a float network would run it: no rounding between layers, ``dtype`` and thread count as they come."""
+
+    def __init__(self, profile: Profile, dtype: torch.dtype) -> None:
+        contract = profile.contract
+        self.shapes, self.dtype = P.layer_shapes(contract.widths), dtype
+        self.weights = {n: tuple(torch.from_numpy(a).to(dtype) for a in P.folded(layer)) for n, layer in contract.layers.items()}
+
+    def layer(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        shape, (weight, bias) = self.shapes[name], self.weights[name]
+        out = F.conv2d(x, weight, bias - 0.5, padding=shape.kernel // 2, groups=shape.inputs if shape.depthwise else 1)
+        return out.clamp(P.OUTPUT_MIN, P.OUTPUT_MAX) if shape.final else out.clamp(0, P.ACTIVATION_MAX)
+
+    def shuffle(self, x: torch.Tensor) -> torch.Tensor:
+        return F.pixel_shuffle(x, 2)
+
+    def concat(self, xs: Sequence[torch.Tensor]) -> torch.Tensor:
+        return torch.cat(list(xs), 1)
+
+    def half(self, x: torch.Tensor, parity: int) -> torch.Tensor:
+        return torch.from_numpy(P.half(x.float().numpy(), parity)).to(self.dtype)
+
+
+def naive_tables(ops: NaiveOps, widths: P.Widths, z: Any, q: Any, quality_step: int) -> np.ndarray[Any, Any]:
+    """Table numbers of the naive float prior, all passes in one row."""
+    plane = torch.full((len(z), 1, *q.shape[2:]), P.quality_plane_value(quality_step), dtype=ops.dtype)
+    features = P.hyper_features(ops, torch.from_numpy(z).to(ops.dtype), plane)
+    out = []
+    for k in range(widths.passes):
+        seen = widths.context_channels(k)
+        context = None
+        if seen:
+            clamped = P.context_of(q[:, :seen])
+            context = torch.from_numpy(P.even_only(clamped, widths.slice_of(k)[0]) if k % 2 else clamped).to(ops.dtype)
+        outputs = P.pass_outputs(ops, k, ops.half(features, k % 2), context).float().numpy()
+        out.append(P.split_outputs(np.floor(outputs + 0.5)).table.reshape(-1))
+    return np.concatenate(out)
+
+
+def _segment(engine: FlightEngine, image: Any, step: int) -> tuple[Any, Any, Any, Any]:
+    """Latents, hyper-latents, predictions and words that an engine makes of a patch."""
+    contract = engine.profile.contract
+    q, z = engine.analyse(image, step)
+    predictions = engine.prior.all_passes(z, q, step)
+    passes = []
+    for k, p in enumerate(predictions):
+        start, stop = contract.widths.slice_of(k)
+        passes.append((P.half(q[:, start:stop], k % 2)[0], P.Prediction(p.table[0], p.mean[0])))
+    words = {kind: encode_symbols(contract.widths, contract.tables, z[0], passes, kind) for kind in ("constriction", "integer")}
+    return q, z, predictions, words
+
+
+def _differing(a: list[P.Prediction], b: list[P.Prediction]) -> int:
+    return sum(int((x.table != y.table).sum() + (x.mean != y.mean).sum()) for x, y in zip(a, b, strict=True))
+
+
+def circle(profile: Profile, tiles: list[tuple[str, Any]]) -> list[dict[str, Any]]:
+    """Whole circle over all tiles and qualities: encode with each engine, decode with each prior, compare symbols and pixels."""
+    contract = profile.contract
+    flights = {
+        "onnxruntime, 1 thread": FlightEngine(profile, 1),
+        "onnxruntime, 2 threads": FlightEngine(profile, 2),
+        "torch": TorchFlightEngine(profile),
+    }
+    reference = contract.reference(np.int64)
+    ground, torch_ground = GroundEngine(profile, 2), TorchGroundEngine(profile)
+    priors = {"numpy int64": reference, "onnxruntime": ground.prior, "torch": torch_ground.prior}
+    naive = {"float32": NaiveOps(profile, torch.float32), "bfloat16": NaiveOps(profile, torch.bfloat16)}
+    naive64 = NaiveOps(profile, torch.float64)
+    counts: dict[str, int] = {}
+    pixels = {"samples": 0, "differing": 0, "largest": 0}
+
+    def add(name: str, value: int) -> None:
+        counts[name] = counts.get(name, 0) + int(value)
+
+    for _, tile in tqdm(tiles, unit="tile", disable=None):
+        image = pad_to_multiple(tile.transpose(2, 0, 1).astype(np.float32) * np.float32(1 / 255))[None]
+        size = tuple(n // HYPER_BLOCK for n in image.shape[2:])
+        for quality in QUALITIES:
+            step = quality_step_of(quality)
+            done: set[bytes] = set()
+            answers: dict[bytes, list[P.Prediction]] = {}
+            for flight_name, flight in flights.items():
+                q, z, predictions, words = _segment(flight, image, step)
+                add("symbols", q.size)
+                add("streams whose bytes differ between constriction and the integer coder", words["constriction"].tobytes() != words["integer"].tobytes())
+                seen = q.tobytes()
+                if seen not in answers:
+                    answers[seen] = reference.all_passes(z, q, step)
+                add(f"encoded with {flight_name}: prior differs from numpy int64", _differing(predictions, answers[seen]))
+                if words["integer"].tobytes() in done:  # the very bytes were decoded a moment ago
+                    continue
+                done.add(words["integer"].tobytes())
+                for prior_name, prior in priors.items():
+                    kind = "integer" if prior_name == "numpy int64" else "constriction"
+                    decoded = decode_symbols(contract.widths, contract.tables, prior, words["integer"], step, size, kind=kind)
+                    add(f"decoded with {prior_name}: differing symbols", (decoded.q != q[0]).sum())
+                if flight_name.endswith("1 thread"):
+                    twin = naive_tables(naive64, contract.widths, z, q, step)
+                    for kind, ops in naive.items():
+                        other = naive_tables(ops, contract.widths, z, q, step)
+                        add(f"naive float prior, {kind} against float64: differing tables", (other != twin).sum())
+                        add(f"naive float prior, {kind} against float64: patches lost", (other != twin).any())
+                    found = ground.predict(z, q, step)
+                    latents = ground.reconstruct(q, found.mean, found.scale_index, step)
+                    one, two = (np.clip(np.rint(e.synthesise(latents) * 255), 0, 255) for e in (ground, torch_ground))
+                    pixels["samples"] += one.size
+                    pixels["differing"] += int((one != two).sum())
+                    pixels["largest"] = max(pixels["largest"], int(np.abs(one - two).max()))
+    rows = [{"what": name, "count": value} for name, value in counts.items()]
+    rows.append({"what": "pixels, onnxruntime against torch: largest difference, grey levels", "count": pixels["largest"]})
+    rows.append({"what": "pixels, onnxruntime against torch: equal %", "count": round(100 - 100 * pixels["differing"] / max(pixels["samples"], 1), 4)})
+    return rows
+
+
+def matrix(profile: Profile, tiles: list[tuple[str, Any]]) -> list[dict[str, Any]]:
+    """The prior alone: engines x threads x batch x memory layout x graph optimisation, against int64."""
+    contract = profile.contract
+    flight = FlightEngine(profile, 1)
+    inputs = []
+    rng = np.random.default_rng(5)
+    latents, hyper = contract.widths.latents, contract.widths.hyper_latents
+    inputs.append((np.zeros((8, latents, 16, 16), np.int32), np.zeros((8, hyper, 4, 4), np.int32), 0))
+    inputs.append((rng.choice([-32768, 32767], (8, latents, 16, 16)).astype(np.int32), rng.choice([-64, 64], (8, hyper, 4, 4)).astype(np.int32), 250))
+    inputs.append((np.rint(rng.laplace(0, 3, (8, latents, 16, 16))).astype(np.int32), rng.integers(-8, 9, (8, hyper, 4, 4)).astype(np.int32), 125))
+    for start in range(0, min(len(tiles), 40) // 8 * 8, 8):
+        batch = np.stack([t[:256, :256].transpose(2, 0, 1) for _, t in tiles[start : start + 8]]).astype(np.float32) / 255
+        if batch.shape[2:] == (256, 256):
+            for quality in QUALITIES:
+                q, z = flight.analyse(batch, quality_step_of(quality))
+                inputs.append((q, z, quality_step_of(quality)))
+    reference = contract.reference(np.int64)
+    answers = [reference.all_passes(z, q, step) for q, z, step in inputs]
+    engines: dict[str, Any] = {"numpy float64": contract.reference(np.float64), "numpy float32": contract.reference(np.float32)}
+    for threads in (1, 2, 4):
+        for optimise in (True, False):
+            graph = OnnxRuntimeGraph(profile.file("prior.onnx"), threads, optimise)
+            engines[f"onnxruntime, {threads} threads, optimisation {'all' if optimise else 'none'}"] = GraphPrior(contract.widths, graph)
+        engines[f"torch, {threads} threads"] = TorchFlightEngine(profile, threads).prior
+    rows = []
+    for name, engine in tqdm(engines.items(), unit="engine", disable=None):
+        if name.startswith("torch"):
+            torch.set_num_threads(int(name.split()[1]))
+        for batch in (1, 8):
+            for layout in ("contiguous", "channels last"):
+                wrong = symbols = 0
+                for (q, z, step), answer in zip(inputs, answers, strict=True):
+                    for start in range(0, len(q), batch):
+                        part = [a[start : start + batch] for a in (z, q)]
+                        if layout == "channels last":
+                            part = [np.ascontiguousarray(a.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2) for a in part]
+                        found = engine.all_passes(part[0], part[1], step)
+                        wanted = [P.Prediction(p.table[start : start + batch], p.mean[start : start + batch]) for p in answer]
+                        wrong += _differing(found, wanted)
+                        symbols += part[1].size
+                rows.append({"engine": name, "batch": batch, "layout": layout, "symbols": symbols, "differing": wrong})
+    return rows
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, action="append", help="folder of tiles (repeatable; default: the bundled sample)")
+    parser.add_argument("--profile", default="lite", help="name or folder (default %(default)s)")
+    parser.add_argument("--limit", type=int, help="only the first N tiles of a folder")
+    parser.add_argument("--out", type=Path, default=Path("build/exactness.json"), help="JSON report")
+    args = parser.parse_args()
+    profile = find_profile(args.profile)
+    tiles = [tile for folder in args.data or [sample_folder()] for tile in list(images(folder))[: args.limit]]
+    print(f"prior against int64, contract {profile.contract.digest.hex()}")
+    second = matrix(profile, tiles)
+    print(table(second, ["engine", "batch", "layout", "symbols", "differing"]))
+    first = circle(profile, tiles)
+    print(f"\n{len(tiles)} tiles at qualities {QUALITIES}, profile {profile.name}\n" + table(first, ["what", "count"]))
+    write_report(args.out, [{"circle": first, "matrix": second, "contract": profile.contract.digest.hex()}])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""The entropy coder: exact, the same bytes from both implementations, robust against cut and hostile words."""
+
+import numpy as np
+import pytest
+import tifffile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from perigee.bitstream import prior as P
+from perigee.bitstream.entropy import ConstrictionAns, IntegerAns, Tables, decode_symbols, encode_symbols
+from perigee.bitstream.errors import ProfileError, SymbolError
+
+pytest.importorskip("constriction")
+
+
+@pytest.fixture(scope="module")
+def contract(profile):
+    return profile.contract
+
+
+def predicted(contract, q, z, step):
+    out = []
+    for k, p in enumerate(contract.reference(np.float64).all_passes(z, q, step)):
+        start, stop = contract.widths.slice_of(k)
+        out.append((P.half(q[:, start:stop], k % 2)[0], P.Prediction(p.table[0], p.mean[0])))
+    return out
+
+
+def symbols(rng, spread, shape=(2, 1)):
+    q = np.rint(rng.laplace(0, spread, (1, 192, 4 * shape[0], 4 * shape[1]))).astype(np.int32).clip(P.Q_MIN, P.Q_MAX)
+    z = np.rint(rng.normal(0, 3, (1, 64, *shape))).astype(np.int32).clip(-64, 64)
+    return q, z
+
+
+def decode(contract, words, step, size, **more):
+    prior = contract.reference(np.float64)
+    return decode_symbols(contract.widths, contract.tables, prior, words, step, size, **more)
+
+
+@pytest.mark.parametrize(("spread", "step"), [(0.2, 10), (3, 125), (60, 250), (9000, 0)])
+def test_both_coders_write_the_same_bytes_and_read_them_back(contract, rng, spread, step):
+    q, z = symbols(rng, spread)
+    q[0, 3, 2, 1], q[0, 191, 0, 0] = P.Q_MAX, P.Q_MIN  # far outside every table: escapes
+    passes = predicted(contract, q, z, step)
+    kinds = ("integer", "constriction")
+    words = {kind: encode_symbols(contract.widths, contract.tables, z[0], passes, kind) for kind in kinds}
+    assert words["integer"].tobytes() == words["constriction"].tobytes()
+    for kind in kinds:
+        decoded = decode(contract, words[kind], step, z.shape[2:], kind=kind)
+        assert np.array_equal(decoded.q, q[0])
+        assert decoded.passes == 8
+
+
+DRAWS = st.lists(st.tuples(st.integers(0, 1087), st.integers(0, 2**31)), max_size=60)
+
+
+@settings(max_examples=60, deadline=None)
+@given(DRAWS, st.lists(st.integers(0, 1), max_size=40))
+def test_coders_agree_on_any_sequence(profile, draws, bits):
+    tables = profile.contract.tables
+    runs = []
+    for table, seed in draws:
+        size = len(tables.row(table))
+        runs.append((table, np.random.default_rng(seed).integers(0, size, 1 + seed % 7).astype(np.int32)))
+    coders = [IntegerAns(tables), ConstrictionAns(tables)]
+    for coder in coders:
+        coder.push_bits(bits)
+        for table, entries in reversed(runs):
+            coder.push(entries, table)
+    words = [coder.to_words() for coder in coders]
+    assert words[0].tobytes() == words[1].tobytes()
+    for kind in (IntegerAns, ConstrictionAns):
+        coder = kind(tables, words[0])
+        assert coder.words_left == len(words[0])
+        for table, entries in runs:
+            assert np.array_equal(coder.pop(table, len(entries)), entries)
+        assert [coder.pop_bit() for _ in bits] == bits
+        assert coder.words_left == 0
+
+
+def test_code_length_is_close_to_the_information(contract, flight, tiles):
+    image = tifffile.imread(tiles[0]).transpose(2, 0, 1)[None].astype(np.float32) / 255
+    q, z = flight.analyse(image, 100)
+    passes = predicted(contract, q, z, 100)
+    words = encode_symbols(contract.widths, contract.tables, z[0], passes)
+    bits = 0.0
+    for values, p in passes:
+        radius = contract.tables.table_radius[p.table]
+        entry = np.clip(values - (p.mean >> 4) + radius, 0, 2 * radius + 2)
+        start = contract.tables.starts[p.table]
+        bits -= np.log2(contract.tables.frequencies[start + entry] / 65536).sum()
+    for c in range(64):
+        bits -= np.log2(contract.tables.z_frequencies[c][z[0, c] + 64] / 65536).sum()
+    assert 0 < 32 * len(words) - bits < 64 + 0.005 * bits  # the state's last word, and the bits of escapes
+
+
+def test_every_cut_decodes_to_whole_passes(contract, rng):
+    q, z = symbols(rng, 3)
+    words = encode_symbols(contract.widths, contract.tables, z[0], predicted(contract, q, z, 120))
+    passes_seen = []
+    for count in sorted({0, 1, 2, *np.linspace(3, len(words), 12).astype(int).tolist()}):
+        results = [
+            decode(contract, words[:count], 120, z.shape[2:], cut=True, kind=kind) for kind in ("integer", "constriction")
+        ]
+        assert np.array_equal(results[0].q, results[1].q)
+        assert results[0].passes == results[1].passes
+        for k in range(results[0].passes):
+            start, stop = contract.widths.slice_of(k)
+            assert np.array_equal(P.half(results[0].q[None, start:stop], k % 2), P.half(q[:, start:stop], k % 2))
+        passes_seen.append(results[0].passes)
+    assert passes_seen == sorted(passes_seen)
+    assert passes_seen[0] == 0 and passes_seen[-1] == 8 and len(set(passes_seen)) > 3
+
+
+@pytest.mark.parametrize("kind", ["integer", "constriction"])
+def test_foreign_words_are_refused(contract, rng, kind):
+    """Random words never end with an empty coder."""
+    for _ in range(20):
+        words = rng.integers(1, 1 << 32, int(rng.integers(300, 600))).astype(np.uint32)
+        with pytest.raises(SymbolError):
+            decode(contract, words, 120, (1, 1), kind=kind)
+
+
+@pytest.mark.parametrize("fault", ["sum", "zero", "length", "z"])
+def test_broken_tables_are_refused(contract, fault):
+    t = contract.tables
+    frequencies, z = t.frequencies.copy(), t.z_frequencies.copy()
+    if fault == "sum":
+        frequencies[5] += 1
+    elif fault == "zero":
+        frequencies[2] += frequencies[1]
+        frequencies[1] = 0
+    elif fault == "length":
+        frequencies = frequencies[:-1]
+    else:
+        z[3, 0] += 1
+    with pytest.raises(ProfileError):
+        Tables(t.radius, frequencies, z)

@@ -1,0 +1,141 @@
+"""The integer prior: every implementation gives the integers of the int64 reference, and the proof rejects what would not."""
+
+import numpy as np
+import pytest
+import torch
+
+from perigee.bitstream import prior as P
+from perigee.bitstream.errors import ProfileError
+from perigee.models.codec.prior import TrainedPrior, half, unhalf
+
+SMALL = P.Widths(latents=24, hyper_latents=8, hyper=12, context=10, head=14, slices=(8, 16))
+
+
+def small_layers(seed=3):
+    """Layers with weights over the whole range and shifts that keep activations alive."""
+    rng = np.random.default_rng(seed)
+    layers = {}
+    for name, shape in P.layer_shapes(SMALL).items():
+        weight = rng.integers(-127, 128, shape.weight_shape).astype(np.int8)
+        shift = rng.integers(5, 9, shape.outputs).astype(np.uint8)
+        layers[name] = P.Layer(weight, rng.integers(-3000, 3000, shape.outputs).astype(np.int32), shift)
+    return layers
+
+
+def case(rng, n=2):
+    z = rng.integers(-64, 65, (n, 8, 2, 3)).astype(np.int32)
+    q = np.rint(rng.laplace(0, 20, (n, 24, 8, 12))).astype(np.int32)
+    q[0, 0, 0, 0], q[0, 5, 1, 1] = P.Q_MAX, P.Q_MIN
+    return z, q
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_blas_gives_the_integers_of_the_reference(rng, dtype):
+    layers = small_layers()
+    z, q = case(rng)
+    for step in (0, 77, 250):
+        wanted = P.NumpyPrior(SMALL, layers).all_passes(z, q, step)
+        found = P.NumpyPrior(SMALL, layers, dtype).all_passes(z, q, step)
+        for a, b in zip(wanted, found, strict=True):
+            assert np.array_equal(a.table, b.table) and np.array_equal(a.mean, b.mean)
+    assert len(np.unique(wanted[-1].table)) > 50, "the case must not be trivial"
+
+
+def test_a_pass_sees_only_what_is_decoded_before_it(rng):
+    """Changing latents that a decoder does not have yet must not change a prediction."""
+    prior = P.NumpyPrior(SMALL, small_layers(), np.float64)
+    z, q = case(rng)
+    for k, wanted in enumerate(prior.all_passes(z, q, 100)):
+        start, stop = SMALL.slice_of(k)
+        known = np.zeros_like(q)
+        known[:, :start] = q[:, :start]
+        if k % 2:
+            P.unhalf(P.half(q[:, start:stop], 0), 0, known[:, start:stop])
+        found = prior.start(z, 100)(k, known)
+        assert np.array_equal(found.table, wanted.table) and np.array_equal(found.mean, wanted.mean)
+
+
+def test_trained_form_rounds_to_the_same_integers(rng):
+    torch.manual_seed(0)
+    trained = TrainedPrior(SMALL)
+    with torch.no_grad():
+        for parameter in trained.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    trained.quantised = True
+    layers = trained.to_integers()
+    P.check_accumulators(SMALL, layers)
+    z, q = case(rng)
+    q = q.clip(-400, 400)
+    with torch.no_grad():
+        mean, index = trained(torch.from_numpy(z).float(), torch.from_numpy(q).float(), torch.full((2,), 130.0))
+    for k, p in enumerate(P.NumpyPrior(SMALL, layers).all_passes(z, q, 130)):
+        start, stop = SMALL.slice_of(k)
+        assert np.array_equal(P.half(16 * mean[:, start:stop].numpy(), k % 2), p.mean)
+        assert np.array_equal(P.half(index[:, start:stop].numpy(), k % 2), p.table // 16)
+
+
+def test_halves_cover_every_position_once(rng):
+    x = rng.integers(0, 1000, (2, 3, 4, 8))
+    out = np.full_like(x, -1)
+    for parity in (0, 1):
+        P.unhalf(P.half(x, parity), parity, out)
+    assert np.array_equal(out, x)
+    rows, cols = np.indices((4, 8))
+    assert np.array_equal(P.half(((rows + cols) % 2)[None, None], 1), np.ones((1, 1, 4, 4)))
+    tensor = torch.from_numpy(x)
+    assert torch.equal(unhalf(half(tensor, 0), half(tensor, 1)), tensor)
+    assert np.array_equal(half(tensor, 1).numpy(), P.half(x, 1))
+
+
+def test_shift_rounds_half_up_for_negative_numbers_too():
+    layers = small_layers()
+    name = "pass0.out"
+    shape = P.layer_shapes(SMALL)[name]
+    bias, shift = np.full(shape.outputs, -7, np.int32), np.full(shape.outputs, 1, np.uint8)
+    layers[name] = P.Layer(np.ones(shape.weight_shape, np.int8), bias, shift)
+    out = P.NumpyOps(SMALL, layers).layer(name, np.zeros((1, shape.inputs, 2, 2), np.int64))
+    assert (out == -3).all()  # -3.5 rounds up
+
+
+def test_scale_index_and_quality_plane_at_their_ends():
+    assert P.scale_index(np.array([-4096, -40, 0, 1, 86, 4095])).tolist() == [0, 0, 20, 21, 63, 63]
+    assert [P.quality_plane_value(q) for q in (0, 3, 4, 125, 250)] == [0, 0, 1, 16, 32]
+
+
+def test_the_proof_refuses_a_reachable_overflow():
+    layers = small_layers()
+    assert max(P.check_accumulators(SMALL, layers).values()) < 1 << 24
+    layer = layers["hyper.mix"]
+    bias = layer.bias.copy()
+    bias[3] = (1 << 24) - 1
+    layers["hyper.mix"] = P.Layer(layer.weight, bias, layer.shift)
+    with pytest.raises(ProfileError, match=r"hyper\.mix.*16777215"):
+        P.check_accumulators(SMALL, layers)
+
+
+@pytest.mark.parametrize("broken", ["shape", "dtype", "shift", "missing"])
+def test_inconsistent_layers_are_refused(broken):
+    layers = small_layers()
+    layer = layers["pass1.depth"]
+    changed = {
+        "shape": P.Layer(layer.weight[:-1], layer.bias, layer.shift),
+        "dtype": P.Layer(layer.weight, layer.bias.astype(np.int64), layer.shift),
+        "shift": P.Layer(layer.weight, layer.bias, layer.shift + np.uint8(30)),
+    }
+    if broken == "missing":
+        del layers["pass1.depth"]
+    else:
+        layers["pass1.depth"] = changed[broken]
+    with pytest.raises(ProfileError):
+        P.check_accumulators(SMALL, layers)
+
+
+def test_export_gives_up_weight_bits_until_the_proof_holds():
+    torch.manual_seed(1)
+    trained = TrainedPrior(P.Widths(latents=8, hyper_latents=8, hyper=700, context=8, head=8, slices=(8,)))
+    module = trained.layers["hyper_mix"]
+    with torch.no_grad():
+        module.weight.fill_(0.9)
+    layer = module.to_integers()
+    assert int(P.accumulator_bounds(module.shape, layer).max()) < 1 << 24
+    assert int(np.abs(layer.weight.astype(int)).max()) < 115  # 0.9 at full width would be 0.9 * 128 = 115

@@ -1,0 +1,66 @@
+"""Shared fixtures: the shipped profile, its engines, small images, and the real data where they are present."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from perigee.bitstream.profile import Profile, find_profile
+from perigee.engines.onnxruntime import FlightEngine, GroundEngine
+from perigee.onboard.encoder import Encoder
+
+ROOT = Path(__file__).resolve().parent.parent
+SAMPLE = ROOT / "benchmarks" / "sample"
+SHARED = Path(os.environ.get("PERIGEE_SHARED", ROOT.parent / "shared"))
+
+
+@pytest.fixture(scope="session")
+def profile() -> Profile:
+    return find_profile("lite")
+
+
+@pytest.fixture(scope="session")
+def flight(profile: Profile) -> FlightEngine:
+    return FlightEngine(profile, threads=2)
+
+
+@pytest.fixture(scope="session")
+def ground(profile: Profile) -> GroundEngine:
+    return GroundEngine(profile, threads=2)
+
+
+@pytest.fixture(scope="session")
+def encoder(profile: Profile, flight: FlightEngine) -> Encoder:
+    return Encoder(profile, flight)
+
+
+@pytest.fixture(scope="session")
+def tiles() -> list[Path]:
+    """Real 256x256 tiles that come with the project."""
+    return sorted(SAMPLE.glob("*.tif"))
+
+
+@pytest.fixture(scope="session")
+def geotiffs() -> Path:
+    """Folder of real GeoTIFFs of many kinds; skips where it is absent."""
+    folder = SHARED / "data" / "geotiff"
+    if not folder.is_dir():
+        pytest.skip(f"the GeoTIFF set is not at {folder}; set PERIGEE_SHARED")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def scenes() -> Path:
+    """Folder of larger real scenes; skips where it is absent."""
+    folder = SHARED / "data" / "eval" / "scenes"
+    if not folder.is_dir():
+        pytest.skip(f"the scenes are not at {folder}; set PERIGEE_SHARED")
+    return folder
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(1)
