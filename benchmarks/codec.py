@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from perigee.benchmarks.common import Pixels
 from perigee.bitstream import format as fmt
 from perigee.bitstream.profile import Profile, find_profile
 from perigee.engines.onnxruntime import FlightEngine, GroundEngine
 from perigee.ground.decoder import Region, SceneDecoder
 from perigee.onboard.encoder import Encoder, quality_step_of
-
-from .common import Pixels
 
 QUALITIES = (4, 14, 24, 33, 42, 50, 58, 66, 74, 82, 90)
 

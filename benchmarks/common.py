@@ -52,7 +52,9 @@ def facts() -> dict[str, Any]:
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        names = [
+            line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
+        ]
         model = names[0] if names else model
     return {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -128,7 +130,9 @@ ANCHORS: dict[str, Anchor] = {
 }
 
 
-def bd_rate(anchor: list[tuple[float, float]], test: list[tuple[float, float]], low: float = 0.1, high: float = 1.5) -> float:
+def bd_rate(
+    anchor: list[tuple[float, float]], test: list[tuple[float, float]], low: float = 0.1, high: float = 1.5
+) -> float:
     """Bjontegaard rate difference in % of (bpp, PSNR) points: PCHIP of log-rate over PSNR, common PSNR range.
 
     Only points of ``low``..``high`` bpp count, with one beyond each end kept for interpolation by clipping the common range
@@ -158,5 +162,8 @@ def table(rows: list[dict[str, Any]], columns: list[str]) -> str:
     """Rows as an aligned text table."""
     cells = [columns, *([str(row.get(c, "")) for c in columns] for row in rows)]
     widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
-    lines = ["  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))) for line in cells]
+    lines = [
+        "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
+        for line in cells
+    ]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])

@@ -16,14 +16,13 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from perigee.benchmarks.common import images, sample_folder, table, write_report
 from perigee.bitstream import prior as P
 from perigee.bitstream.entropy import decode_symbols, encode_symbols
 from perigee.bitstream.profile import HYPER_BLOCK, Profile, find_profile
 from perigee.engines.onnxruntime import FlightEngine, GraphPrior, GroundEngine, OnnxRuntimeGraph
 from perigee.engines.torch import TorchFlightEngine, TorchGroundEngine
 from perigee.onboard.encoder import pad_to_multiple, quality_step_of
-
-from .common import images, sample_folder, table, write_report
 
 QUALITIES = (10, 30, 50, 70, 90)
 
@@ -34,7 +33,9 @@ class NaiveOps:
     def __init__(self, profile: Profile, dtype: torch.dtype) -> None:
         contract = profile.contract
         self.shapes, self.dtype = P.layer_shapes(contract.widths), dtype
-        self.weights = {n: tuple(torch.from_numpy(a).to(dtype) for a in P.folded(layer)) for n, layer in contract.layers.items()}
+        self.weights = {
+            n: tuple(torch.from_numpy(a).to(dtype) for a in P.folded(layer)) for n, layer in contract.layers.items()
+        }
 
     def layer(self, name: str, x: torch.Tensor) -> torch.Tensor:
         shape, (weight, bias) = self.shapes[name], self.weights[name]
@@ -76,7 +77,10 @@ def _segment(engine: FlightEngine, image: Any, step: int) -> tuple[Any, Any, Any
     for k, p in enumerate(predictions):
         start, stop = contract.widths.slice_of(k)
         passes.append((P.half(q[:, start:stop], k % 2)[0], P.Prediction(p.table[0], p.mean[0])))
-    words = {kind: encode_symbols(contract.widths, contract.tables, z[0], passes, kind) for kind in ("constriction", "integer")}
+    words = {
+        kind: encode_symbols(contract.widths, contract.tables, z[0], passes, kind)
+        for kind in ("constriction", "integer")
+    }
     return q, z, predictions, words
 
 
@@ -113,17 +117,25 @@ def circle(profile: Profile, tiles: list[tuple[str, Any]]) -> list[dict[str, Any
             for flight_name, flight in flights.items():
                 q, z, predictions, words = _segment(flight, image, step)
                 add("symbols", q.size)
-                add("streams whose bytes differ between constriction and the integer coder", words["constriction"].tobytes() != words["integer"].tobytes())
+                add(
+                    "streams whose bytes differ between constriction and the integer coder",
+                    words["constriction"].tobytes() != words["integer"].tobytes(),
+                )
                 seen = q.tobytes()
                 if seen not in answers:
                     answers[seen] = reference.all_passes(z, q, step)
-                add(f"encoded with {flight_name}: prior differs from numpy int64", _differing(predictions, answers[seen]))
+                add(
+                    f"encoded with {flight_name}: prior differs from numpy int64",
+                    _differing(predictions, answers[seen]),
+                )
                 if words["integer"].tobytes() in done:  # the very bytes were decoded a moment ago
                     continue
                 done.add(words["integer"].tobytes())
                 for prior_name, prior in priors.items():
                     kind = "integer" if prior_name == "numpy int64" else "constriction"
-                    decoded = decode_symbols(contract.widths, contract.tables, prior, words["integer"], step, size, kind=kind)
+                    decoded = decode_symbols(
+                        contract.widths, contract.tables, prior, words["integer"], step, size, kind=kind
+                    )
                     add(f"decoded with {prior_name}: differing symbols", (decoded.q != q[0]).sum())
                 if flight_name.endswith("1 thread"):
                     twin = naive_tables(naive64, contract.widths, z, q, step)
@@ -138,8 +150,15 @@ def circle(profile: Profile, tiles: list[tuple[str, Any]]) -> list[dict[str, Any
                     pixels["differing"] += int((one != two).sum())
                     pixels["largest"] = max(pixels["largest"], int(np.abs(one - two).max()))
     rows = [{"what": name, "count": value} for name, value in counts.items()]
-    rows.append({"what": "pixels, onnxruntime against torch: largest difference, grey levels", "count": pixels["largest"]})
-    rows.append({"what": "pixels, onnxruntime against torch: equal %", "count": round(100 - 100 * pixels["differing"] / max(pixels["samples"], 1), 4)})
+    rows.append(
+        {"what": "pixels, onnxruntime against torch: largest difference, grey levels", "count": pixels["largest"]}
+    )
+    rows.append(
+        {
+            "what": "pixels, onnxruntime against torch: equal %",
+            "count": round(100 - 100 * pixels["differing"] / max(pixels["samples"], 1), 4),
+        }
+    )
     return rows
 
 
@@ -151,46 +170,67 @@ def matrix(profile: Profile, tiles: list[tuple[str, Any]]) -> list[dict[str, Any
     rng = np.random.default_rng(5)
     latents, hyper = contract.widths.latents, contract.widths.hyper_latents
     inputs.append((np.zeros((8, latents, 16, 16), np.int32), np.zeros((8, hyper, 4, 4), np.int32), 0))
-    inputs.append((rng.choice([-32768, 32767], (8, latents, 16, 16)).astype(np.int32), rng.choice([-64, 64], (8, hyper, 4, 4)).astype(np.int32), 250))
-    inputs.append((np.rint(rng.laplace(0, 3, (8, latents, 16, 16))).astype(np.int32), rng.integers(-8, 9, (8, hyper, 4, 4)).astype(np.int32), 125))
+    inputs.append(
+        (
+            rng.choice([-32768, 32767], (8, latents, 16, 16)).astype(np.int32),
+            rng.choice([-64, 64], (8, hyper, 4, 4)).astype(np.int32),
+            250,
+        )
+    )
+    inputs.append(
+        (
+            np.rint(rng.laplace(0, 3, (8, latents, 16, 16))).astype(np.int32),
+            rng.integers(-8, 9, (8, hyper, 4, 4)).astype(np.int32),
+            125,
+        )
+    )
     for start in range(0, min(len(tiles), 40) // 8 * 8, 8):
-        batch = np.stack([t[:256, :256].transpose(2, 0, 1) for _, t in tiles[start : start + 8]]).astype(np.float32) / 255
-        if batch.shape[2:] == (256, 256):
+        pixels = np.stack([t[:256, :256].transpose(2, 0, 1) for _, t in tiles[start : start + 8]])
+        if pixels.shape[2:] == (256, 256):
             for quality in QUALITIES:
-                q, z = flight.analyse(batch, quality_step_of(quality))
+                q, z = flight.analyse((pixels / 255).astype(np.float32), quality_step_of(quality))
                 inputs.append((q, z, quality_step_of(quality)))
     reference = contract.reference(np.int64)
     answers = [reference.all_passes(z, q, step) for q, z, step in inputs]
-    engines: dict[str, Any] = {"numpy float64": contract.reference(np.float64), "numpy float32": contract.reference(np.float32)}
+    engines: dict[str, Any] = {
+        "numpy float64": contract.reference(np.float64),
+        "numpy float32": contract.reference(np.float32),
+    }
     for threads in (1, 2, 4):
         for optimise in (True, False):
             graph = OnnxRuntimeGraph(profile.file("prior.onnx"), threads, optimise)
-            engines[f"onnxruntime, {threads} threads, optimisation {'all' if optimise else 'none'}"] = GraphPrior(contract.widths, graph)
+            engines[f"onnxruntime, {threads} threads, optimisation {'all' if optimise else 'none'}"] = GraphPrior(
+                contract.widths, graph
+            )
         engines[f"torch, {threads} threads"] = TorchFlightEngine(profile, threads).prior
     rows = []
     for name, engine in tqdm(engines.items(), unit="engine", disable=None):
         if name.startswith("torch"):
             torch.set_num_threads(int(name.split()[1]))
-        for batch in (1, 8):
+        for size in (1, 8):
             for layout in ("contiguous", "channels last"):
-                wrong = symbols = 0
+                wrong, symbols = 0, 0
                 for (q, z, step), answer in zip(inputs, answers, strict=True):
-                    for start in range(0, len(q), batch):
-                        part = [a[start : start + batch] for a in (z, q)]
+                    for start in range(0, len(q), size):
+                        part = [a[start : start + size] for a in (z, q)]
                         if layout == "channels last":
                             part = [np.ascontiguousarray(a.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2) for a in part]
                         found = engine.all_passes(part[0], part[1], step)
-                        wanted = [P.Prediction(p.table[start : start + batch], p.mean[start : start + batch]) for p in answer]
+                        wanted = [
+                            P.Prediction(p.table[start : start + size], p.mean[start : start + size]) for p in answer
+                        ]
                         wrong += _differing(found, wanted)
                         symbols += part[1].size
-                rows.append({"engine": name, "batch": batch, "layout": layout, "symbols": symbols, "differing": wrong})
+                rows.append({"engine": name, "batch": size, "layout": layout, "symbols": symbols, "differing": wrong})
     return rows
 
 
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, action="append", help="folder of tiles (repeatable; default: the bundled sample)")
+    parser.add_argument(
+        "--data", type=Path, action="append", help="folder of tiles (repeatable; default: the bundled sample)"
+    )
     parser.add_argument("--profile", default="lite", help="name or folder (default %(default)s)")
     parser.add_argument("--limit", type=int, help="only the first N tiles of a folder")
     parser.add_argument("--out", type=Path, default=Path("build/exactness.json"), help="JSON report")

@@ -18,10 +18,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from perigee.benchmarks.codec import ArrayCodec
+from perigee.benchmarks.common import images, jpeg2000, sample_folder, table, write_report
 from perigee.onboard.encoder import Timings
-
-from .codec import ArrayCodec
-from .common import images, jpeg2000, sample_folder, table, write_report
 
 RATES_BPP = (0.25, 0.5, 1.0)
 STAGES = ("analysis", "prior", "entropy")
@@ -37,14 +36,11 @@ def quality_for(codec: ArrayCodec, pixels: Any, bpp: float) -> float:
     return (low + high) / 2
 
 
-def best_of(repeats: int, run: Callable[[], Any]) -> float:
-    """Smallest time of several runs, in ms."""
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        run()
-        times.append(1000 * (time.perf_counter() - start))
-    return min(times)
+def once(run: Callable[..., Any], *args: Any) -> float:
+    """Time of one call, in ms."""
+    start = time.perf_counter()
+    run(*args)
+    return 1000 * (time.perf_counter() - start)
 
 
 def stages(codec: ArrayCodec, pixels: Any, quality: float) -> dict[str, float]:
@@ -91,12 +87,12 @@ def measure(codec: ArrayCodec, tiles: list[Any], repeats: int, presets: dict[str
             step = np.full((1, 1), round(quality * 2.5), np.float32)
             analyses: dict[str, list[float]] = {name: [] for name in presets}
             for _ in range(repeats):
-                mine.append(best_of(1, lambda p=pixels, q=quality: codec.encode(p, q)))
-                j2k.append(best_of(1, lambda p=pixels, b=actual: jpeg2000(p, b)))
+                mine.append(once(codec.encode, pixels, quality))
+                j2k.append(once(jpeg2000, pixels, actual))
                 for name, value in stages(codec, pixels, quality).items():
                     parts[name].append(value)
                 for name, graph in presets.items():
-                    analyses[name].append(best_of(1, lambda g=graph, i=image, s=step: g({"image": i, "quality_step": s})))
+                    analyses[name].append(once(graph, {"image": image, "quality_step": step}))
             ours.append(min(mine))
             theirs.append(min(j2k))
             ratios.append(min(mine) / min(j2k))
@@ -120,16 +116,24 @@ def ground_speed(codec: ArrayCodec, scenes: list[tuple[str, Any]], repeats: int)
     rows = []
     for name, pixels in scenes:
         data = codec.encode(pixels, 50)
-        ms = [best_of(1, lambda d=data: codec.decode(d)) for _ in range(repeats)]
+        ms = [once(codec.decode, data) for _ in range(repeats)]
         area = pixels.shape[0] * pixels.shape[1]
-        rows.append({"scene": name, "pixels": f"{pixels.shape[1]}x{pixels.shape[0]}", "Mpx/s median": f"{area / np.median(ms) / 1000:.2f}"})
+        rows.append(
+            {
+                "scene": name,
+                "pixels": f"{pixels.shape[1]}x{pixels.shape[0]}",
+                "Mpx/s median": f"{area / np.median(ms) / 1000:.2f}",
+            }
+        )
     return rows
 
 
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, action="append", help="folder of 256x256 tiles (repeatable; default: the bundled sample)")
+    parser.add_argument(
+        "--data", type=Path, action="append", help="folder of 256x256 tiles (repeatable; default: the bundled sample)"
+    )
     parser.add_argument("--scenes", type=Path, help="folder of larger images for ground decoding (default: the tiles)")
     parser.add_argument("--profile", default="lite", help="name or folder (default %(default)s)")
     parser.add_argument("--limit", type=int, help="only the first N tiles of a folder")
@@ -137,7 +141,12 @@ def main() -> None:
     parser.add_argument("--presets", action="store_true", help="also the presets that are not shipped (needs torch)")
     parser.add_argument("--out", type=Path, default=Path("build/latency.json"), help="JSON report")
     args = parser.parse_args()
-    tiles = [p for folder in args.data or [sample_folder()] for _, p in list(images(folder))[: args.limit] if p.shape[:2] == (256, 256)]
+    tiles = [
+        p
+        for folder in args.data or [sample_folder()]
+        for _, p in list(images(folder))[: args.limit]
+        if p.shape[:2] == (256, 256)
+    ]
     codec = ArrayCodec(args.profile, threads=1)
     for pixels in tiles[:5]:  # warm-up
         codec.encode(pixels, 50)

@@ -15,13 +15,15 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from .codec import QUALITIES, ArrayCodec
-from .common import ANCHORS, bd_rate, images, psnr, sample_folder, table, write_report
+from perigee.benchmarks.codec import QUALITIES, ArrayCodec
+from perigee.benchmarks.common import ANCHORS, bd_rate, images, psnr, sample_folder, table, write_report
 
 Curves = dict[str, dict[str, list[tuple[float, float]]]]  # codec -> image -> (bpp, PSNR) points
 
 
-def measure(folder: Path, codec: ArrayCodec, anchors: list[str], limit: int | None) -> tuple[Curves, list[dict[str, Any]]]:
+def measure(
+    folder: Path, codec: ArrayCodec, anchors: list[str], limit: int | None
+) -> tuple[Curves, list[dict[str, Any]]]:
     """Curves of one folder and a row for every file that was coded."""
     curves: Curves = {name: {} for name in ["perigee", *anchors]}
     rows: list[dict[str, Any]] = []
@@ -29,7 +31,15 @@ def measure(folder: Path, codec: ArrayCodec, anchors: list[str], limit: int | No
     for name, pixels in tqdm(found, desc=folder.name, unit="image", disable=None):
         area = pixels.shape[0] * pixels.shape[1]
 
-        def add(which: str, setting: Any, data: bytes, decoded: Any, name: str = name, pixels: Any = pixels, area: int = area) -> None:
+        def add(
+            which: str,
+            setting: Any,
+            data: bytes,
+            decoded: Any,
+            name: str = name,
+            pixels: Any = pixels,
+            area: int = area,
+        ) -> None:
             point = (8 * len(data) / area, psnr(pixels, decoded))
             curves[which].setdefault(name, []).append(point)
             rows.append({"folder": folder.name, "image": name, "codec": which, "setting": setting, "bytes": len(data),
@@ -58,7 +68,9 @@ def summarise(folder: str, curves: Curves, reference: str = "jpeg2000") -> list[
 
         def mean_curve(which: str) -> list[tuple[float, float]]:
             finite = [p for p in curves[which].values() if all(math.isfinite(x[1]) for x in p)]
-            return [tuple(np.mean([p[i] for p in finite], axis=0)) for i in range(min(map(len, finite)))] if finite else []
+            return (
+                [tuple(np.mean([p[i] for p in finite], axis=0)) for i in range(min(map(len, finite)))] if finite else []
+            )
 
         out.append({
             "folder": folder, "codec": codec, "images": len(usable), "without overlap": len(rates) - len(usable),
@@ -81,8 +93,17 @@ def plot(path: Path, curves: dict[str, Curves]) -> None:
             finite = [p for p in by_image.values() if all(math.isfinite(x[1]) for x in p)]
             if finite:
                 mean = np.mean(finite, axis=0)
-                axis.plot(mean[:, 0], mean[:, 1], marker="o", markersize=3, label=codec, linewidth=2 if codec == "perigee" else 1)
-        axis.set(title=f"{folder}: mean of {len(finite)} images", xlabel="bits per pixel", ylabel="PSNR, dB", xlim=(0, 2))
+                axis.plot(
+                    mean[:, 0],
+                    mean[:, 1],
+                    marker="o",
+                    markersize=3,
+                    label=codec,
+                    linewidth=2 if codec == "perigee" else 1,
+                )
+        axis.set(
+            title=f"{folder}: mean of {len(finite)} images", xlabel="bits per pixel", ylabel="PSNR, dB", xlim=(0, 2)
+        )
         axis.grid(alpha=0.3)
         axis.legend()
     figure.tight_layout()
@@ -92,9 +113,16 @@ def plot(path: Path, curves: dict[str, Curves]) -> None:
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, action="append", help="folder of 8-bit RGB images (repeatable; default: the bundled sample)")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        action="append",
+        help="folder of 8-bit RGB images (repeatable; default: the bundled sample)",
+    )
     parser.add_argument("--profile", default="lite", help="name or folder (default %(default)s)")
-    parser.add_argument("--anchors", nargs="*", default=list(ANCHORS), choices=list(ANCHORS), help="codecs to compare with")
+    parser.add_argument(
+        "--anchors", nargs="*", default=list(ANCHORS), choices=list(ANCHORS), help="codecs to compare with"
+    )
     parser.add_argument("--limit", type=int, help="only the first N images of a folder")
     parser.add_argument("--out", type=Path, default=Path("build/rate_distortion"), help="folder for CSV, JSON and plot")
     args = parser.parse_args()
@@ -114,7 +142,9 @@ def main() -> None:
         writer.writerows(rows)
     write_report(args.out / "summary.json", summary)
     plot(args.out / "curves.png", everything)
-    print("BD-rate against OpenJPEG (9/7, colour transform, rate mode), 0.1 to 1.5 bpp, RGB PSNR; negative: fewer bytes\n")
+    print(
+        "BD-rate against OpenJPEG (9/7, colour transform, rate mode), 0.1 to 1.5 bpp, RGB PSNR; negative: fewer bytes\n"
+    )
     print(table(summary, ["folder", "codec", "images", "median %", "quartiles %", "set mean %", "without overlap"]))
     print(f"\nwritten to {args.out}: points.csv, summary.json, curves.png")
 

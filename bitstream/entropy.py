@@ -21,8 +21,19 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from .errors import ProfileError, SymbolError
-from .prior import MEAN_FRACTIONS, Q_MAX, Q_MIN, SCALE_COUNT, Z_CLAMP, IntArray, Prediction, PriorEngine, Widths, unhalf
+from perigee.bitstream.errors import ProfileError, SymbolError
+from perigee.bitstream.prior import (
+    MEAN_FRACTIONS,
+    Q_MAX,
+    Q_MIN,
+    SCALE_COUNT,
+    Z_CLAMP,
+    IntArray,
+    Prediction,
+    PriorEngine,
+    Widths,
+    unhalf,
+)
 
 try:
     import constriction
@@ -49,7 +60,11 @@ class Tables:
     z_frequencies: IntArray
 
     def __post_init__(self) -> None:
-        if self.radius.shape != (SCALE_COUNT,) or self.z_frequencies.ndim != 2 or self.z_frequencies.shape[1] != 2 * Z_CLAMP + 1:
+        if (
+            self.radius.shape != (SCALE_COUNT,)
+            or self.z_frequencies.ndim != 2
+            or self.z_frequencies.shape[1] != 2 * Z_CLAMP + 1
+        ):
             raise ProfileError(f"tables need 64 radii and {2 * Z_CLAMP + 1} frequencies a hyper-latent channel")
         if self.frequencies.shape != (int(self.sizes.sum()),):
             raise ProfileError(f"{self.frequencies.shape} latent frequencies, expected {int(self.sizes.sum())}")

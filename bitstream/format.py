@@ -15,7 +15,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from .errors import BitstreamError, ChecksumError, FormatError, LimitError, TruncatedError, UnsupportedError
+from perigee.bitstream.errors import (
+    BitstreamError,
+    ChecksumError,
+    FormatError,
+    LimitError,
+    TruncatedError,
+    UnsupportedError,
+)
 
 MAGIC = b"\x89PGE"
 VERSION = 1
@@ -26,7 +33,12 @@ RESERVED_CRITICAL = {0x05: "key id", 0x06: "encrypted packet group", 0x07: "sign
 OPTIONAL_BIT = 0x80
 
 NETWORK, FALLBACK, DROPPED, EMPTY = 0, 1, 2, 3
-RESERVED_MODES = {FALLBACK: "fall-back coder", 4: "skip against a reference", 5: "residual against a reference", 6: "residual layer"}
+RESERVED_MODES = {
+    FALLBACK: "fall-back coder",
+    4: "skip against a reference",
+    5: "residual against a reference",
+    6: "residual layer",
+}
 CUT_FLAG = 0x10
 
 DTYPES = {1: "uint8", 2: "uint16", 3: "int16"}
@@ -273,7 +285,9 @@ def _whole_varint(payload: memoryview, start: int) -> tuple[int, int]:
         return -1, start
 
 
-def _chunks(data: memoryview, offset: int, limits: Limits) -> Iterator[tuple[int, BitstreamError | None, int, memoryview]]:
+def _chunks(
+    data: memoryview, offset: int, limits: Limits
+) -> Iterator[tuple[int, BitstreamError | None, int, memoryview]]:
     """Chunks as (offset, fault or None, type, payload); ends where the length of a chunk cannot be trusted."""
     nothing = memoryview(b"")
     while offset < len(data):
@@ -288,7 +302,12 @@ def _chunks(data: memoryview, offset: int, limits: Limits) -> Iterator[tuple[int
             return
         stop = body + length
         if stop + 4 > len(data):
-            yield start, TruncatedError(f"a chunk announces {length} bytes, {len(data) - body} are left", start), 0, nothing
+            yield (
+                start,
+                TruncatedError(f"a chunk announces {length} bytes, {len(data) - body} are left", start),
+                0,
+                nothing,
+            )
             return
         if zlib.crc32(data[start:stop]) != int.from_bytes(data[stop : stop + 4], "little"):
             yield start, ChecksumError("the CRC of a chunk differs", start), 0, nothing

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .errors import FormatError
-from .format import write_varint
+from perigee.bitstream.errors import FormatError
+from perigee.bitstream.format import write_varint
 
 SHARED, PER_BAND, ALPHA = 0, 1, 2
 BoolArray = npt.NDArray[np.bool_]

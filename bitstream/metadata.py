@@ -11,8 +11,8 @@ import struct
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta, timezone
 
-from .errors import BitstreamError, FormatError, MetadataError, UnsupportedError
-from .format import read_varint, write_varint
+from perigee.bitstream.errors import BitstreamError, FormatError, MetadataError, UnsupportedError
+from perigee.bitstream.format import read_varint, write_varint
 
 ANCILLARY_MAX_BYTES = 65536
 EPSG, GEOKEYS, NORTH_UP, AFFINE, GCPS, RPC = 1, 2, 3, 4, 5, 6
@@ -109,7 +109,9 @@ def _doubles(values: tuple[float, ...]) -> bytes:
 
 def _undoubles(value: bytes, what: str, count: int | None = None) -> tuple[float, ...]:
     if len(value) % 8 or (count is not None and len(value) != 8 * count):
-        raise FormatError(f"metadata: {what} has {len(value)} bytes, expected {8 * count if count else 'a multiple of 8'}")
+        raise FormatError(
+            f"metadata: {what} has {len(value)} bytes, expected {8 * count if count else 'a multiple of 8'}"
+        )
     return struct.unpack(f"<{len(value) // 8}d", value)
 
 

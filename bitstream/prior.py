@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from .errors import ProfileError
+from perigee.bitstream.errors import ProfileError
 
 IntArray = npt.NDArray[Any]
 Tensor = TypeVar("Tensor")
@@ -118,7 +118,7 @@ def macs_per_position(widths: Widths) -> float:
     """Multiply-adds of the complete prior per latent position (16x16 pixels), all passes."""
     total = 0.0
     for name, s in layer_shapes(widths).items():
-        per = s.outputs * (1 if s.depthwise else s.inputs) * s.kernel * s.kernel
+        per: float = s.outputs * (1 if s.depthwise else s.inputs) * s.kernel * s.kernel
         if name in ("hyper.up1",):
             per /= 16
         elif name in ("hyper.depth1", "hyper.up2"):
@@ -206,7 +206,7 @@ def even_only(context: IntArray, first_channel: int) -> IntArray:
 
 def scale_index(scale: IntArray) -> IntArray:
     """Scale output (1/16 of a unit) to one of 64 tables."""
-    return np.clip((8 * scale + 328) >> 4, 0, SCALE_COUNT - 1)
+    return np.asarray(np.clip((8 * scale + 328) >> 4, 0, SCALE_COUNT - 1))
 
 
 class Prediction(NamedTuple):
@@ -266,7 +266,9 @@ def check_accumulators(widths: Widths, layers: Mapping[str, Layer]) -> dict[str,
             raise ProfileError(f"prior layer {name}: shifts must be 0..{SHIFT_MAX} and weights -127..127")
         bound = int(accumulator_bounds(shape, layer).max())
         if bound >= ACCUMULATOR_LIMIT:
-            raise ProfileError(f"prior layer {name}: an accumulator can reach {bound}, the limit is {ACCUMULATOR_LIMIT - 1}")
+            raise ProfileError(
+                f"prior layer {name}: an accumulator can reach {bound}, the limit is {ACCUMULATOR_LIMIT - 1}"
+            )
         bounds[name] = bound
     return bounds
 
@@ -309,7 +311,7 @@ class NumpyOps:
         whole = acc.astype(np.int64) + layer.bias.astype(np.int64)[:, None, None]
         low, high = (OUTPUT_MIN, OUTPUT_MAX) if shape.final else (0, ACTIVATION_MAX)
         out = np.clip((whole + ((np.int64(1) << shift) >> 1)) >> shift, low, high)
-        return out.astype(self.dtype, copy=False)
+        return np.asarray(out, self.dtype)
 
     def shuffle(self, x: IntArray) -> IntArray:
         n, c, h, w = x.shape

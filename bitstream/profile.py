@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .entropy import Tables
-from .errors import ProfileError
-from .prior import IntArray, Layer, NumpyPrior, Prediction, PriorEngine, Widths, check_accumulators
+from perigee.bitstream.entropy import Tables
+from perigee.bitstream.errors import ProfileError
+from perigee.bitstream.prior import IntArray, Layer, NumpyPrior, Prediction, PriorEngine, Widths, check_accumulators
 
 CONTRACT_FILE = "contract.npz"
 SELF_TEST_FILE = "selftest.npz"
@@ -48,7 +48,9 @@ class Contract:
     def __post_init__(self) -> None:
         check_accumulators(self.widths, self.layers)
         if self.tables.z_frequencies.shape[0] != self.widths.hyper_latents:
-            raise ProfileError(f"{self.tables.z_frequencies.shape[0]} tables for {self.widths.hyper_latents} hyper-latents")
+            raise ProfileError(
+                f"{self.tables.z_frequencies.shape[0]} tables for {self.widths.hyper_latents} hyper-latents"
+            )
         if self.patch_side not in (64, 128, 256, 512):
             raise ProfileError(f"patch side {self.patch_side}, expected 64, 128, 256 or 512")
 
@@ -135,7 +137,9 @@ class Profile:
             raise ProfileError(f"profile {self.name}: {name} is not installed in {self.folder}")
         found = hashlib.sha256(path.read_bytes()).hexdigest()
         if found != wanted:
-            raise ProfileError(f"profile {self.name}: {name} has SHA-256 {found[:16]}..., the manifest says {wanted[:16]}...")
+            raise ProfileError(
+                f"profile {self.name}: {name} has SHA-256 {found[:16]}..., the manifest says {wanted[:16]}..."
+            )
         return path
 
     def self_test(self, prior: PriorEngine) -> None:
@@ -171,10 +175,14 @@ def load_profile(folder: Path) -> Profile:
     if not isinstance(files, dict) or "name" not in manifest or "contract" not in manifest:
         raise ProfileError(f"{path}: a manifest needs name, contract and files")
     if manifest.get("manifest_version") != MANIFEST_VERSION:
-        raise ProfileError(f"{path}: manifest version {manifest.get('manifest_version')}, this reader knows {MANIFEST_VERSION}")
+        raise ProfileError(
+            f"{path}: manifest version {manifest.get('manifest_version')}, this reader knows {MANIFEST_VERSION}"
+        )
     contract = load_contract(folder / CONTRACT_FILE)
     if contract.digest.hex() != manifest["contract"]:
-        raise ProfileError(f"{folder}: the contract's digest is {contract.digest.hex()}, the manifest says {manifest['contract']}")
+        raise ProfileError(
+            f"{folder}: the contract's digest is {contract.digest.hex()}, the manifest says {manifest['contract']}"
+        )
     return Profile(folder, manifest, contract)
 
 
@@ -193,5 +201,7 @@ def find_profile(name_or_folder: str) -> Profile:
     known = shipped_profiles()
     folder = known.get(name_or_folder, Path(name_or_folder))
     if not (folder / MANIFEST_FILE).is_file():
-        raise ProfileError(f"no profile {name_or_folder!r}: neither a folder with a manifest nor one of {', '.join(known) or 'none'}")
+        raise ProfileError(
+            f"no profile {name_or_folder!r}: neither a folder with a manifest nor one of {', '.join(known) or 'none'}"
+        )
     return load_profile(folder)

@@ -71,7 +71,9 @@ def quality_plane(z: IntArray, quality_step: int) -> FloatArray:
 class GraphPrior:
     """The prior from its graphs: all passes at once, or pass by pass. Whichever graphs are given can be used."""
 
-    def __init__(self, widths: Widths, whole: Graph = None, hyper: Graph = None, steps: list[Graph] | None = None) -> None:
+    def __init__(
+        self, widths: Widths, whole: Graph = None, hyper: Graph = None, steps: list[Graph] | None = None
+    ) -> None:
         self.widths = widths
         self._whole, self._hyper, self._steps = whole, hyper, steps or []
 
@@ -112,7 +114,9 @@ class FlightEngine:
 
     name = "onnxruntime"
 
-    def __init__(self, profile: Profile, threads: int | None = None, graph: Any = OnnxRuntimeGraph, check: bool = True) -> None:
+    def __init__(
+        self, profile: Profile, threads: int | None = None, graph: Any = OnnxRuntimeGraph, check: bool = True
+    ) -> None:
         self.profile = profile
         self._analysis = graph(profile.file("analysis.onnx"), threads)
         self.prior = GraphPrior(profile.contract.widths, graph(profile.file("prior.onnx"), threads))
@@ -132,7 +136,12 @@ class GroundEngine:
     name = "onnxruntime"
 
     def __init__(
-        self, profile: Profile, threads: int | None = None, graph: Any = OnnxRuntimeGraph, prior: Any = None, check: bool = True
+        self,
+        profile: Profile,
+        threads: int | None = None,
+        graph: Any = OnnxRuntimeGraph,
+        prior: Any = None,
+        check: bool = True,
     ) -> None:
         self.profile = profile
         widths = profile.contract.widths

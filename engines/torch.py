@@ -13,8 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from perigee.bitstream.errors import EngineError
-
-from .onnxruntime import FlightEngine, GroundEngine
+from perigee.engines.onnxruntime import FlightEngine, GroundEngine
 
 try:
     import onnx
@@ -39,7 +38,9 @@ class TorchGraph:
         torch.backends.cuda.matmul.allow_tf32 = False
         self._device = torch.device(device)
         graph = onnx.load(str(path)).graph
-        self._constants = {c.name: torch.from_numpy(numpy_helper.to_array(c).copy()).to(self._device) for c in graph.initializer}
+        self._constants = {
+            c.name: torch.from_numpy(numpy_helper.to_array(c).copy()).to(self._device) for c in graph.initializer
+        }
         self._outputs = [o.name for o in graph.output]
         self._nodes = [
             (n.op_type, list(n.input), n.output[0], {a.name: onnx.helper.get_attribute_value(a) for a in n.attribute})
@@ -52,7 +53,9 @@ class TorchGraph:
     def __call__(self, feeds: dict[str, npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
         with torch.no_grad():
             values = dict(self._constants)
-            values |= {name: torch.from_numpy(np.ascontiguousarray(array)).to(self._device) for name, array in feeds.items()}
+            values |= {
+                name: torch.from_numpy(np.ascontiguousarray(array)).to(self._device) for name, array in feeds.items()
+            }
             for op, inputs, output, attributes in self._nodes:
                 values[output] = OPERATORS[op]([values[name] for name in inputs], attributes)
             return [values[name].cpu().numpy() for name in self._outputs]

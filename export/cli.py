@@ -13,13 +13,15 @@ from perigee.bitstream.errors import PerigeeError
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; exit codes as in ``sysexits.h``."""
-    parser = argparse.ArgumentParser(prog="export-profile", description="Turn a perigee-train checkpoint into a profile.")
+    parser = argparse.ArgumentParser(
+        prog="export-profile", description="Turn a perigee-train checkpoint into a profile."
+    )
     parser.add_argument("checkpoint", type=Path, help="checkpoint.pt of a run")
     parser.add_argument("-o", "--out", type=Path, required=True, help="new folder of the profile")
     parser.add_argument("--name", help="name of the profile (default: the folder's)")
     args = parser.parse_args(argv)
     try:
-        from .profile import export_profile
+        from perigee.export.profile import export_profile
     except ModuleNotFoundError as error:
         print(f"export-profile: {error.name} is missing: pip install 'perigee[export]'", file=sys.stderr)
         return os.EX_UNAVAILABLE

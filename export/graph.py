@@ -16,7 +16,16 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from perigee.bitstream import prior as P
-from perigee.models.codec.flight import BLOCK, KNOTS, Analysis, Gains, HyperAnalysis, LightBlock, ResidualBlock, Synthesis
+from perigee.models.codec.flight import (
+    BLOCK,
+    KNOTS,
+    Analysis,
+    Gains,
+    HyperAnalysis,
+    LightBlock,
+    ResidualBlock,
+    Synthesis,
+)
 
 OPSET = 18
 Array = npt.NDArray[Any]
@@ -68,7 +77,9 @@ class GraphWriter:
     def clip(self, x: str, low: float, high: float) -> str:
         return self.node("Clip", x, self.constant(np.array(low, np.float32)), self.constant(np.array(high, np.float32)))
 
-    def slice(self, x: str, starts: Sequence[int], stops: Sequence[int], axes: Sequence[int], steps: Sequence[int]) -> str:
+    def slice(
+        self, x: str, starts: Sequence[int], stops: Sequence[int], axes: Sequence[int], steps: Sequence[int]
+    ) -> str:
         parts = [self.constant(np.array(v, np.int64)) for v in (starts, stops, axes, steps)]
         return self.node("Slice", x, *parts)
 
@@ -78,7 +89,9 @@ class GraphWriter:
         if conv.bias is not None:
             parts.append(self.weight(conv.bias.detach().numpy()))
         pads = [int(p) for p in conv.padding] * 2
-        return self.node("Conv", *parts, strides=list(conv.stride), pads=pads, group=conv.groups, kernel_shape=list(conv.kernel_size))
+        return self.node(
+            "Conv", *parts, strides=list(conv.stride), pads=pads, group=conv.groups, kernel_shape=list(conv.kernel_size)
+        )
 
     def space_to_depth(self, x: str, side: int, channels: int) -> str:
         """PixelUnshuffle: ONNX orders (offset, channel), torch (channel, offset); a gather puts it right."""
@@ -121,7 +134,9 @@ class GraphWriter:
     def save(self, path: Path) -> None:
         """Check and write the graph."""
         graph = helper.make_graph(self.nodes, self.name, self.inputs, self.outputs, self.constants)
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="perigee", ir_version=9)
+        model = helper.make_model(
+            graph, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="perigee", ir_version=9
+        )
         onnx.checker.check_model(model, full_check=True)
         path.write_bytes(model.SerializeToString(deterministic=True))
 
@@ -139,7 +154,9 @@ class OnnxOps:
         weight = w.node("Mul", w.node("Cast", w.constant(layer.weight), to=TensorProto.FLOAT), w.constant(scale))
         reach = shape.kernel // 2
         group = shape.inputs if shape.depthwise else 1
-        conv = w.node("Conv", x, weight, w.constant(bias), pads=[reach] * 4, group=group, kernel_shape=[shape.kernel] * 2)
+        conv = w.node(
+            "Conv", x, weight, w.constant(bias), pads=[reach] * 4, group=group, kernel_shape=[shape.kernel] * 2
+        )
         low, high = (P.OUTPUT_MIN, P.OUTPUT_MAX) if shape.final else (0, P.ACTIVATION_MAX)
         return w.clip(w.node("Floor", conv), low, high)
 
@@ -202,6 +219,12 @@ def write_prior(widths: P.Widths, layers: dict[str, P.Layer], folder: Path) -> l
     return names
 
 
+def channels_of(layer: nn.Module) -> int:
+    """Output channels of a convolution."""
+    assert isinstance(layer, nn.Conv2d)
+    return layer.out_channels
+
+
 def write_analysis(analysis: Analysis, gains: Gains, hyper: HyperAnalysis, path: Path) -> None:
     """Image [N, 3, H, W] in 0..1 and Q [N, 1] to integers ``q`` [N, latents, H/16, W/16] and ``z``, both int32."""
     writer = GraphWriter("analysis")
@@ -215,7 +238,7 @@ def write_analysis(analysis: Analysis, gains: Gains, hyper: HyperAnalysis, path:
     z = writer.module(hyper.layers, writer.node("Log", writer.scalar("Add", writer.node("Abs", gained), 1.0)))
     for x, low, high, name, channels in (
         (gained, P.Q_MIN, P.Q_MAX, "q", analysis.linear.out_channels),
-        (z, -P.Z_CLAMP, P.Z_CLAMP, "z", hyper.layers[-1].out_channels),
+        (z, -P.Z_CLAMP, P.Z_CLAMP, "z", channels_of(hyper.layers[-1])),
     ):
         whole = writer.node("Cast", writer.clip(writer.node("Round", x), low, high), to=TensorProto.INT32)
         writer.output(whole, name, ["N", channels, f"{name}H", f"{name}W"], TensorProto.INT32)
@@ -235,9 +258,13 @@ def write_reconstruction(reconstruction: Any, sigma_min: float, log_step: float,
     offset = writer.clip(writer.node("Sub", mean, q), -0.5, 0.5)
     centred = writer.node("Add", q, writer.node("Mul", offset, pull))
     y = writer.node("Mul", centred, writer.gains(reconstruction.inverse_gains, quality))
-    plane = writer.scalar("Div", writer.node("Unsqueeze", quality, writer.constant(np.array([2, 3], np.int64))), P.QUALITY_STEPS)
+    plane = writer.scalar(
+        "Div", writer.node("Unsqueeze", quality, writer.constant(np.array([2, 3], np.int64))), P.QUALITY_STEPS
+    )
     zeros = writer.scalar("Mul", writer.slice(q, [0], [1], [1], [1]), 0.0)
-    writer.output(writer.node("Concat", y, writer.node("Add", zeros, plane), axis=1), "latents", ["N", latents + 1, "H", "W"])
+    writer.output(
+        writer.node("Concat", y, writer.node("Add", zeros, plane), axis=1), "latents", ["N", latents + 1, "H", "W"]
+    )
     writer.save(path)
 
 

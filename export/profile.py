@@ -24,10 +24,9 @@ from perigee.bitstream.profile import (
     load_profile,
 )
 from perigee.engines.onnxruntime import FlightEngine, GroundEngine
+from perigee.export.graph import write_analysis, write_prior, write_reconstruction, write_synthesis
+from perigee.export.tables import make_tables
 from perigee.models.codec.codec import SIGMA_MAX, SIGMA_MIN, Codec, CodecConfig, sigma_of
-
-from .graph import write_analysis, write_prior, write_reconstruction, write_synthesis
-from .tables import make_tables
 
 PATCH_SIDE = 256
 LOG_STEP = math.log(SIGMA_MAX / SIGMA_MIN) / (SCALE_COUNT - 1)
@@ -85,9 +84,16 @@ def _parity(codec: Codec, folder: Path, seed: int = 7) -> dict[str, Any]:
     flight, ground = FlightEngine(profile, threads=2), GroundEngine(profile, threads=2)
     rng = np.random.default_rng(seed)
     rows, cols = np.mgrid[0:256, 0:256]
-    waves = sum(np.sin(rows * rng.uniform(-0.4, 0.4) + cols * rng.uniform(-0.4, 0.4) + rng.uniform(0, 6)) for _ in range(8))
+    waves = sum(
+        np.sin(rows * rng.uniform(-0.4, 0.4) + cols * rng.uniform(-0.4, 0.4) + rng.uniform(0, 6)) for _ in range(8)
+    )
     image = np.stack([0.5 + 0.05 * waves + rng.normal(0, 0.02, waves.shape) for _ in range(3)])[None].astype(np.float32)
-    report: dict[str, Any] = {"quality_steps": [25, 125, 225], "latents_differing": [], "scale_indices_differing": [], "pixels_max_difference": []}
+    report: dict[str, Any] = {
+        "quality_steps": [25, 125, 225],
+        "latents_differing": [],
+        "scale_indices_differing": [],
+        "pixels_max_difference": [],
+    }
     for step in report["quality_steps"]:
         quality = torch.tensor([float(step)])
         y, z = codec.latents(torch.from_numpy(image), quality)
@@ -97,7 +103,9 @@ def _parity(codec: Codec, folder: Path, seed: int = 7) -> dict[str, Any]:
         codec.prior.quantised = True
         mean, index = codec.prior(torch.from_numpy(z_engine).float(), q, quality)
         found = ground.predict(z_engine, q_engine, step)
-        report["scale_indices_differing"].append(int((found.scale_index != index.numpy()).sum() + (found.mean != 16 * mean.numpy()).sum()))
+        report["scale_indices_differing"].append(
+            int((found.scale_index != index.numpy()).sum() + (found.mean != 16 * mean.numpy()).sum())
+        )
         expected = codec.synthesis(codec.reconstruction(q, mean, sigma_of(index), quality)).numpy()
         got = ground.synthesise(ground.reconstruct(q_engine, found.mean, found.scale_index, step))
         report["pixels_max_difference"].append(float(np.abs(expected - got).max() * 255))
@@ -121,8 +129,8 @@ def export_profile(checkpoint: Path, folder: Path, name: str, card: dict[str, An
         codec.gains.knots.detach().numpy().astype(np.float32),
         PATCH_SIDE,
     )
-    np.savez_compressed(folder / CONTRACT_FILE, **contract.arrays())
-    np.savez_compressed(folder / SELF_TEST_FILE, **_self_test(contract))
+    np.savez_compressed(folder / CONTRACT_FILE, **contract.arrays())  # type: ignore[arg-type]
+    np.savez_compressed(folder / SELF_TEST_FILE, **_self_test(contract))  # type: ignore[arg-type]
     write_analysis(codec.analysis, codec.gains, codec.hyper, folder / "analysis.onnx")
     write_reconstruction(codec.reconstruction, SIGMA_MIN, LOG_STEP, folder / "reconstruction.onnx")
     write_synthesis(codec.synthesis, folder / "synthesis.onnx")
@@ -147,5 +155,3 @@ def export_profile(checkpoint: Path, folder: Path, name: str, card: dict[str, An
     manifest["parity"] = _parity(codec, folder)
     path.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     return manifest
-
-

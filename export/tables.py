@@ -20,7 +20,7 @@ def integer_frequencies(probabilities: npt.NDArray[Any]) -> npt.NDArray[np.uint1
     share = probabilities / probabilities.sum()
     out = np.floor(share * (FREQUENCY_TOTAL - len(share))).astype(np.int64) + 1
     out[out.argmax()] += FREQUENCY_TOTAL - out.sum()
-    return out.astype(np.uint16)
+    return np.asarray(out, np.uint16)
 
 
 def make_tables(hyper_prior: HyperPrior) -> Tables:

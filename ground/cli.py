@@ -53,14 +53,22 @@ def main(argv: list[str] | None = None) -> int:
         "78 unusable or unknown profile.",
     )
     parser.add_argument("stream", type=Path, metavar="IN.peri")
-    parser.add_argument("-o", "--out", type=Path, metavar="OUT.tif|.png", help="product (default: beside the stream, .tif)")
-    parser.add_argument("--info", action="store_true", help="print what the stream says of itself as JSON; decode nothing")
+    parser.add_argument(
+        "-o", "--out", type=Path, metavar="OUT.tif|.png", help="product (default: beside the stream, .tif)"
+    )
+    parser.add_argument(
+        "--info", action="store_true", help="print what the stream says of itself as JSON; decode nothing"
+    )
     parser.add_argument("--window", type=_window, metavar="TOP,LEFT,ROWS,COLS", help="only this part, in pixels")
     parser.add_argument("--bands", type=_numbers, metavar="1,2,...", help="only these bands, counted from 1")
     parser.add_argument("--scale", type=_scale, default=1, metavar="1/2..1/16", help="reduced size")
-    parser.add_argument("--profiles", type=Path, action="append", default=[], metavar="DIR", help="more profiles (repeatable)")
+    parser.add_argument(
+        "--profiles", type=Path, action="append", default=[], metavar="DIR", help="more profiles (repeatable)"
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
-    parser.add_argument("--damaged", action="store_true", help="decode what is sound of a damaged stream and report the rest")
+    parser.add_argument(
+        "--damaged", action="store_true", help="decode what is sound of a damaged stream and report the rest"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing product")
     args = parser.parse_args(argv)
     out: Path = args.out or args.stream.with_suffix(".tif")
@@ -69,8 +77,13 @@ def main(argv: list[str] | None = None) -> int:
     try:
         from perigee.bitstream import format as fmt
         from perigee.bitstream.files import replacing
+        from perigee.ground.library import Library, inspect
 
-        from .library import Library, inspect
+        if not args.info:
+            from tqdm import tqdm
+
+            from perigee.ground.decoder import Region, SceneDecoder
+            from perigee.ground.products import view_of, write_cog, write_png
     except ModuleNotFoundError as error:
         print(f"ground-decode: {error.name} is missing: pip install 'perigee[ground]'", file=sys.stderr)
         return os.EX_UNAVAILABLE
@@ -86,13 +99,10 @@ def main(argv: list[str] | None = None) -> int:
         if not out.parent.is_dir():
             print(f"ground-decode: the folder {out.parent} does not exist", file=sys.stderr)
             return os.EX_CANTCREAT
-        from tqdm import tqdm
-
-        from .decoder import Region, SceneDecoder
-        from .products import view_of, write_cog, write_png
-
         start = time.perf_counter()
-        decoder = SceneDecoder(stream, Library(args.profiles, args.threads).engine(stream.header.contract), damaged=args.damaged)
+        decoder = SceneDecoder(
+            stream, Library(args.profiles, args.threads).engine(stream.header.contract), damaged=args.damaged
+        )
         view = view_of(decoder, Region(*args.window) if args.window else None, args.bands, args.scale)
         write = write_png if out.suffix.lower() == ".png" else write_cog
         with tqdm(unit="px", unit_scale=True, disable=not sys.stderr.isatty(), leave=False) as bar:
@@ -116,7 +126,9 @@ def main(argv: list[str] | None = None) -> int:
     except (LimitError, BitstreamError, PerigeeError) as error:
         print(f"ground-decode: {args.stream}: {error}", file=sys.stderr)
         unknown = type(error).__name__ == "UnknownProfileError"
-        return os.EX_CONFIG if unknown else os.EX_USAGE if isinstance(error, LimitError) and args.window else os.EX_DATAERR
+        return (
+            os.EX_CONFIG if unknown else os.EX_USAGE if isinstance(error, LimitError) and args.window else os.EX_DATAERR
+        )
     except OSError as error:
         print(f"ground-decode: {error}", file=sys.stderr)
         return os.EX_IOERR

@@ -82,7 +82,14 @@ class SceneDecoder:
         _, _, _, rows, cols = self.header.unit_window(unit)
         size = (-(-rows // HYPER_BLOCK), -(-cols // HYPER_BLOCK))
         decoded = decode_symbols(
-            contract.widths, contract.tables, self.engine.prior, segment.words, segment.quality_step, size, segment.cut, self.coder
+            contract.widths,
+            contract.tables,
+            self.engine.prior,
+            segment.words,
+            segment.quality_step,
+            size,
+            segment.cut,
+            self.coder,
         )
         if segment.cut:
             self.report.cut[unit] = decoded.passes
@@ -149,7 +156,7 @@ class SceneDecoder:
         canvas = self._canvas(group, Region(outer[0], outer[1], outer[2] - outer[0], outer[3] - outer[1]))
         image = self.engine.synthesise(canvas[None])[0]
         y, x = region.top - outer[0] * BLOCK, region.left - outer[1] * BLOCK
-        return image[:, y : y + region.rows, x : x + region.cols]
+        return np.asarray(image[:, y : y + region.rows, x : x + region.cols])
 
     def _validity(self, patch: int) -> Decoded:
         """Validity and alpha of a whole patch, without samples."""
@@ -170,7 +177,11 @@ class SceneDecoder:
                     raise
         for group in range(h.groups):
             segment = self.stream.segments.get(patch * h.groups + group)
-            if segment is None or segment.mode in (fmt.EMPTY, fmt.DROPPED) or patch * h.groups + group in self.report.lost:
+            if (
+                segment is None
+                or segment.mode in (fmt.EMPTY, fmt.DROPPED)
+                or patch * h.groups + group in self.report.lost
+            ):
                 valid[list(h.group_bands(group))] = False
         if alpha is not None and not valid.any():
             alpha[:] = 0
@@ -203,7 +214,9 @@ class SceneDecoder:
         out[~valid] = self.fill
         return Decoded(out, valid, alpha)
 
-    def _stitch_validity(self, region: Region, chosen: list[int]) -> tuple[npt.NDArray[np.bool_], npt.NDArray[Any] | None]:
+    def _stitch_validity(
+        self, region: Region, chosen: list[int]
+    ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[Any] | None]:
         h = self.header
         valid = np.ones((len(chosen), region.rows, region.cols), bool)
         alpha = None
@@ -240,5 +253,3 @@ class SceneDecoder:
     def _forget_before(self, patch_row: int) -> None:
         first = patch_row * self.header.grid[1] * self.header.groups
         self._latents = {unit: value for unit, value in self._latents.items() if unit >= first}
-
-

@@ -25,7 +25,11 @@ class Library:
         for name in shipped_profiles():
             self._add(find_profile(name))
         for folder in folders:
-            found = [folder] if (folder / MANIFEST_FILE).is_file() else [p.parent for p in sorted(folder.glob(f"*/{MANIFEST_FILE}"))]
+            found = (
+                [folder]
+                if (folder / MANIFEST_FILE).is_file()
+                else [p.parent for p in sorted(folder.glob(f"*/{MANIFEST_FILE}"))]
+            )
             if not found:
                 raise ProfileError(f"{folder}: no profile there, neither a manifest nor folders with one")
             for path in found:

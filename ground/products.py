@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 import tempfile
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ import rasterio.shutil
 from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp
+from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import MemoryFile
 from rasterio.rpc import RPC
 from rasterio.transform import Affine
@@ -28,10 +30,10 @@ from rasterio.windows import Window
 import perigee
 from perigee.bitstream.errors import LimitError, MetadataError
 from perigee.bitstream.metadata import ACQUISITION_RANGES, GeoKeys, Metadata
-
-from .decoder import Decoded, Region, SceneDecoder
+from perigee.ground.decoder import Decoded, Region, SceneDecoder
 
 SCALES = (1, 2, 4, 8, 16)
+warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)  # scenes without georeferencing are legitimate
 COG_MEDIA_TYPE = "image/tiff; application=geotiff; profile=cloud-optimized"
 Progress = Callable[[int, int], None]
 
@@ -146,7 +148,9 @@ def provenance(decoder: SceneDecoder) -> dict[str, str]:
         "PERIGEE_PROFILE": profile.name,
         "PERIGEE_CONTRACT": profile.contract.digest.hex(),
         "PERIGEE_ENGINE": decoder.engine.name,
-        "PERIGEE_QUALITY": "" if not qualities else "-".join(f"{q / 2.5:g}" for q in sorted({qualities[0], qualities[-1]})),
+        "PERIGEE_QUALITY": ""
+        if not qualities
+        else "-".join(f"{q / 2.5:g}" for q in sorted({qualities[0], qualities[-1]})),
         "PERIGEE_LOSSY": "YES",
         "PERIGEE_GENERATED_DETAIL": "NO",
     }
@@ -168,10 +172,13 @@ def _describe(target: Any, decoder: SceneDecoder, view: View) -> None:
     f, region = view.reduction, view.region
     if metadata.transform is not None:
         a, b, c, d, e, g = metadata.transform
-        target.transform = Affine(a, b, c, d, e, g) * Affine.translation(region.left, region.top) * Affine.scale(f)
+        left, top = region.left, region.top
+        target.transform = Affine(a * f, b * f, a * left + b * top + c, d * f, e * f, d * left + e * top + g)
     if metadata.gcps:
         points = [
-            GroundControlPoint(row=(g[1] - region.top) / f, col=(g[0] - region.left) / f, x=g[2], y=g[3], z=g[4], id=str(i + 1))
+            GroundControlPoint(
+                row=(g[1] - region.top) / f, col=(g[0] - region.left) / f, x=g[2], y=g[3], z=g[4], id=str(i + 1)
+            )
             for i, g in enumerate(metadata.gcps)
         ]
         target.gcps = (points, crs or CRS())
@@ -204,7 +211,9 @@ def _write_plain(path: Path, decoder: SceneDecoder, view: View, progress: Progre
     alpha = _alpha_place(decoder, view)
     count = len(view.bands) + (alpha is not None)
     colour = decoder.metadata.colour
-    rgb = (decoder.header.bands == 3 if colour is None else colour) and view.bands[:3] == (0, 1, 2) and alpha in (None, 3)
+    rgb = (
+        (decoder.header.bands == 3 if colour is None else colour) and view.bands[:3] == (0, 1, 2) and alpha in (None, 3)
+    )
     rows, cols = view.size
     layout = {
         "driver": "GTiff", "width": cols, "height": rows, "count": count, "dtype": decoder.header.dtype, "tiled": True,
@@ -216,7 +225,9 @@ def _write_plain(path: Path, decoder: SceneDecoder, view: View, progress: Progre
     with rasterio.Env(GDAL_TIFF_INTERNAL_MASK="YES"), rasterio.open(path, "w+", **layout) as target:
         for region, block in decoder.blocks(view.region, list(view.bands)):
             block = reduce_block(block, view.reduction)
-            top, left = ((n - o) // view.reduction for n, o in ((region.top, view.region.top), (region.left, view.region.left)))
+            top, left = (
+                (n - o) // view.reduction for n, o in ((region.top, view.region.top), (region.left, view.region.left))
+            )
             window = Window(left, top, block.samples.shape[2], block.samples.shape[1])
             target.write(block.samples, [p + 1 for p in places], window=window)
             if alpha is not None and block.alpha is not None:
@@ -267,6 +278,8 @@ def read_array(decoder: SceneDecoder, view: View) -> npt.NDArray[Any]:
     out = np.empty((len(view.bands), rows, cols), decoder.header.dtype)
     for region, block in decoder.blocks(view.region, list(view.bands)):
         block = reduce_block(block, view.reduction)
-        top, left = ((n - o) // view.reduction for n, o in ((region.top, view.region.top), (region.left, view.region.left)))
+        top, left = (
+            (n - o) // view.reduction for n, o in ((region.top, view.region.top), (region.left, view.region.left))
+        )
         out[:, top : top + block.samples.shape[1], left : left + block.samples.shape[2]] = block.samples
     return out

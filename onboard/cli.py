@@ -59,16 +59,29 @@ def _parse(argv: list[str] | None) -> Options:
         epilog="Exit codes: 0 all encoded, 64 usage, 65 unusable image or metadata, 66 input missing, 69 engine unavailable, "
         "73 output cannot be created, 74 I/O error, 78 unusable profile. Of several files the first failure's code is returned.",
     )
-    parser.add_argument("tiles", nargs="+", type=Path, metavar="TILE.tif", help="GeoTIFF: 1 to 32 bands, uint8, uint16 or int16")
+    parser.add_argument(
+        "tiles", nargs="+", type=Path, metavar="TILE.tif", help="GeoTIFF: 1 to 32 bands, uint8, uint16 or int16"
+    )
     where = parser.add_mutually_exclusive_group()
-    where.add_argument("-o", "--out", type=Path, metavar="FILE", help="output of a single tile (default: beside it, suffix .peri)")
+    where.add_argument(
+        "-o", "--out", type=Path, metavar="FILE", help="output of a single tile (default: beside it, suffix .peri)"
+    )
     where.add_argument("--out-dir", type=Path, metavar="DIR", help="folder for the outputs")
-    parser.add_argument("-q", "--quality", type=_quality, default=50.0, help="0 to 100, continuous (default %(default)g)")
-    parser.add_argument("--profile", default=DEFAULT_PROFILE, metavar="NAME_OR_DIR", help="trained codec (default %(default)s)")
-    parser.add_argument("--engine", choices=ENGINES, default="auto", help="what runs the networks (default %(default)s)")
+    parser.add_argument(
+        "-q", "--quality", type=_quality, default=50.0, help="0 to 100, continuous (default %(default)g)"
+    )
+    parser.add_argument(
+        "--profile", default=DEFAULT_PROFILE, metavar="NAME_OR_DIR", help="trained codec (default %(default)s)"
+    )
+    parser.add_argument(
+        "--engine", choices=ENGINES, default="auto", help="what runs the networks (default %(default)s)"
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads of the engine (default: all cores)")
     parser.add_argument(
-        "--metadata", type=Path, metavar="FILE.json", help="STAC item or flat fields (default: TILE.json where it exists, then the TIFF's tags)"
+        "--metadata",
+        type=Path,
+        metavar="FILE.json",
+        help="STAC item or flat fields (default: TILE.json where it exists, then the TIFF's tags)",
     )
     parser.add_argument("--verify", action="store_true", help="decode every patch's symbols again before it is written")
     parser.add_argument("--json", action="store_true", help="one JSON line per scene on stdout")
@@ -98,10 +111,7 @@ class _CannotCreate(PerigeeError):
 
 
 def _target(tile: Path, options: Options) -> Path:
-    if options.out is not None:
-        out = options.out
-    else:
-        out = (options.out_dir or tile.parent) / (tile.stem + ".peri")
+    out = options.out or (options.out_dir or tile.parent) / (tile.stem + ".peri")
     if out.exists() and not options.overwrite:
         raise _CannotCreate(f"{out} exists; --overwrite replaces it")
     if not out.parent.is_dir():
@@ -113,9 +123,8 @@ def _encode_one(tile: Path, options: Options, encoder: Any) -> dict[str, Any]:
     from tqdm import tqdm
 
     from perigee.bitstream.files import write_atomically
-
-    from .acquisition import read_acquisition
-    from .raster import Raster
+    from perigee.onboard.acquisition import read_acquisition
+    from perigee.onboard.raster import Raster
 
     if not tile.exists():
         raise FileNotFoundError(f"no such file: {tile}")
@@ -123,7 +132,10 @@ def _encode_one(tile: Path, options: Options, encoder: Any) -> dict[str, Any]:
     sidecar = tile.with_suffix(".json")
     source = options.metadata or (sidecar if sidecar.is_file() else None)
     start = time.perf_counter()
-    with Raster(tile) as raster, tqdm(unit="patch", desc=tile.name, leave=False, disable=not sys.stderr.isatty()) as bar:
+    with (
+        Raster(tile) as raster,
+        tqdm(unit="patch", desc=tile.name, leave=False, disable=not sys.stderr.isatty()) as bar,
+    ):
         acquisition = read_acquisition(source) if source else None
 
         def progress(done: int, total: int) -> None:
@@ -163,8 +175,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         from perigee.bitstream.profile import find_profile
         from perigee.engines.onnxruntime import FlightEngine
-
-        from .encoder import Encoder
+        from perigee.onboard.encoder import Encoder
 
         profile = find_profile(options.profile)
         encoder = Encoder(profile, FlightEngine(profile, options.threads))
@@ -197,5 +208,3 @@ def main(argv: list[str] | None = None) -> int:
                 flush=True,
             )
     return first_failure
-
-

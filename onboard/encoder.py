@@ -19,8 +19,7 @@ from perigee.bitstream.metadata import Acquisition, Metadata, pack_metadata
 from perigee.bitstream.prior import QUALITY_STEPS, Prediction, half
 from perigee.bitstream.profile import BLOCK, HYPER_BLOCK, PATCH_MULTIPLE, Profile
 from perigee.engines.onnxruntime import FlightEngine
-
-from .raster import Raster, Window
+from perigee.onboard.raster import Raster, Window
 
 FloatArray = npt.NDArray[np.float32]
 RANGE_TAIL = 0.0005  # share of the valid samples that may lie outside the coding range on either side
@@ -123,7 +122,9 @@ class Encoder:
     def __init__(self, profile: Profile, engine: FlightEngine, coder: str = "auto") -> None:
         self.profile, self.engine, self.coder = profile, engine, coder
 
-    def encode_image(self, image: FloatArray, quality_step: int, unit: int = 0, timings: Timings | None = None) -> fmt.Segment:
+    def encode_image(
+        self, image: FloatArray, quality_step: int, unit: int = 0, timings: Timings | None = None
+    ) -> fmt.Segment:
         """Segment of one patch: float32 [3, H, W], nominally 0..1, any size up to the patch side."""
         timings = timings or Timings()
         contract = self.profile.contract
@@ -206,7 +207,9 @@ class Encoder:
             only_alpha = window.alpha is not None and bool((window.valid == (window.alpha != 0)[None]).all())
             if window.alpha is not None and not only_alpha:
                 raise RasterError("an alpha band together with nodata samples or a mask; accepted is one of them")
-            chunks.append(fmt.write_chunk(fmt.MASK, pack_mask(patch, window.valid, window.alpha if only_alpha else None)))
+            chunks.append(
+                fmt.write_chunk(fmt.MASK, pack_mask(patch, window.valid, window.alpha if only_alpha else None))
+            )
         for group in range(header.groups):
             unit = patch * header.groups + group
             bands = list(header.group_bands(group))

@@ -30,6 +30,11 @@ def _value(page: tifffile.TiffPage, code: int) -> Any:
     return None if tag is None else tag.value
 
 
+def dtype_name(page: tifffile.TiffPage) -> str:
+    """Sample type in native byte order, "none" where the page has none."""
+    return "none" if page.dtype is None else str(page.dtype.newbyteorder("=").name)
+
+
 def _doubles(page: tifffile.TiffPage, code: int) -> tuple[float, ...]:
     value = _value(page, code)
     return () if value is None else tuple(float(v) for v in np.atleast_1d(value))
@@ -57,7 +62,13 @@ def _epsg(keys: dict[int, int | None]) -> int | None:
     """The EPSG code, where it alone gives the same CRS as the keys."""
     if not set(keys) <= IMPLIED_KEYS:
         return None
-    code = keys.get(PROJECTED) if keys.get(MODEL_TYPE) == 1 else keys.get(GEOGRAPHIC) if keys.get(MODEL_TYPE) == 2 else None
+    code = (
+        keys.get(PROJECTED)
+        if keys.get(MODEL_TYPE) == 1
+        else keys.get(GEOGRAPHIC)
+        if keys.get(MODEL_TYPE) == 2
+        else None
+    )
     return code if code and code < USER_DEFINED and code >= 1024 else None
 
 
@@ -144,8 +155,12 @@ def source_metadata(page: tifffile.TiffPage, bands: int, alpha_band: int | None,
     names = _per_band(items, "description", bands)
     scales, offsets = _per_band(items, "scale", bands), _per_band(items, "offset", bands)
     nodata = _nodata(page)
-    info_range = {"uint8": (0, 255), "uint16": (0, 65535), "int16": (-32768, 32767)}[page.dtype.newbyteorder("=").name]
-    if nodata is not None and not math.isnan(nodata) and not (info_range[0] <= nodata <= info_range[1] and nodata == int(nodata)):
+    info_range = {"uint8": (0, 255), "uint16": (0, 65535), "int16": (-32768, 32767)}[dtype_name(page)]
+    if (
+        nodata is not None
+        and not math.isnan(nodata)
+        and not (info_range[0] <= nodata <= info_range[1] and nodata == int(nodata))
+    ):
         nodata = None  # no sample can have it, and GDAL would not write it back
     colour = int(page.photometric) in RGB_LIKE
     try:
@@ -160,7 +175,9 @@ def source_metadata(page: tifffile.TiffPage, bands: int, alpha_band: int | None,
             masked=masked,
             alpha_band=alpha_band,
             colour=None if colour == (bands == 3) else colour,
-            scales=tuple((float(scales.get(i, 1)), float(offsets.get(i, 0))) for i in range(bands)) if scales or offsets else (),
+            scales=tuple((float(scales.get(i, 1)), float(offsets.get(i, 0))) for i in range(bands))
+            if scales or offsets
+            else (),
             band_names=tuple(names.get(i, "") for i in range(bands)) if names else (),
             acquisition=_acquisition(page, items),
         )

@@ -19,8 +19,7 @@ import tifffile
 
 from perigee.bitstream.errors import RasterError
 from perigee.bitstream.metadata import Metadata
-
-from .geotiff import source_metadata
+from perigee.onboard.geotiff import dtype_name, source_metadata
 
 ACCEPTED = "accepted are GeoTIFFs of 1 to 32 bands of uint8, uint16 or int16, grey or colour, not palette"
 SEGMENT_MAX_BYTES = 1 << 30
@@ -59,7 +58,7 @@ class _PageReader:
         self._rows = min(int(length), page.imagelength)
         self._cols = int(page.tilewidth) if page.is_tiled else page.imagewidth
         self._grid = (-(-page.imagelength // self._rows), -(-page.imagewidth // self._cols))
-        if self._rows * self._cols * page.samplesperpixel * page.dtype.itemsize > SEGMENT_MAX_BYTES:
+        if self._rows * self._cols * page.samplesperpixel * np.dtype(dtype_name(page)).itemsize > SEGMENT_MAX_BYTES:
             raise RasterError(f"a strip or tile of {self._rows}x{self._cols} pixels; accepted are up to 1 GiB")
         tables = page.jpegtables
         self._decode = {} if tables is None else {"jpegtables": tables}
@@ -97,7 +96,7 @@ class _PageReader:
     def read(self, top: int, left: int, rows: int, cols: int) -> Samples:
         """[sample, row, col] of a window inside the image."""
         page = self._page
-        out = np.zeros((page.samplesperpixel, rows, cols), page.dtype.newbyteorder("="))
+        out = np.zeros((page.samplesperpixel, rows, cols), dtype_name(page))
         first_row, last_row = top // self._rows, (top + rows - 1) // self._rows
         first_col, last_col = left // self._cols, (left + cols - 1) // self._cols
         per_plane = self._grid[0] * self._grid[1]
@@ -148,7 +147,7 @@ class Raster:
         bands = page.samplesperpixel - len(alphas)
         if not 1 <= bands <= 32:
             raise RasterError(f"{bands} bands beside alpha; {ACCEPTED}")
-        self.info = RasterInfo(page.imagewidth, page.imagelength, bands, page.dtype.newbyteorder("=").name)
+        self.info = RasterInfo(page.imagewidth, page.imagelength, bands, dtype_name(page))
         self._reader = _PageReader(page)
         self._mask = self._mask_reader(path)
         self.metadata: Metadata = source_metadata(page, bands, self._alpha, self._mask is not None)
@@ -162,8 +161,9 @@ class Raster:
             self._sidecar = tifffile.TiffFile(sidecar)
             candidates = [self._sidecar.pages.first]
         for candidate in candidates:
-            if (candidate.imagewidth, candidate.imagelength) == (page.imagewidth, page.imagelength):
-                return _PageReader(candidate.aspage())
+            whole = candidate.aspage()
+            if (whole.imagewidth, whole.imagelength) == (page.imagewidth, page.imagelength):
+                return _PageReader(whole)
         return None
 
     def read(self, top: int, left: int, rows: int, cols: int) -> Window:
@@ -210,7 +210,7 @@ def _refusal(page: tifffile.TiffPage) -> str | None:
         return "a palette image: its values are classes, not light"
     if photometric not in (MINISBLACK, RGB, YCBCR):
         return f"photometric interpretation {photometric} ({getattr(page.photometric, 'name', 'unknown')})"
-    name = page.dtype.newbyteorder("=").name
+    name = dtype_name(page)
     if name not in ("uint8", "uint16", "int16"):
         return f"samples of type {name}"
     if page.imagedepth > 1:

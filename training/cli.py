@@ -14,16 +14,28 @@ from perigee.bitstream.errors import PerigeeError
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="perigee-train", description="Train a Perigee codec on folders of images.")
     parser.add_argument("run", type=Path, help="folder of the run: checkpoint and log; resumed if it has a checkpoint")
-    parser.add_argument("--data", type=Path, action="append", required=True, help="folder of 8-bit RGB images (repeatable)")
-    parser.add_argument("--exclude", action="append", default=[], metavar="SOURCE", help="leave a source out (repeatable)")
-    parser.add_argument("--weight", action="append", default=[], metavar="SOURCE=W", help="draw a source W times as often")
+    parser.add_argument(
+        "--data", type=Path, action="append", required=True, help="folder of 8-bit RGB images (repeatable)"
+    )
+    parser.add_argument(
+        "--exclude", action="append", default=[], metavar="SOURCE", help="leave a source out (repeatable)"
+    )
+    parser.add_argument(
+        "--weight", action="append", default=[], metavar="SOURCE=W", help="draw a source W times as often"
+    )
     parser.add_argument("--eval", type=Path, action="append", default=[], help="folder to evaluate on at the end")
-    parser.add_argument("--preset", choices=("swift", "lite", "light"), default="lite", help="analysis (default %(default)s)")
-    parser.add_argument("--minutes", type=float, default=90.0, help="time budget over all resumed parts (default %(default)s)")
+    parser.add_argument(
+        "--preset", choices=("swift", "lite", "light"), default="lite", help="analysis (default %(default)s)"
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=90.0, help="time budget over all resumed parts (default %(default)s)"
+    )
     parser.add_argument("--batch", type=int, default=8, help="crops a step (default %(default)s)")
     parser.add_argument("--crop", type=int, default=128, help="side of a crop, multiple of 64 (default %(default)s)")
     parser.add_argument("--learning-rate", type=float, default=6e-4, help="of Adam (default %(default)s)")
-    parser.add_argument("--quantise-from", type=float, default=0.6, help="share of the time after which the prior trains in integers")
+    parser.add_argument(
+        "--quantise-from", type=float, default=0.6, help="share of the time after which the prior trains in integers"
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default %(default)s)")
     parser.add_argument("--threads", type=int, help="CPU threads")
@@ -42,9 +54,8 @@ def main(argv: list[str] | None = None) -> int:
         import torch
 
         from perigee.models.codec.codec import CodecConfig
-
-        from .data import load_folders, split
-        from .loop import Trainer, TrainingConfig, evaluate
+        from perigee.training.data import load_folders, split
+        from perigee.training.loop import Trainer, TrainingConfig, evaluate
     except ModuleNotFoundError as error:
         print(f"perigee-train: {error.name} is missing: pip install 'perigee[train]'", file=sys.stderr)
         return os.EX_UNAVAILABLE
@@ -68,7 +79,10 @@ def main(argv: list[str] | None = None) -> int:
         command = " ".join(["perigee-train", *(sys.argv[1:] if argv is None else argv)])
         with (args.run / "commands.log").open("a", encoding="utf-8") as handle:
             handle.write(f"{command}\n")
-        print(f"{len(training.images)} images, {len(validation.images)} for validation, step {trainer.step}", file=sys.stderr)
+        print(
+            f"{len(training.images)} images, {len(validation.images)} for validation, step {trainer.step}",
+            file=sys.stderr,
+        )
         trainer.run(training, validation, weights, sys.stderr.isatty())
         for folder in args.eval:
             for row in evaluate(trainer.mean, load_folders([folder]), quantised=True):

@@ -73,7 +73,9 @@ def split(images: ImageSet, share: float) -> tuple[ImageSet, ImageSet]:
 
     def part(flag: bool) -> ImageSet:
         index = [i for i, h in enumerate(held) if h is flag]
-        return ImageSet(*([column[i] for i in index] for column in (images.images, images.sources, images.names)))
+        return ImageSet(
+            [images.images[i] for i in index], [images.sources[i] for i in index], [images.names[i] for i in index]
+        )
 
     return part(False), part(True)
 
@@ -112,7 +114,7 @@ class CropSampler:
             out = out[:, ::-1]
         if rng.random() < 0.5:
             out = out.transpose(1, 0, 2)
-        return out
+        return np.asarray(out)
 
     def batch(self, count: int, side: int, rng: np.random.Generator) -> Pixels:
         """``count`` crops [count, side, side, 3]."""

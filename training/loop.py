@@ -23,8 +23,7 @@ from torch import Tensor
 
 from perigee.bitstream import prior as P
 from perigee.models.codec.codec import Codec, CodecConfig, loss_of
-
-from .data import CropSampler, ImageSet
+from perigee.training.data import CropSampler, ImageSet
 
 VALIDATION_STEPS = (25, 75, 125, 175, 225)
 
@@ -73,7 +72,7 @@ class Trainer:
         self.folder = folder
         self.device = torch.device(device)
         torch.manual_seed(config.seed)
-        self.codec = Codec(codec_config).to(self.device, memory_format=torch.channels_last)
+        self.codec = Codec(codec_config).to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.mean = Codec(codec_config).to(self.device)
         self.optimiser = _optimiser(self.codec, config.learning_rate)
         self.step, self.seconds = 0, 0.0
@@ -138,7 +137,7 @@ class Trainer:
         output = codec(x, quality, autocast=True, slices_kept=kept)
         loss, bpp, mse = loss_of(output, x, codec.config.lambda_of(quality))
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         norm = torch.nn.utils.clip_grad_norm_(codec.parameters(), 1.0)
         if torch.isfinite(norm):
             self.optimiser.step()

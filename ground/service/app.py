@@ -28,13 +28,12 @@ from starlette.background import BackgroundTask
 import perigee
 from perigee.bitstream import format as fmt
 from perigee.bitstream.errors import PerigeeError
-
-from ..decoder import Region, SceneDecoder
-from ..library import Library, inspect
-from ..products import COG_MEDIA_TYPE, View, provenance, read_array, view_of, write_cog, write_png
-from . import problems
-from .problems import Problem
-from .uploads import read_upload
+from perigee.ground.decoder import Region, SceneDecoder
+from perigee.ground.library import Library, inspect
+from perigee.ground.products import COG_MEDIA_TYPE, View, provenance, read_array, view_of, write_cog, write_png
+from perigee.ground.service import problems
+from perigee.ground.service.problems import Problem
+from perigee.ground.service.uploads import read_upload
 
 FORMATS = {"tif": COG_MEDIA_TYPE, "png": "image/png", "json": "application/json"}
 ACCEPTS = {"image/tiff": "tif", "image/png": "png", "application/json": "json", "*/*": "tif", "image/*": "tif"}
@@ -62,7 +61,9 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.requests = Counter("perigee_requests_total", "Requests answered", ["route", "status"], registry=self.registry)
+        self.requests = Counter(
+            "perigee_requests_total", "Requests answered", ["route", "status"], registry=self.registry
+        )
         self.seconds = Histogram("perigee_decode_seconds", "Time to decode and write a product", registry=self.registry)
         self.received = Counter("perigee_received_bytes_total", "Bytes of streams received", registry=self.registry)
         self.pixels = Counter("perigee_decoded_pixels_total", "Pixels of products", registry=self.registry)
@@ -155,22 +156,28 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         metrics.received.inc(len(data))
         return fmt.parse(data, limits, damaged)
 
-    def produce(data: bytes, kind: str, window: list[int] | None, bands: list[int] | None, reduction: int, damaged: bool) -> Response:
+    def produce(
+        data: bytes, kind: str, window: list[int] | None, bands: list[int] | None, reduction: int, damaged: bool
+    ) -> Response:
         start = time.perf_counter()
         stream = parse(data, damaged)
         decoder = SceneDecoder(stream, library.engine(stream.header.contract), damaged=damaged)
         view = view_of(decoder, Region(*window) if window else None, bands, reduction)
         samples = view.region.rows * view.region.cols * len(view.bands)
         if samples > settings.decoded_samples:
-            raise Problem(413, f"{samples} samples to decode; accepted are up to {settings.decoded_samples}: ask for a window")
+            raise Problem(
+                413, f"{samples} samples to decode; accepted are up to {settings.decoded_samples}: ask for a window"
+            )
         if kind == "json":
-            answer = _as_json(decoder, view, len(data))
+            answer: Response = _as_json(decoder, view, len(data))
         else:
             folder = Path(tempfile.mkdtemp(prefix="perigee-"))
             try:
                 path = folder / f"scene.{kind}"
                 (write_png if kind == "png" else write_cog)(path, decoder, view)
-                answer = FileResponse(path, media_type=FORMATS[kind], background=BackgroundTask(shutil.rmtree, folder, True))
+                answer = FileResponse(
+                    path, media_type=FORMATS[kind], background=BackgroundTask(shutil.rmtree, folder, True)
+                )
             except BaseException:
                 shutil.rmtree(folder, ignore_errors=True)
                 raise
@@ -189,7 +196,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             "content": {
                 "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
                 "multipart/form-data": {
-                    "schema": {"type": "object", "properties": {"file": {"type": "string", "format": "binary"}}, "required": ["file"]}
+                    "schema": {
+                        "type": "object",
+                        "properties": {"file": {"type": "string", "format": "binary"}},
+                        "required": ["file"],
+                    }
                 },
             },
         }
@@ -213,10 +224,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     async def decode(
         request: Request,
         format: Annotated[str | None, Query(description="tif, png or json; else by Accept", examples=["tif"])] = None,
-        window: Annotated[str | None, Query(description="top,left,rows,cols in pixels", examples=["0,0,512,512"])] = None,
+        window: Annotated[
+            str | None, Query(description="top,left,rows,cols in pixels", examples=["0,0,512,512"])
+        ] = None,
         bands: Annotated[str | None, Query(description="band numbers from 1", examples=["1,2,3"])] = None,
         scale: Annotated[str, Query(description="1, 1/2, 1/4, 1/8 or 1/16", examples=["1/4"])] = "1",
-        damaged: Annotated[bool, Query(description="decode what is sound; header Perigee-Damage counts the rest")] = False,
+        damaged: Annotated[
+            bool, Query(description="decode what is sound; header Perigee-Damage counts the rest")
+        ] = False,
     ) -> Response:
         """Decode a stream to a Cloud-Optimised GeoTIFF, a PNG, or JSON (description and band statistics)."""
         kind = _wanted_format(request, format)

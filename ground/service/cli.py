@@ -25,12 +25,18 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="ground-serve", description="Serve POST /decode and its relatives over HTTP.")
     parser.add_argument("--host", default="127.0.0.1", help="address to bind (default %(default)s)")
     parser.add_argument("--port", type=int, default=8080, help="port (default %(default)s)")
-    parser.add_argument("--profiles", type=Path, action="append", default=[], metavar="DIR", help="more profiles (repeatable)")
+    parser.add_argument(
+        "--profiles", type=Path, action="append", default=[], metavar="DIR", help="more profiles (repeatable)"
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads of a decoding (default: all cores)")
-    parser.add_argument("--auth-token-file", type=Path, metavar="FILE", help="file with the bearer token that callers must send")
+    parser.add_argument(
+        "--auth-token-file", type=Path, metavar="FILE", help="file with the bearer token that callers must send"
+    )
     parser.add_argument("--no-auth", action="store_true", help="serve another address than loopback without a token")
     parser.add_argument("--max-upload-mib", type=int, default=256, help="largest upload (default %(default)s)")
-    parser.add_argument("--max-megasamples", type=int, default=400, help="largest decoded view, pixels x bands (default %(default)s)")
+    parser.add_argument(
+        "--max-megasamples", type=int, default=400, help="largest decoded view, pixels x bands (default %(default)s)"
+    )
     parser.add_argument("--queue", type=int, default=8, help="decodings that may wait (default %(default)s)")
     try:
         args = parser.parse_args(argv)
@@ -44,15 +50,20 @@ def main(argv: list[str] | None = None) -> int:
             print(f"ground-serve: {error}", file=sys.stderr)
             return os.EX_NOINPUT
         if len(token) < TOKEN_MIN:
-            print(f"ground-serve: the token has {len(token)} characters; at least {TOKEN_MIN} are needed", file=sys.stderr)
+            print(
+                f"ground-serve: the token has {len(token)} characters; at least {TOKEN_MIN} are needed", file=sys.stderr
+            )
             return os.EX_CONFIG
     if not _loopback(args.host) and token is None and not args.no_auth:
-        print(f"ground-serve: {args.host} is not loopback: give --auth-token-file, or --no-auth if you mean it", file=sys.stderr)
+        print(
+            f"ground-serve: {args.host} is not loopback: give --auth-token-file, or --no-auth if you mean it",
+            file=sys.stderr,
+        )
         return os.EX_USAGE
     try:
         import uvicorn
 
-        from .app import Settings, create_app
+        from perigee.ground.service.app import Settings, create_app
     except ModuleNotFoundError as error:
         print(f"ground-serve: {error.name} is missing: pip install 'perigee[ground]'", file=sys.stderr)
         return os.EX_UNAVAILABLE

@@ -30,21 +30,26 @@ class Problem(Exception):
 
 def problem_response(problem: Problem) -> JSONResponse:
     """The answer for a problem."""
-    body = {"type": "about:blank", "title": TITLES.get(problem.status, "Error"), "status": problem.status, "detail": problem.detail}
+    body = {
+        "type": "about:blank",
+        "title": TITLES.get(problem.status, "Error"),
+        "status": problem.status,
+        "detail": problem.detail,
+    }
     return JSONResponse(body | problem.extra, problem.status, problem.headers, MEDIA_TYPE)
 
 
 def problem_of(error: PerigeeError) -> Problem:
     """The problem that a typed error of the codec is to a caller."""
-    kind = {"error": type(error).__name__}
+    extra: dict[str, Any] = {"error": type(error).__name__}
     if isinstance(error, UnknownProfileError):
-        return Problem(422, str(error), wanted=error.wanted, known=error.known, **kind)
+        return Problem(422, str(error), wanted=error.wanted, known=error.known, **extra)
     if isinstance(error, BitstreamError):
-        offset = {} if error.offset_bytes is None else {"offset_bytes": error.offset_bytes}
-        return Problem(422, str(error), **kind, **offset)
+        offset: dict[str, Any] = {} if error.offset_bytes is None else {"offset_bytes": error.offset_bytes}
+        return Problem(422, str(error), **extra, **offset)
     if isinstance(error, (LimitError, MetadataError)):
-        return Problem(422, str(error), **kind)
-    return Problem(500, str(error), **kind)
+        return Problem(422, str(error), **extra)
+    return Problem(500, str(error), **extra)
 
 
 def install(app: FastAPI) -> None:

@@ -8,7 +8,7 @@ from fastapi import Request
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from .problems import Problem
+from perigee.ground.service.problems import Problem
 
 OCTETS = ("application/octet-stream", "application/vnd.perigee", "")
 
@@ -17,7 +17,9 @@ async def read_upload(request: Request, limit_bytes: int) -> bytes:
     """The uploaded stream. Raises Problem 413 beyond the limit, 415 for another media type, 422 without a file."""
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if kind not in OCTETS and kind != "multipart/form-data":
-        raise Problem(415, f"{kind} is not accepted; send application/octet-stream or multipart/form-data with one file")
+        raise Problem(
+            415, f"{kind} is not accepted; send application/octet-stream or multipart/form-data with one file"
+        )
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > limit_bytes:
         raise Problem(413, f"{declared} bytes; accepted are up to {limit_bytes}")

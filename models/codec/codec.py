@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perigee.bitstream import prior as P
-
-from .flight import BLOCK, KNOTS, Analysis, Gains, HyperAnalysis, Synthesis
-from .prior import TrainedPrior
+from perigee.models.codec.flight import BLOCK, KNOTS, Analysis, Gains, HyperAnalysis, Synthesis
+from perigee.models.codec.prior import TrainedPrior
 
 SIGMA_MIN, SIGMA_MAX = 0.11, 96.0
 LOG2 = math.log(2.0)

@@ -22,6 +22,14 @@ ANALYSIS_STAGES: dict[str, tuple[tuple[int, int, int], int] | None] = {
 }
 
 
+def start_small(layer: nn.Conv2d, std: float) -> nn.Conv2d:
+    """The layer with weights of the given deviation and no bias, so that its branch starts near zero."""
+    nn.init.normal_(layer.weight, std=std)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
 class LightBlock(nn.Module):
     """``x + conv1x1(leaky_relu(conv1x1(depthwise5x5(x)), 0.1))``."""
 
@@ -29,12 +37,11 @@ class LightBlock(nn.Module):
         super().__init__()
         self.depth = nn.Conv2d(channels, channels, 5, padding=2, groups=channels)
         self.point1 = nn.Conv2d(channels, channels, 1)
-        self.point2 = nn.Conv2d(channels, channels, 1)
-        nn.init.normal_(self.point2.weight, std=0.02)
-        nn.init.zeros_(self.point2.bias)
+        self.point2 = start_small(nn.Conv2d(channels, channels, 1), 0.02)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.point2(F.leaky_relu(self.point1(self.depth(x)), 0.1))
+        out: Tensor = x + self.point2(F.leaky_relu(self.point1(self.depth(x)), 0.1))
+        return out
 
 
 class ResidualBlock(nn.Module):
@@ -43,12 +50,11 @@ class ResidualBlock(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
-        nn.init.normal_(self.conv2.weight, std=0.01)
-        nn.init.zeros_(self.conv2.bias)
+        self.conv2 = start_small(nn.Conv2d(channels, channels, 3, padding=1), 0.01)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv2(F.leaky_relu(self.conv1(x), 0.1))
+        out: Tensor = x + self.conv2(F.leaky_relu(self.conv1(x), 0.1))
+        return out
 
 
 class ResidualAnalysis(nn.Module):
@@ -67,10 +73,8 @@ class ResidualAnalysis(nn.Module):
             nn.PixelUnshuffle(2),
             nn.Conv2d(4 * b, c, 1),
             *(LightBlock(c) for _ in range(blocks)),
-            nn.Conv2d(c, latents, 1),
+            start_small(nn.Conv2d(c, latents, 1), 0.003),
         )
-        nn.init.normal_(self.layers[-1].weight, std=0.003)
-        nn.init.zeros_(self.layers[-1].bias)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.layers(x)
@@ -136,9 +140,7 @@ class Synthesis(nn.Module):
         self.image4 = nn.Conv2d(48, c, 1)
         self.level4 = nn.Sequential(ResidualBlock(c), nn.Conv2d(c, 4 * d, 1))
         self.image2 = nn.Conv2d(12, d, 1)
-        self.level2 = nn.Sequential(ResidualBlock(d), nn.Conv2d(d, 12, 3, padding=1))
-        nn.init.normal_(self.level2[-1].weight, std=0.003)
-        nn.init.zeros_(self.level2[-1].bias)
+        self.level2 = nn.Sequential(ResidualBlock(d), start_small(nn.Conv2d(d, 12, 3, padding=1), 0.003))
 
     def forward(self, latents: Tensor, autocast: bool = False) -> Tensor:
         y = latents[:, :-1]

@@ -33,7 +33,7 @@ class PriorLayer(nn.Module):
         self.bias = nn.Parameter(torch.zeros(shape.outputs))
         if shape.depthwise:
             with torch.no_grad():
-                self.weight *= 0.3
+                self.weight.mul_(0.3)
                 self.weight[:, 0, shape.kernel // 2, shape.kernel // 2] += 0.7
 
     def weight_bits(self) -> Tensor:
@@ -45,7 +45,8 @@ class PriorLayer(nn.Module):
 
     def forward(self, x: Tensor, quantised: bool) -> Tensor:
         s = self.shape
-        weight, bias = self.weight, self.bias
+        weight: Tensor = self.weight
+        bias: Tensor = self.bias
         if quantised:
             step = torch.exp2(-self.weight_bits())
             weight = round_through(weight / step[:, None, None, None]).clamp(-127, 127) * step[:, None, None, None]
@@ -103,7 +104,7 @@ class TrainedPrior(nn.Module):
     def concat(self, xs: Sequence[Tensor]) -> Tensor:
         return torch.cat(list(xs), dim=1)
 
-    def half(self, x: Tensor, parity: int) -> Tensor:
+    def half(self, x: Tensor, parity: int) -> Tensor:  # type: ignore[override]  # nn.Module.half is another thing
         return half(x, parity)
 
     def forward(self, z: Tensor, q: Tensor, quality_step: Tensor) -> tuple[Tensor, Tensor]:
@@ -139,10 +140,10 @@ class TrainedPrior(nn.Module):
             mean, scale = whole.chunk(2, 1)
             means.append(mean)
             scales.append(scale)
-        index = 20 + 8 * torch.cat(scales, 1)
+        scale_index: Tensor = 20 + 8 * torch.cat(scales, 1)
         if self.quantised:
-            index = round_through(index)
-        return torch.cat(means, 1), index.clamp(0, P.SCALE_COUNT - 1)
+            scale_index = round_through(scale_index)
+        return torch.cat(means, 1), scale_index.clamp(0, P.SCALE_COUNT - 1)
 
     def to_integers(self) -> dict[str, P.Layer]:
         """All layers as flown, by their names in ``bitstream.prior``."""

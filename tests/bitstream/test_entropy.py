@@ -100,7 +100,8 @@ def test_every_cut_decodes_to_whole_passes(contract, rng):
     passes_seen = []
     for count in sorted({0, 1, 2, *np.linspace(3, len(words), 12).astype(int).tolist()}):
         results = [
-            decode(contract, words[:count], 120, z.shape[2:], cut=True, kind=kind) for kind in ("integer", "constriction")
+            decode(contract, words[:count], 120, z.shape[2:], cut=True, kind=kind)
+            for kind in ("integer", "constriction")
         ]
         assert np.array_equal(results[0].q, results[1].q)
         assert results[0].passes == results[1].passes

@@ -15,11 +15,15 @@ from perigee.onboard import cli
 
 
 def run(*args):
-    return subprocess.run([sys.executable, "-m", "perigee.onboard", *map(str, args)], capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [sys.executable, "-m", "perigee.onboard", *map(str, args)], capture_output=True, text=True, timeout=120
+    )
 
 
 def write_rgb(path, rng, shape=(70, 50), **more):
-    tifffile.imwrite(path, rng.integers(0, 255, (*shape, 3), np.uint8), photometric="rgb", planarconfig="contig", **more)
+    tifffile.imwrite(
+        path, rng.integers(0, 255, (*shape, 3), np.uint8), photometric="rgb", planarconfig="contig", **more
+    )
     return path
 
 
@@ -42,16 +46,37 @@ def test_json_line_and_metadata_of_a_stac_item(tmp_path, tiles):
                        "view:azimuth": 181.0, "view:sun_azimuth": 140.5, "view:sun_elevation": -2.0},
     }  # fmt: skip
     (tmp_path / "item.json").write_text(json.dumps(item))
-    result = run(tiles[0], "-o", tmp_path / "a.peri", "--json", "-q", "30", "--metadata", tmp_path / "item.json", "--threads", "1")
+    result = run(
+        tiles[0],
+        "-o",
+        tmp_path / "a.peri",
+        "--json",
+        "-q",
+        "30",
+        "--metadata",
+        tmp_path / "item.json",
+        "--threads",
+        "1",
+    )
     assert result.returncode == 0, result.stderr
     line = json.loads(result.stdout)
     data = (tmp_path / "a.peri").read_bytes()
     assert line["bytes"] == len(data) and line["bpp"] == pytest.approx(8 * len(data) / 65536, abs=1e-4)
-    assert line["patches"] == 1 and line["profile"] == "lite" and {"read", "analysis", "prior", "entropy", "write"} <= set(line["ms"])
+    assert (
+        line["patches"] == 1
+        and line["profile"] == "lite"
+        and {"read", "analysis", "prior", "entropy", "write"} <= set(line["ms"])
+    )
     a = unpack_metadata(fmt.parse(data).metadata).acquisition
     assert (a.longitude_deg, a.latitude_deg) == (10.0, 51.0)
     assert a.timestamp.isoformat() == "2024-06-01T10:20:30+00:00"
-    assert (a.cloud_cover_percent, a.off_nadir_deg, a.target_azimuth_deg, a.sun_azimuth_deg, a.sun_elevation_deg) == (12.5, 3.25, 181.0, 140.5, -2.0)
+    assert (a.cloud_cover_percent, a.off_nadir_deg, a.target_azimuth_deg, a.sun_azimuth_deg, a.sun_elevation_deg) == (
+        12.5,
+        3.25,
+        181.0,
+        140.5,
+        -2.0,
+    )
     assert a.gsd_m == pytest.approx(0.6)
 
 
@@ -59,12 +84,18 @@ def test_one_bad_file_of_several(tmp_path, rng, tiles):
     """The others are encoded; the exit code is the first failure's."""
     good = write_rgb(tmp_path / "good.tif", rng)
     palette = tmp_path / "palette.tif"
-    tifffile.imwrite(palette, rng.integers(0, 9, (32, 32), np.uint8), photometric="palette", colormap=np.zeros((3, 256), np.uint16))
+    tifffile.imwrite(
+        palette, rng.integers(0, 9, (32, 32), np.uint8), photometric="palette", colormap=np.zeros((3, 256), np.uint16)
+    )
     result = run(palette, good, tmp_path / "absent.tif", "--out-dir", tmp_path, "--json")
     assert result.returncode == os.EX_DATAERR
     lines = [json.loads(line) for line in result.stdout.splitlines()]
     assert [line.get("exit_code") for line in lines] == [65, None, 66]
-    assert "palette" in lines[0]["error"] and (tmp_path / "good.peri").exists() and not (tmp_path / "palette.peri").exists()
+    assert (
+        "palette" in lines[0]["error"]
+        and (tmp_path / "good.peri").exists()
+        and not (tmp_path / "palette.peri").exists()
+    )
     assert len(result.stderr.splitlines()) == 2
 
 

@@ -27,7 +27,13 @@ def test_windows_of_every_layout(tmp_path, rng, layout, dtype):
     tifffile.imwrite(path, stored, photometric="rgb" if dtype == "uint8" else "minisblack", **layout)
     with Raster(path) as raster:
         assert (raster.info.width, raster.info.height, raster.info.bands, raster.info.dtype) == (97, 131, 3, dtype)
-        for top, left, rows, cols in [(0, 0, 131, 97), (5, 90, 3, 7), (60, 10, 64, 64), (130, 96, 1, 1), (0, 0, 40, 40)]:
+        for top, left, rows, cols in [
+            (0, 0, 131, 97),
+            (5, 90, 3, 7),
+            (60, 10, 64, 64),
+            (130, 96, 1, 1),
+            (0, 0, 40, 40),
+        ]:
             window = raster.read(top, left, rows, cols)
             assert np.array_equal(window.samples, data[:, top : top + rows, left : left + cols])
             assert window.valid.all() and window.alpha is None
@@ -52,7 +58,10 @@ def test_internal_mask_and_sidecar_mask(tmp_path, rng):
     mask = rng.integers(0, 2, (64, 80)).astype(bool)
     for internal in ("YES", "NO"):
         path = tmp_path / f"mask_{internal}.tif"
-        with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=internal), rasterio.open(path, "w", driver="GTiff", width=80, height=64, count=1, dtype="uint8") as out:
+        with (
+            rasterio.Env(GDAL_TIFF_INTERNAL_MASK=internal),
+            rasterio.open(path, "w", driver="GTiff", width=80, height=64, count=1, dtype="uint8") as out,
+        ):
             out.write(data)
             out.write_mask(mask)
         with Raster(path) as raster:
@@ -68,7 +77,7 @@ def test_coding_ranges_ignore_invalid_and_outlying_samples(tmp_path, rng):
     with rasterio.open(path, "w", driver="GTiff", width=300, height=300, count=1, dtype="uint16", nodata=0) as out:
         out.write(data, 1)
     with Raster(path) as raster:
-        (low, high), = coding_ranges(raster, 256)
+        ((low, high),) = coding_ranges(raster, 256)
     assert 2000 < low < 2600 and 3400 < high < 4000
     image = normalise(np.array([[[low, high, 65535]]], np.uint16), np.array([[low, high]], np.int32))
     assert image[0, 0, :2].tolist() == [0.0, 1.0] and image[0, 0, 2] > 10  # beyond 1, not clipped
@@ -77,10 +86,12 @@ def test_coding_ranges_ignore_invalid_and_outlying_samples(tmp_path, rng):
 def test_ranges_of_constant_and_empty_scenes(tmp_path):
     for value, nodata in ((7, None), (0, 0)):
         path = tmp_path / f"{value}.tif"
-        with rasterio.open(path, "w", driver="GTiff", width=20, height=20, count=1, dtype="int16", nodata=nodata) as out:
+        with rasterio.open(
+            path, "w", driver="GTiff", width=20, height=20, count=1, dtype="int16", nodata=nodata
+        ) as out:
             out.write(np.full((20, 20), value, np.int16), 1)
         with Raster(path) as raster:
-            (low, high), = coding_ranges(raster, 256)
+            ((low, high),) = coding_ranges(raster, 256)
         assert high > low
 
 

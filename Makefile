@@ -1,0 +1,41 @@
+# Everything runs in an environment of its own, made on first use. PYTHON chooses the interpreter.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+TORCH ?= torch>=2.6,<3
+TORCH_INDEX ?=
+
+.PHONY: demo test check bench clean
+
+# The demo flies and lands without torch.
+$(VENV)/demo-ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[onboard,ground,bench]'
+	touch $@
+
+$(VENV)/dev-ready: $(VENV)/demo-ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH_INDEX) '$(TORCH)'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+demo: $(VENV)/demo-ready
+	$(BIN)/python -m perigee.benchmarks.demo
+
+test: $(VENV)/dev-ready
+	$(BIN)/python -m pytest
+
+check: $(VENV)/dev-ready
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/python tests/check_wheel.py
+
+bench: $(VENV)/dev-ready
+	$(BIN)/python -m perigee.benchmarks.flops
+	$(BIN)/python -m perigee.benchmarks.rate_distortion
+	$(BIN)/python -m perigee.benchmarks.exactness
+	$(BIN)/python -m perigee.benchmarks.latency --presets
+
+clean:
+	rm -rf build dist demo-output $(VENV)

@@ -1,0 +1,143 @@
+"""Decoding scenes: seams, windows, cut and damaged streams, engines."""
+
+import numpy as np
+import pytest
+import tifffile
+
+from perigee.benchmarks.codec import ArrayCodec
+from perigee.bitstream import format as fmt
+from perigee.bitstream.errors import ChecksumError, SymbolError
+from perigee.engines.onnxruntime import GroundEngine
+from perigee.engines.torch import TorchFlightEngine, TorchGroundEngine
+from perigee.ground.decoder import Region, SceneDecoder
+
+
+@pytest.fixture(scope="module")
+def codec(profile):
+    return ArrayCodec(profile, threads=2)
+
+
+@pytest.fixture(scope="module")
+def mosaic(tiles):
+    """A scene of 2x3 patches, one of them partial, from real tiles."""
+    t = [tifffile.imread(path) for path in tiles]
+    return np.concatenate([np.concatenate(t[:3], 1), np.concatenate(t[3:6], 1)], 0)[:460, :700]
+
+
+@pytest.fixture(scope="module")
+def stream(codec, mosaic):
+    return codec.encode(mosaic, 45)
+
+
+def test_any_window_equals_the_whole(stream, ground):
+    """Within one grey level: the grid of synthesis windows does not show."""
+    whole = SceneDecoder(fmt.parse(stream), ground).region(Region(0, 0, 460, 700)).samples
+    for window in [(0, 0, 64, 64), (200, 250, 60, 20), (255, 255, 3, 3), (450, 690, 10, 10), (100, 0, 300, 700)]:
+        part = SceneDecoder(fmt.parse(stream), ground).region(Region(*window)).samples
+        top, left, rows, cols = window
+        difference = np.abs(part.astype(int) - whole[:, top : top + rows, left : left + cols])
+        assert difference.max() <= 1 and (difference == 0).mean() > 0.99, window
+
+
+def test_blocks_cover_the_scene_once(stream, ground, codec, mosaic):
+    decoder = SceneDecoder(fmt.parse(stream), ground)
+    seen = np.zeros((460, 700), int)
+    for region, block in decoder.blocks():
+        seen[region.top : region.top + region.rows, region.left : region.left + region.cols] += 1
+        assert block.samples.shape == (3, region.rows, region.cols)
+    assert (seen == 1).all()
+    assert np.abs(codec.decode(stream).astype(float) - mosaic).mean() < 12
+
+
+def test_a_patch_decodes_alone(stream, ground):
+    """Only the segments that a window touches are needed."""
+    parsed = fmt.parse(stream)
+    alone = fmt.Stream(parsed.header, {0: parsed.segments[0]})
+    decoder = SceneDecoder(alone, ground)
+    first = decoder.region(Region(0, 0, 100, 100))
+    assert not decoder.report.lost
+    assert first.valid.all()
+
+
+def test_cut_segments_decode_coarser_and_say_so(stream, ground, codec, mosaic):
+    errors = []
+    full = fmt.parse(stream)
+    for share in (0.02, 0.3, 0.6, 1.0):
+        parsed = fmt.parse(stream)
+        parsed.segments = {u: fmt.cut_segment(s, int(len(s.words) * share)) for u, s in full.segments.items()}
+        rewritten = (
+            fmt.write_header(full.header)
+            + b"".join(map(fmt.write_segment, parsed.segments.values()))
+            + fmt.write_end(6)
+        )
+        decoder = SceneDecoder(fmt.parse(rewritten), ground)
+        out = decoder.region(Region(0, 0, 460, 700)).samples.transpose(1, 2, 0)
+        assert (len(decoder.report.cut) == 6) == (share < 1)
+        errors.append(np.mean((out.astype(float) - mosaic) ** 2))
+    assert errors == sorted(errors, reverse=True) and errors[0] > 1.5 * errors[-1]
+
+
+def test_damage_costs_its_patch_alone(stream, ground):
+    data = bytearray(stream)
+    header, offset = fmt.read_header(data)
+    data[offset + 400] ^= 0x20  # inside the first segment
+    with pytest.raises(ChecksumError):
+        fmt.parse(bytes(data))
+    decoder = SceneDecoder(fmt.parse(bytes(data), damaged=True), ground, damaged=True)
+    out = decoder.region(Region(0, 0, 460, 700))
+    assert set(decoder.report.lost) == {0} and decoder.stream.damage
+    assert not out.valid[:, :256, :256].any() and out.valid[:, 256:, :].all() and out.valid[:, :, 256:].all()
+    whole = SceneDecoder(fmt.parse(stream), ground).region(Region(0, 0, 460, 700)).samples
+    assert np.array_equal(out.samples[:, :, 400:], whole[:, :, 400:])
+
+
+def test_a_wrong_checksum_of_symbols_is_found(stream, ground):
+    parsed = fmt.parse(stream)
+    parsed.segments[2] = parsed.segments[2]._replace(checksum=parsed.segments[2].checksum ^ 1)
+    with pytest.raises(ChecksumError, match="segment 2"):
+        SceneDecoder(parsed, ground).symbols(2)
+    parsed.segments[2] = fmt.parse(stream).segments[2]._replace(quality_step=3)
+    with pytest.raises((SymbolError, ChecksumError)):
+        SceneDecoder(parsed, ground).symbols(2)
+
+
+def test_engines_agree_on_symbols_and_nearly_on_pixels(profile, stream, tiles):
+    decoders = [
+        SceneDecoder(fmt.parse(stream), engine) for engine in (GroundEngine(profile, 1), TorchGroundEngine(profile))
+    ]
+    for prior in (profile.contract.reference(np.int64), profile.contract.reference(np.float32)):
+        decoders.append(SceneDecoder(fmt.parse(stream), GroundEngine(profile, 1, prior=prior, check=False)))
+    symbols = [d.symbols(1).q for d in decoders]
+    assert all(np.array_equal(symbols[0], other) for other in symbols[1:])
+    one, two = (d.region(Region(0, 0, 256, 256)).samples.astype(int) for d in decoders[:2])
+    assert np.abs(one - two).max() <= 1 and (one == two).mean() >= 0.999
+
+
+def test_torch_encodes_streams_that_onnxruntime_decodes(profile, codec, ground, tiles):
+    tile = tifffile.imread(tiles[2])
+    other = ArrayCodec(profile, threads=1)
+    other.encoder.engine = TorchFlightEngine(profile)
+    data = other.encode(tile, 55)
+    assert np.abs(codec.decode(data).astype(float) - tile).mean() < 10
+
+
+def test_lean_streams(codec, tiles):
+    """All that is not coded symbols: at most 72 bytes for a plain tile, 20 a further patch on average."""
+    tile = tifffile.imread(tiles[0])
+    for quality in (5, 50, 95):
+        stream = fmt.parse(codec.encode(tile, quality))
+        words = 4 * len(stream.segments[0].words)
+        assert len(codec.encode(tile, quality)) - words + 8 <= 56
+    four = codec.encode(np.tile(tile, (2, 2, 1)), 50)
+    words = sum(4 * len(s.words) for s in fmt.parse(four).segments.values())
+    assert len(four) - words <= 48 + 3 * 16
+
+
+def test_quality_orders_size_and_error(codec, tiles):
+    tile = tifffile.imread(tiles[0])
+    sizes, errors = [], []
+    for quality in range(0, 101, 20):
+        data = codec.encode(tile, quality)
+        sizes.append(len(data))
+        errors.append(np.mean((codec.decode(data).astype(float) - tile) ** 2))
+    assert sizes == sorted(sizes) and errors == sorted(errors, reverse=True)
