@@ -195,6 +195,18 @@ def write_chunk(kind: int, payload: bytes) -> bytes:
     return body + zlib.crc32(body).to_bytes(4, "little")
 
 
+def read_chunk(data: bytes, limits: Limits = DEFAULT_LIMITS) -> tuple[int, bytes]:
+    """Type and payload of a chunk that travels alone. Raises a BitstreamError."""
+    for _, fault, kind, payload in _chunks(memoryview(data), 0, limits):
+        if fault is not None:
+            raise fault
+        stop = 1 + len(write_varint(len(payload))) + len(payload) + 4
+        if stop != len(data):
+            raise FormatError(f"{len(data) - stop} bytes follow the chunk", stop)
+        return kind, bytes(payload)
+    raise TruncatedError("no chunk: the data are empty", 0)
+
+
 def write_segment(segment: Segment) -> bytes:
     """The chunk of a segment."""
     payload = write_varint(segment.unit) + bytes([segment.mode | (CUT_FLAG if segment.cut else 0)])

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from datetime import datetime, timedelta, timezone
 
 from perigee.bitstream.errors import BitstreamError, FormatError, MetadataError, UnsupportedError
-from perigee.bitstream.format import read_varint, write_varint
+from perigee.bitstream.format import METADATA, read_chunk, read_varint, write_chunk, write_varint
 
 ANCILLARY_MAX_BYTES = 65536
 EPSG, GEOKEYS, NORTH_UP, AFFINE, GCPS, RPC = 1, 2, 3, 4, 5, 6
@@ -256,3 +256,16 @@ def _unpack_geokeys(value: bytes) -> GeoKeys:
         return GeoKeys(directory, _undoubles(value[start:stop], "GeoKeys", doubles), value[stop:])
     except struct.error as error:
         raise FormatError(f"metadata: GeoKeys are broken ({error})") from error
+
+
+def write_unit(m: Metadata) -> bytes:
+    """The packet as a checked chunk: what a metadata unit is when it travels alone, and what a stream carries."""
+    return write_chunk(METADATA, pack_metadata(m))
+
+
+def read_unit(data: bytes) -> Metadata:
+    """Inverse of :func:`write_unit`. Raises a BitstreamError."""
+    kind, payload = read_chunk(data)
+    if kind != METADATA:
+        raise FormatError(f"chunk type {kind:#04x}, a metadata unit has {METADATA:#04x}", 0)
+    return unpack_metadata(payload)

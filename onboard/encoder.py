@@ -15,7 +15,7 @@ from perigee.bitstream import format as fmt
 from perigee.bitstream.entropy import decode_symbols, encode_symbols
 from perigee.bitstream.errors import EngineError, RasterError
 from perigee.bitstream.masks import pack_mask
-from perigee.bitstream.metadata import Acquisition, Metadata, pack_metadata
+from perigee.bitstream.metadata import Acquisition, Metadata, pack_metadata, write_unit
 from perigee.bitstream.prior import QUALITY_STEPS, Prediction, half
 from perigee.bitstream.profile import BLOCK, HYPER_BLOCK, PATCH_MULTIPLE, Profile
 from perigee.engines.onnxruntime import FlightEngine
@@ -171,9 +171,8 @@ class Encoder:
         metadata: Metadata = raster.metadata
         if acquisition is not None:
             metadata = replace(metadata, acquisition=acquisition)
-        packet = pack_metadata(metadata)
-        if packet:
-            chunks.append(fmt.write_chunk(fmt.METADATA, packet))
+        if pack_metadata(metadata):
+            chunks.append(write_unit(metadata))
         ranges = None
         if info.dtype != "uint8":
             with timings.stage("read"):
