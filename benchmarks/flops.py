@@ -38,10 +38,10 @@ COSMIC_G, ELIC_G = 4.9, 21.78  # COSMIC's table 1, encoder and entropy model
 PAPER_WIDTHS = Widths(latents=LATENTS, slices=(24, 40, 64, 192))
 NOTES = """\
 Published: COSMIC's table 1, encoder and entropy model, called FLOPs. They are multiply-adds of one 256x256 tile: its ELIC
-row lies within 1 % of our two-pass count. COSMIC has published no code; M = 320, CAM's form and the entropy model are
-readings. Its 4.9 is met by full 1-D CAM (k = 7) with a mean-scale hyper-prior, as well as by depthwise CAM with a
-checkerboard context model (4.9 to 5.1, not built here); a counter that overlooks GDN's functional convolution would shift
-each by 0.79. The transform itself is a quarter of 4.9 at most in the second reading: do not read it as its cost."""
+row lies within 1 % of our count with the aggregation run twice. COSMIC has published no code: M = 320, CAM's form and the
+entropy model are readings. Its 4.9 is met by full 1-D CAM (k = 7) with a mean-scale hyper-prior, but as well by no or
+depthwise CAM with a checkerboard context model (4.9 to 5.1, not built here), of which the transform is a quarter at most;
+a counter that overlooks GDN's functional convolution would shift each by 0.79. Ground: plain decoding, without prior."""
 
 
 @dataclass(frozen=True)

@@ -240,7 +240,7 @@ class ElicEntropy(nn.Module):
         anchors = (rows[:, None] + cols) % 2 == 0
         decoded: list[Tensor] = []
         outputs: list[Tensor] = []
-        for k, part in enumerate(y.split(self.groups, 1)):
+        for k, part in enumerate(torch.split(y, list(self.groups), 1)):
             given = [hyper]
             if k:
                 given.append(self.channel[k - 1](torch.cat([decoded[i] for i in self.context_groups(k)], 1)))

@@ -7,7 +7,12 @@ from perigee.bitstream.metadata import Acquisition, Metadata, read_unit, write_u
 
 
 def test_a_unit_travels_alone():
-    metadata = Metadata(epsg=32633, transform=(10.0, 0.0, 5e5, 0.0, -10.0, 5e6), acquisition=Acquisition(gsd_m=0.5), ancillary=b"attitude" * 1000)
+    metadata = Metadata(
+        epsg=32633,
+        transform=(10.0, 0.0, 5e5, 0.0, -10.0, 5e6),
+        acquisition=Acquisition(gsd_m=0.5),
+        ancillary=b"attitude" * 1000,
+    )
     unit = write_unit(metadata)
     assert read_unit(unit) == metadata
     with pytest.raises(TruncatedError):
@@ -24,6 +29,8 @@ def test_full_metadata_of_a_tile_are_lean():
     """EPSG, north-up transform and all eight fields: the whole stream's overhead stays within 160 bytes."""
     from datetime import datetime, timezone
 
-    acquisition = Acquisition(10.5, 51.25, datetime(2024, 6, 1, tzinfo=timezone.utc), 0.6, 12.0, 3.0, 181.0, 140.0, 44.0)
+    acquisition = Acquisition(
+        10.5, 51.25, datetime(2024, 6, 1, tzinfo=timezone.utc), 0.6, 12.0, 3.0, 181.0, 140.0, 44.0
+    )
     unit = write_unit(Metadata(epsg=32633, transform=(0.6, 0.0, 5e5, 0.0, -0.6, 5e6), acquisition=acquisition))
     assert len(unit) + 56 <= 160
