@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from perigee.bitstream.prior import Widths, macs_per_position
-from perigee.models.codec.flight import ANALYSIS_STAGES, BLOCK, KNOTS, Analysis, Gains, HyperAnalysis, Synthesis
+from perigee.bitstream.profile import BLOCK, KNOTS
+from perigee.models.codec.flight import ANALYSIS_STAGES, Analysis, Gains, HyperAnalysis, Synthesis
 from perigee.models.codec.reference import (
     GDN,
     LATENTS,

@@ -74,6 +74,8 @@ class Tables:
             raise ProfileError(f"the frequencies of each table must sum to {FREQUENCY_TOTAL}")
         if not self.frequencies.all() or not self.z_frequencies.all():
             raise ProfileError("every frequency must be at least 1")
+        if any(part.dtype != np.uint16 for part in (self.radius, self.frequencies, self.z_frequencies)):
+            raise ProfileError("tables are of type uint16")
 
     @cached_property
     def table_radius(self) -> npt.NDArray[np.int32]:
@@ -240,10 +242,10 @@ class ConstrictionAns:
 
 def new_coder(tables: Tables, words: npt.NDArray[np.uint32] | None = None, kind: str = "auto") -> Coder:
     """A coder of the given kind: ``constriction``, ``integer``, or ``auto`` for the first that is installed."""
-    if kind == "integer" or (kind == "auto" and constriction is None):
-        return IntegerAns(tables, words)
     if words is not None and len(words) and not words[0]:
         raise SymbolError("the first word of the coder is zero, which no encoder writes")
+    if kind == "integer" or (kind == "auto" and constriction is None):
+        return IntegerAns(tables, words)
     return ConstrictionAns(tables, words)
 
 
@@ -326,8 +328,8 @@ def decode_symbols(
 ) -> DecodedPatch:
     """Inverse of :func:`encode_symbols`; ``hyper_size`` is (h, w) of z.
 
-    Of a segment cut short, the passes that are certainly complete are used, and the latents of the others are the
-    prior's mean. Raises SymbolError where the words cannot come from an encoder.
+    Of a segment cut short, the passes that are certainly complete are used (never the last), and the latents of the
+    others are the prior's mean. Raises SymbolError where the words cannot come from an encoder.
     """
     h, w = hyper_size
     rows, cols = 4 * h, 4 * w
@@ -352,8 +354,7 @@ def decode_symbols(
             except SymbolError:
                 if not cut:  # past the end of a cut segment anything can be read
                     raise
-            whole = k == widths.passes - 1 and coder.words_left == 0
-            dry = decoded is None or (cut and coder.words_left < 2 and not whole)
+            dry = decoded is None or (cut and coder.words_left < 2)
             if decoded is not None and not dry:
                 values, complete = decoded, k + 1
         unhalf(np.clip(values, Q_MIN, Q_MAX)[None], k % 2, q[:, start:stop])

@@ -72,6 +72,12 @@ class Header:
     dtype: str
     patch_side: int
 
+    def __post_init__(self) -> None:
+        if len(self.contract) != 8 or self.dtype not in DTYPE_CODES or self.patch_side not in (64, 128, 256, 512):
+            raise LimitError("a header needs a contract of 8 bytes, a known sample type and a patch side of 64 to 512")
+        if not (1 <= self.bands <= 255 and 1 <= self.width <= VARINT_MAX and 1 <= self.height <= VARINT_MAX):
+            raise LimitError(f"{self.width}x{self.height} pixels of {self.bands} bands do not fit a header")
+
     @property
     def groups(self) -> int:
         """Groups of up to three bands that are coded together."""
@@ -242,7 +248,7 @@ def parse(data: bytes | memoryview, limits: Limits = DEFAULT_LIMITS, damaged: bo
     """Parse a whole stream.
 
     Strict by default: the first fault raises. With ``damaged`` chunks that fail their check are dropped and listed, as
-    is a missing end; only an unusable header, an unknown critical chunk or a broken limit raises then.
+    is a missing end; only an unusable header and an unknown critical chunk or mode raise then.
     """
     header, offset = read_header(data, limits)
     stream = Stream(header)
@@ -254,7 +260,7 @@ def parse(data: bytes | memoryview, limits: Limits = DEFAULT_LIMITS, damaged: bo
                 raise fault
             stream.damage.append(str(fault))
             continue
-        if kind == END:
+        if kind == END and not ended:
             ended = True
             announced, stop = _whole_varint(payload, start)
             if announced != count or stop != len(payload):
@@ -288,6 +294,14 @@ def parse(data: bytes | memoryview, limits: Limits = DEFAULT_LIMITS, damaged: bo
             raise FormatError(f"{missing} of {header.units} segments are missing")
         stream.damage.append(f"{missing} of {header.units} segments are missing")
     return stream
+
+
+def _leading_varint(payload: memoryview, start: int) -> tuple[int, int]:
+    """The number that a payload begins with; errors name the chunk's place in the stream."""
+    try:
+        return read_varint(payload, 0)
+    except BitstreamError as error:
+        raise type(error)("a chunk's payload does not begin with a whole number", start) from error
 
 
 def _whole_varint(payload: memoryview, start: int) -> tuple[int, int]:
@@ -337,7 +351,7 @@ def _take(stream: Stream, kind: int, payload: memoryview, start: int, limits: Li
             raise FormatError(f"segment {segment.unit} of {header.units} is out of range or comes twice", start)
         stream.segments[segment.unit] = segment
     elif kind == MASK:
-        patch, at = read_varint(payload, 0)
+        patch, at = _leading_varint(payload, start)
         if patch >= header.units // header.groups or patch in stream.masks:
             raise FormatError(f"the mask of patch {patch} is out of range or comes twice", start)
         stream.masks[patch] = bytes(payload[at:])
@@ -348,16 +362,17 @@ def _take(stream: Stream, kind: int, payload: memoryview, start: int, limits: Li
     elif kind == RANGE:
         if stream.ranges is not None or len(payload) != 8 * header.bands:
             raise FormatError(f"coding ranges come twice or are not {8 * header.bands} bytes", start)
-        stream.ranges = np.frombuffer(payload, "<i4").astype(np.int32).reshape(header.bands, 2)
-        if (stream.ranges[:, 1].astype(np.int64) <= stream.ranges[:, 0]).any():
+        ranges = np.frombuffer(payload, "<i4").astype(np.int32).reshape(header.bands, 2)
+        if (ranges[:, 1].astype(np.int64) <= ranges[:, 0]).any():
             raise FormatError("a coding range is empty", start)
+        stream.ranges = ranges
     elif not kind & OPTIONAL_BIT:
         name = RESERVED_CRITICAL.get(kind, "unknown")
         raise UnsupportedError(f"critical chunk type {kind:#04x} ({name}), which this reader cannot do without", start)
 
 
 def _segment(payload: memoryview, start: int) -> Segment:
-    unit, at = read_varint(payload, 0)
+    unit, at = _leading_varint(payload, start)
     if at >= len(payload):
         raise FormatError("a segment without a mode", start)
     mode, flags = payload[at] & 15, payload[at] & 0xF0

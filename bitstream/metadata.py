@@ -11,7 +11,7 @@ import struct
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta, timezone
 
-from perigee.bitstream.errors import BitstreamError, FormatError, MetadataError, UnsupportedError
+from perigee.bitstream.errors import BitstreamError, FormatError, LimitError, MetadataError, UnsupportedError
 from perigee.bitstream.format import METADATA, read_chunk, read_varint, write_chunk, write_varint
 
 ANCILLARY_MAX_BYTES = 65536
@@ -41,7 +41,7 @@ class Acquisition:
             raise MetadataError("longitude and latitude are given together or not at all")
         for name, low, high in ACQUISITION_RANGES:
             value = getattr(self, name)
-            if value is not None and not low <= value <= high:
+            if value is not None and not low * (1 - 1e-6) <= value <= high:  # stored as float32
                 raise MetadataError(f"{name} is {value}, accepted are {low} to {high}")
         if self.timestamp is not None and self.timestamp.tzinfo is None:
             raise MetadataError("the timestamp needs a time zone")
@@ -153,7 +153,14 @@ def _unpack_acquisition(value: bytes) -> Acquisition:
 
 
 def pack_metadata(m: Metadata) -> bytes:
-    """The packet's bytes; empty metadata give b""."""
+    """The packet's bytes; empty metadata give b"". Raises MetadataError where a value does not fit its field."""
+    try:
+        return _pack(m)
+    except (struct.error, ValueError, UnicodeEncodeError, LimitError) as error:
+        raise MetadataError(f"metadata that no packet can carry ({error})") from error
+
+
+def _pack(m: Metadata) -> bytes:
     parts: list[tuple[int, bytes]] = []
     if m.epsg is not None:
         parts.append((EPSG, write_varint(m.epsg)))
@@ -223,6 +230,13 @@ def unpack_metadata(packet: bytes) -> Metadata:
         scales = _undoubles(found.get(SCALES, b""), "the scales")
         if len(gcps) % 5 or len(scales) % 2:
             raise FormatError("metadata: GCPs come in fives, scales in pairs")
+        for tag, size in ((POINT, 0), (FILL_MASKED, 0), (COLOUR, 1), (ALPHA, 1)):
+            if tag in found and len(found[tag]) != size:
+                raise FormatError(f"metadata: field {tag} has {len(found[tag])} bytes, expected {size}")
+        if found.get(COLOUR, b"\0")[0] > 1:
+            raise FormatError("metadata: colour is neither 0 nor 1")
+        if EPSG in found and read_varint(found[EPSG], 0)[1] != len(found[EPSG]):
+            raise FormatError("metadata: bytes follow the EPSG code")
         return Metadata(
             epsg=read_varint(found[EPSG], 0)[0] if EPSG in found else None,
             geokeys=_unpack_geokeys(found[GEOKEYS]) if GEOKEYS in found else None,

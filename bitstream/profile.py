@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
+import zlib
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
@@ -32,6 +33,7 @@ CONTRACT_MAX_BYTES = 16 << 20
 DIGEST_BYTES = 8
 BLOCK = 16
 PATCH_MULTIPLE = 64
+KNOTS = 7
 HYPER_BLOCK = 64
 
 
@@ -51,6 +53,8 @@ class Contract:
             raise ProfileError(
                 f"{self.tables.z_frequencies.shape[0]} tables for {self.widths.hyper_latents} hyper-latents"
             )
+        if self.gain_knots.shape != (KNOTS, self.widths.latents):
+            raise ProfileError(f"gain knots of shape {self.gain_knots.shape}, expected {(KNOTS, self.widths.latents)}")
         if self.patch_side not in (64, 128, 256, 512):
             raise ProfileError(f"patch side {self.patch_side}, expected 64, 128, 256 or 512")
 
@@ -95,7 +99,7 @@ def load_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
             raise ProfileError(f"{path}: unpacks to {total} bytes, the limit is {CONTRACT_MAX_BYTES}")
         with np.load(path, allow_pickle=False) as data:
             return {name: data[name] for name in data.files}
-    except (OSError, ValueError, zipfile.BadZipFile, KeyError, EOFError) as error:
+    except (OSError, ValueError, zipfile.BadZipFile, zlib.error, KeyError, EOFError, NotImplementedError) as error:
         raise ProfileError(f"{path}: cannot be read ({error})") from error
 
 
@@ -156,8 +160,6 @@ class Profile:
 
 def answer(predictions: list[Prediction]) -> IntArray:
     """Fingerprint of a prediction, uint32 [passes, 2]: CRC-32 of the table numbers and of the means."""
-    import zlib
-
     return np.array(
         [[zlib.crc32(np.ascontiguousarray(part, "<i4").tobytes()) for part in (p.table, p.mean)] for p in predictions],
         np.uint32,

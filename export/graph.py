@@ -16,9 +16,8 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from perigee.bitstream import prior as P
+from perigee.bitstream.profile import BLOCK, KNOTS
 from perigee.models.codec.flight import (
-    BLOCK,
-    KNOTS,
     Analysis,
     Gains,
     HyperAnalysis,

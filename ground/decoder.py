@@ -65,6 +65,14 @@ class SceneDecoder:
         alpha = self.metadata.alpha_band
         if alpha is not None and alpha > self.header.bands:
             raise FormatError(f"alpha band {alpha} of {self.header.bands + 1}")
+        nodata = self.metadata.nodata
+        low, high = DTYPE_RANGE[self.header.dtype]
+        if nodata is not None and not (low <= nodata <= high and nodata == int(nodata)):
+            raise FormatError(f"nodata {nodata} is not a value of {self.header.dtype}")
+        if self.header.patch_side != engine.profile.contract.patch_side:
+            raise FormatError(
+                f"patch side {self.header.patch_side}, the contract's is {engine.profile.contract.patch_side}"
+            )
         if stream.ranges is None and self.header.dtype != "uint8":
             raise FormatError(f"a stream of {self.header.dtype} needs coding ranges")
         self.report = Report()
@@ -170,8 +178,9 @@ class SceneDecoder:
         if payload is not None:
             try:
                 stored, stored_alpha = unpack_mask(payload, h.bands, rows, cols, h.dtype)
-                valid = stored.copy()
-                alpha = stored_alpha if alpha is not None else None
+                if (alpha is None) != (stored_alpha is None):
+                    raise FormatError(f"the mask of patch {patch} and the alpha band do not go together")
+                valid, alpha = stored.copy(), stored_alpha
             except BitstreamError:
                 if not self.damaged:
                     raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import struct
 from datetime import datetime, timezone
 from typing import Any
@@ -156,11 +155,7 @@ def source_metadata(page: tifffile.TiffPage, bands: int, alpha_band: int | None,
     scales, offsets = _per_band(items, "scale", bands), _per_band(items, "offset", bands)
     nodata = _nodata(page)
     info_range = {"uint8": (0, 255), "uint16": (0, 65535), "int16": (-32768, 32767)}[dtype_name(page)]
-    if (
-        nodata is not None
-        and not math.isnan(nodata)
-        and not (info_range[0] <= nodata <= info_range[1] and nodata == int(nodata))
-    ):
+    if nodata is not None and not (info_range[0] <= nodata <= info_range[1] and nodata == int(nodata)):
         nodata = None  # no sample can have it, and GDAL would not write it back
     colour = int(page.photometric) in RGB_LIKE
     try:

@@ -8,7 +8,6 @@ with a RasterError that says what would be accepted.
 from __future__ import annotations
 
 import logging
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -180,7 +179,7 @@ class Raster:
             alpha = samples[self._alpha]
             samples = np.delete(samples, self._alpha, axis=0)
         valid = np.ones(samples.shape, bool)
-        if self._nodata is not None and not math.isnan(self._nodata):
+        if self._nodata is not None:
             valid &= samples != self._nodata
         if mask is not None:
             valid &= mask[:1] != 0

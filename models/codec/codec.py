@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perigee.bitstream import prior as P
-from perigee.models.codec.flight import BLOCK, KNOTS, Analysis, Gains, HyperAnalysis, Synthesis
+from perigee.bitstream.profile import BLOCK, KNOTS
+from perigee.models.codec.flight import Analysis, Gains, HyperAnalysis, Synthesis
 from perigee.models.codec.prior import TrainedPrior
 
 SIGMA_MIN, SIGMA_MAX = 0.11, 96.0

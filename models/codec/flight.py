@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-BLOCK = 16
-KNOTS = 7
+from perigee.bitstream.profile import BLOCK, KNOTS
+
 # presets: channels of the three stages, residual blocks in each
 ANALYSIS_STAGES: dict[str, tuple[tuple[int, int, int], int] | None] = {
     "swift": None,

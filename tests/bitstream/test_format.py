@@ -695,10 +695,10 @@ class TestMetadata:
                 unpack_metadata(packet)
 
 
-def unpacked(payload: bytes, patch: int, *shape: int, dtype: str = "uint8") -> tuple[Any, Any]:
+def unpacked(payload: bytes, patch: int, bands: int, rows: int, cols: int, dtype: str = "uint8") -> tuple[Any, Any]:
     found, at = read_varint(payload, 0)
     assert found == patch
-    return masks.unpack_mask(payload[at:], *shape, dtype)
+    return masks.unpack_mask(payload[at:], bands, rows, cols, dtype)
 
 
 class TestMasks:
