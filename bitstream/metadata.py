@@ -41,7 +41,7 @@ class Acquisition:
             raise MetadataError("longitude and latitude are given together or not at all")
         for name, low, high in ACQUISITION_RANGES:
             value = getattr(self, name)
-            if value is not None and not low * (1 - 1e-6) <= value <= high:  # stored as float32
+            if value is not None and not low - 1e-6 * abs(low) <= value <= high:  # stored as float32
                 raise MetadataError(f"{name} is {value}, accepted are {low} to {high}")
         if self.timestamp is not None and self.timestamp.tzinfo is None:
             raise MetadataError("the timestamp needs a time zone")

@@ -165,6 +165,15 @@ def provenance(decoder: SceneDecoder) -> dict[str, str]:
     return tags
 
 
+def _gcps(metadata: Metadata, view: View) -> list[GroundControlPoint]:
+    """The scene's ground control points in the pixels of the view."""
+    f, top, left = view.reduction, view.region.top, view.region.left
+    return [
+        GroundControlPoint(row=(g[1] - top) / f, col=(g[0] - left) / f, x=g[2], y=g[3], z=g[4], id=str(i + 1))
+        for i, g in enumerate(metadata.gcps)
+    ]
+
+
 def _describe(target: Any, decoder: SceneDecoder, view: View) -> None:
     """Georeferencing, names and tags of a dataset open for writing."""
     metadata = decoder.metadata
@@ -175,13 +184,7 @@ def _describe(target: Any, decoder: SceneDecoder, view: View) -> None:
         left, top = region.left, region.top
         target.transform = Affine(a * f, b * f, a * left + b * top + c, d * f, e * f, d * left + e * top + g)
     if metadata.gcps:
-        points = [
-            GroundControlPoint(
-                row=(g[1] - region.top) / f, col=(g[0] - region.left) / f, x=g[2], y=g[3], z=g[4], id=str(i + 1)
-            )
-            for i, g in enumerate(metadata.gcps)
-        ]
-        target.gcps = (points, crs or CRS())
+        target.gcps = (_gcps(metadata, view), crs or CRS())
     elif crs is not None:
         target.crs = crs
     if metadata.rpc is not None:
@@ -247,6 +250,20 @@ def _write_plain(path: Path, decoder: SceneDecoder, view: View, progress: Progre
             interpretation[alpha] = ColorInterp.alpha
         target.colorinterp = interpretation
         _describe(target, decoder, view)
+    if decoder.metadata.gcps and decoder.metadata.pixel_is_point:
+        _undo_gcp_shift(path, _gcps(decoder.metadata, view))
+
+
+def _undo_gcp_shift(path: Path, wanted: list[GroundControlPoint]) -> None:
+    """GDAL 3 moves the GCPs of a pixel-is-point file when it writes them: measure by how much, and move them back."""
+    with rasterio.open(path, "r+") as target:
+        found, crs = target.gcps
+        rows, cols = (getattr(found[0], n) - getattr(wanted[0], n) for n in ("row", "col"))
+        if rows or cols:
+            moved = [
+                GroundControlPoint(row=g.row - rows, col=g.col - cols, x=g.x, y=g.y, z=g.z, id=g.id) for g in wanted
+            ]
+            target.gcps = (moved, crs or CRS())
 
 
 def write_cog(path: Path, decoder: SceneDecoder, view: View, progress: Progress | None = None) -> None:

@@ -148,7 +148,8 @@ def source_metadata(page: tifffile.TiffPage, bands: int, alpha_band: int | None,
     ties = _doubles(page, TIEPOINTS)
     gcps: tuple[tuple[float, ...], ...] = ()
     if transform is None and len(ties) >= 6:
-        gcps = tuple((*ties[i : i + 2], *ties[i + 3 : i + 6]) for i in range(0, len(ties) - 5, 6))
+        shift = 0.5 if point else 0.0
+        gcps = tuple((ties[i] + shift, ties[i + 1] + shift, *ties[i + 3 : i + 6]) for i in range(0, len(ties) - 5, 6))
     rpc = _doubles(page, RPC_TAG)
     items = _xml_items(page)
     names = _per_band(items, "description", bands)

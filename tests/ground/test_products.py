@@ -7,6 +7,7 @@ import warnings
 import numpy as np
 import pytest
 import rasterio
+from rasterio.control import GroundControlPoint
 from rasterio.errors import NotGeoreferencedWarning
 from rio_cogeo import cog_validate
 
@@ -122,6 +123,20 @@ def test_georeferencing_of_all_kinds(tmp_path, rng, encoder, ground, crs, transf
     if point:
         with rasterio.open(source, "r+") as target:
             target.update_tags(AREA_OR_POINT="Point")
+    round_trip(source, tmp_path / "out.tif", encoder, ground)
+    compare(source, tmp_path / "out.tif", 25)
+
+
+@pytest.mark.parametrize("point", [False, True])
+def test_ground_control_points(tmp_path, rng, encoder, ground, point):
+    source = made(tmp_path / "in.tif", smooth(rng, 1, 64, 64).astype(np.uint8))
+    with rasterio.open(source, "r+") as target:
+        if point:
+            target.update_tags(AREA_OR_POINT="Point")
+        points = [
+            GroundControlPoint(row=r, col=c, x=10 + c / 9, y=50 - r / 7, z=3) for r, c in ((0, 0), (60.5, 3), (7, 63))
+        ]
+        target.gcps = (points, rasterio.crs.CRS.from_epsg(4326))
     round_trip(source, tmp_path / "out.tif", encoder, ground)
     compare(source, tmp_path / "out.tif", 25)
 
