@@ -22,6 +22,7 @@ from perigee.bitstream.errors import RasterError
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp"}
 Pixels = npt.NDArray[np.uint8]
+FLAT_SHARE = 0.03  # crops of hardly any contrast at any level: water, snow, saturation, filled-in nodata
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def split(images: ImageSet, share: float) -> tuple[ImageSet, ImageSet]:
 
 
 class CropSampler:
-    """Random crops: native scale three times of four, else shrunk by 0.5 to 0.9; flips and transposition."""
+    """Random crops: native scale three times of four, else shrunk by 0.5 to 0.9; a few nearly flat; flips, transposition."""
 
     def __init__(self, images: ImageSet, weights: Mapping[str, float] | None = None) -> None:
         self.images = images.images
@@ -108,6 +109,9 @@ class CropSampler:
         if wanted != side:
             resampled = Image.fromarray(np.ascontiguousarray(out)).resize((side, side), Image.Resampling.LANCZOS)
             out = np.asarray(resampled)
+        if rng.random() < FLAT_SHARE:
+            contrast, colour = rng.uniform(0, 0.15), rng.uniform(-20, 275, 3)
+            out = np.clip(colour + contrast * (out.astype(np.float32) - out.mean()), 0, 255).astype(np.uint8)
         if rng.random() < 0.5:
             out = out[::-1]
         if rng.random() < 0.5:
