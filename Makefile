@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-TORCH ?= torch>=2.6,<3
+# On Linux, PyPI's torch brings CUDA along; PyTorch's own CPU index does not: make test TORCH_INDEX='--index-url <that index>'
+TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
 
 .PHONY: demo test check bench clean
