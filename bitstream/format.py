@@ -44,6 +44,8 @@ CUT_FLAG = 0x10
 DTYPES = {1: "uint8", 2: "uint16", 3: "int16"}
 DTYPE_CODES = {name: code for code, name in DTYPES.items()}
 BANDS_PER_GROUP = 3
+SPARE_CHUNKS = 1024  # chunks beside segments and masks that a stream may hold
+NOTES_MAX = 100  # faults of a damaged stream that are listed
 VARINT_MAX = (1 << 32) - 1
 
 
@@ -252,13 +254,22 @@ def parse(data: bytes | memoryview, limits: Limits = DEFAULT_LIMITS, damaged: bo
     """
     header, offset = read_header(data, limits)
     stream = Stream(header)
-    count = 0
+    most = header.units + header.units // header.groups + SPARE_CHUNKS
+    count, seen = 0, 0
     ended = False
     for start, fault, kind, payload in _chunks(memoryview(data), offset, limits):
-        if fault is not None:
+        seen += 1
+        if seen > most:
+            fault = FormatError(f"more than {most} chunks, too many for {header.units} segments", start)
             if not damaged:
                 raise fault
             stream.damage.append(str(fault))
+            break
+        if fault is not None:
+            if not damaged:
+                raise fault
+            if len(stream.damage) < NOTES_MAX:
+                stream.damage.append(str(fault))
             continue
         if kind == END and not ended:
             ended = True
@@ -283,7 +294,8 @@ def parse(data: bytes | memoryview, limits: Limits = DEFAULT_LIMITS, damaged: bo
         except BitstreamError as error:
             if not damaged:
                 raise
-            stream.damage.append(str(error))
+            if len(stream.damage) < NOTES_MAX:
+                stream.damage.append(str(error))
     if not ended:
         if not damaged:
             raise TruncatedError("the stream has no end mark", len(data))

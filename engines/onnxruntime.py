@@ -6,6 +6,7 @@ is used. The CPU provider is asserted, never assumed.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,10 +43,12 @@ class OnnxRuntimeGraph:
     """One graph as a session on the CPU."""
 
     def __init__(self, path: Path, threads: int | None = None, optimise: bool = True) -> None:
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before the import: nothing that flies calls home
         try:
             import onnxruntime as ort
         except ModuleNotFoundError as error:
             raise EngineError("onnxruntime is missing: pip install 'perigee[onboard]'") from error
+        ort.disable_telemetry_events()
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads or 0
         options.inter_op_num_threads = 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -71,6 +72,9 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing product")
     args = parser.parse_args(argv)
+    if args.threads is not None and args.threads < 1:
+        parser.error("--threads must be at least 1")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that temporary files are removed
     out: Path = args.out or args.stream.with_suffix(".tif")
     if out.suffix.lower() not in (".tif", ".tiff", ".png"):
         parser.error(f"{out}: the product's suffix must be .tif, .tiff or .png")
@@ -96,8 +100,11 @@ def main(argv: list[str] | None = None) -> int:
         if out.exists() and not args.overwrite:
             print(f"ground-decode: {out} exists; --overwrite replaces it", file=sys.stderr)
             return os.EX_CANTCREAT
-        if not out.parent.is_dir():
-            print(f"ground-decode: the folder {out.parent} does not exist", file=sys.stderr)
+        if out.exists() and (not out.is_file() or out.samefile(args.stream)):
+            print(f"ground-decode: {out} is the stream itself or not a regular file", file=sys.stderr)
+            return os.EX_CANTCREAT
+        if not out.parent.is_dir() or not os.access(out.parent, os.W_OK | os.X_OK):
+            print(f"ground-decode: the folder {out.parent} does not exist or cannot be written to", file=sys.stderr)
             return os.EX_CANTCREAT
         start = time.perf_counter()
         decoder = SceneDecoder(
@@ -114,8 +121,10 @@ def main(argv: list[str] | None = None) -> int:
             with replacing(out) as temporary:
                 write(temporary, decoder, view, progress)
         seconds = time.perf_counter() - start
-    except FileNotFoundError as error:
-        print(f"ground-decode: no such file: {error.filename}", file=sys.stderr)
+    except KeyboardInterrupt:
+        return 130
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        print(f"ground-decode: {error.strerror}: {error.filename}", file=sys.stderr)
         return os.EX_NOINPUT
     except ProfileError as error:
         print(f"ground-decode: {error}", file=sys.stderr)
@@ -127,7 +136,11 @@ def main(argv: list[str] | None = None) -> int:
         print(f"ground-decode: {args.stream}: {error}", file=sys.stderr)
         unknown = type(error).__name__ == "UnknownProfileError"
         return (
-            os.EX_CONFIG if unknown else os.EX_USAGE if isinstance(error, LimitError) and args.window else os.EX_DATAERR
+            os.EX_CONFIG
+            if unknown
+            else os.EX_USAGE
+            if isinstance(error, LimitError) and (args.window or args.bands)
+            else os.EX_DATAERR
         )
     except OSError as error:
         print(f"ground-decode: {error}", file=sys.stderr)
@@ -136,6 +149,10 @@ def main(argv: list[str] | None = None) -> int:
     print(f"{args.stream} -> {out}: {cols}x{rows} pixels, {len(view.bands)} bands, {seconds:.2f} s")
     for unit, passes in decoder.report.cut.items():
         print(f"segment {unit} was cut short: {passes} passes decoded", file=sys.stderr)
-    for reason in [*stream.damage, *(f"segment {u}: {r}" for u, r in decoder.report.lost.items())]:
+    for reason in [
+        *stream.damage,
+        *(f"segment {u}: {r}" for u, r in decoder.report.lost.items()),
+        *decoder.report.notes,
+    ]:
         print(f"damage: {reason}", file=sys.stderr)
     return os.EX_OK

@@ -42,6 +42,7 @@ class Report:
 
     cut: dict[int, int] = field(default_factory=dict)  # unit -> passes decoded
     lost: dict[int, str] = field(default_factory=dict)  # unit -> reason
+    notes: list[str] = field(default_factory=list)  # what else is uncertain
 
 
 class Decoded(NamedTuple):
@@ -61,7 +62,8 @@ class SceneDecoder:
     def __init__(self, stream: fmt.Stream, engine: GroundEngine, coder: str = "auto", damaged: bool = False) -> None:
         self.stream, self.engine, self.coder, self.damaged = stream, engine, coder, damaged
         self.header = stream.header
-        self.metadata: Metadata = unpack_metadata(stream.metadata) if stream.metadata is not None else Metadata()
+        self.report = Report()
+        self.metadata: Metadata = self._metadata()
         alpha = self.metadata.alpha_band
         if alpha is not None and alpha > self.header.bands:
             raise FormatError(f"alpha band {alpha} of {self.header.bands + 1}")
@@ -75,8 +77,25 @@ class SceneDecoder:
             )
         if stream.ranges is None and self.header.dtype != "uint8":
             raise FormatError(f"a stream of {self.header.dtype} needs coding ranges")
-        self.report = Report()
-        self._latents: dict[int, npt.NDArray[np.float32]] = {}
+        self._latents: dict[int, npt.NDArray[np.float32] | None] = {}
+
+    def _metadata(self) -> Metadata:
+        if self.damaged and self.stream.damage:
+            self.report.notes.append("what was lost may have been a mask or the metadata: validity is not certain")
+        if self.stream.metadata is None:
+            return Metadata()
+        try:
+            return unpack_metadata(self.stream.metadata)
+        except BitstreamError as error:
+            if not self.damaged:
+                raise
+            self.report.notes.append(f"the metadata are unusable: {error}")
+            return Metadata()
+
+    @property
+    def incomplete(self) -> bool:
+        """Whether parts of the scene may have no data: a product then needs a mask of its own."""
+        return self.damaged or any(s.mode == fmt.DROPPED for s in self.stream.segments.values())
 
     @property
     def fill(self) -> int:
@@ -105,15 +124,11 @@ class SceneDecoder:
             raise ChecksumError(f"the symbols of segment {unit} have another checksum than the encoder's")
         return decoded
 
-    def latents(self, unit: int) -> npt.NDArray[np.float32]:
-        """Dequantised latents and quality plane [latents + 1, H, W] of a unit; zeros (mid-grey) where it has none."""
-        known = self._latents.get(unit)
-        if known is not None:
-            return known
-        _, _, _, rows, cols = self.header.unit_window(unit)
-        size = (-(-rows // HYPER_BLOCK) * HYPER_BLOCK // BLOCK, -(-cols // HYPER_BLOCK) * HYPER_BLOCK // BLOCK)
-        channels = self.engine.profile.contract.widths.latents + 1
-        out = np.zeros((channels, *size), np.float32)
+    def latents(self, unit: int) -> npt.NDArray[np.float32] | None:
+        """Dequantised latents and quality plane [latents + 1, H, W] of a unit; None where it has none."""
+        if unit in self._latents:
+            return self._latents[unit]
+        out = None
         segment = self.stream.segments.get(unit)
         if segment is None or segment.mode == fmt.DROPPED:
             self.report.lost[unit] = "dropped on board" if segment else "missing from the stream"
@@ -128,15 +143,19 @@ class SceneDecoder:
         self._latents[unit] = out
         return out
 
-    def _canvas(self, group: int, region: Region) -> npt.NDArray[np.float32]:
-        """Stitched latents of the latent rectangle ``region`` (in latents), clipped to the scene's latent grid."""
+    def _canvas(self, group: int, region: Region) -> npt.NDArray[np.float32] | None:
+        """Stitched latents of the rectangle ``region`` (in latents), zero where there are none; None if all are."""
         h = self.header
         per_patch = h.patch_side // BLOCK
         channels = self.engine.profile.contract.widths.latents + 1
-        out = np.zeros((channels, region.rows, region.cols), np.float32)
+        out = None
         for row in range(region.top // per_patch, (region.top + region.rows - 1) // per_patch + 1):
             for col in range(region.left // per_patch, (region.left + region.cols - 1) // per_patch + 1):
                 part = self.latents((row * h.grid[1] + col) * h.groups + group)
+                if part is None:
+                    continue
+                if out is None:
+                    out = np.zeros((channels, region.rows, region.cols), np.float32)
                 top, left = row * per_patch, col * per_patch
                 r0, r1 = max(top, region.top), min(top + part.shape[1], region.top + region.rows)
                 c0, c1 = max(left, region.left), min(left + part.shape[2], region.left + region.cols)
@@ -162,6 +181,8 @@ class SceneDecoder:
         bottom, right = -(-(region.top + region.rows) // BLOCK), -(-(region.left + region.cols) // BLOCK)
         outer = (max(top - MARGIN, 0), max(left - MARGIN, 0), min(bottom + MARGIN, rows), min(right + MARGIN, cols))
         canvas = self._canvas(group, Region(outer[0], outer[1], outer[2] - outer[0], outer[3] - outer[1]))
+        if canvas is None:  # nothing but empty, dropped or lost patches: the fill value will stand there
+            return np.zeros((fmt.BANDS_PER_GROUP, region.rows, region.cols), np.float32)
         image = self.engine.synthesise(canvas[None])[0]
         y, x = region.top - outer[0] * BLOCK, region.left - outer[1] * BLOCK
         return np.asarray(image[:, y : y + region.rows, x : x + region.cols])
@@ -181,9 +202,11 @@ class SceneDecoder:
                 if (alpha is None) != (stored_alpha is None):
                     raise FormatError(f"the mask of patch {patch} and the alpha band do not go together")
                 valid, alpha = stored.copy(), stored_alpha
-            except BitstreamError:
+            except BitstreamError as error:
                 if not self.damaged:
                     raise
+                self.report.notes.append(f"the mask of patch {patch} is unusable: {error}")
+                valid[:] = False
         for group in range(h.groups):
             segment = self.stream.segments.get(patch * h.groups + group)
             if (
@@ -217,11 +240,15 @@ class SceneDecoder:
                 if band in members:
                     out[place] = samples[members.index(band)]
         valid, alpha = self._stitch_validity(region, chosen)
-        if self.metadata.nodata is not None:  # a valid sample must not turn into nodata
-            fill = self.fill
-            out[valid & (out == fill)] = fill + 1 if fill < high else fill - 1
-        out[~valid] = self.fill
+        self.settle(out, valid)
         return Decoded(out, valid, alpha)
+
+    def settle(self, samples: npt.NDArray[Any], valid: npt.NDArray[np.bool_]) -> None:
+        """Invalid samples become the fill value; valid ones must not look like nodata and move by one if they do."""
+        fill, high = self.fill, DTYPE_RANGE[self.header.dtype][1]
+        if self.metadata.nodata is not None and not self.metadata.masked:
+            samples[valid & (samples == fill)] = fill + 1 if fill < high else fill - 1
+        samples[~valid] = fill
 
     def _stitch_validity(
         self, region: Region, chosen: list[int]
@@ -247,16 +274,15 @@ class SceneDecoder:
         return valid, alpha
 
     def blocks(self, region: Region | None = None, bands: list[int] | None = None) -> Iterator[tuple[Region, Decoded]]:
-        """The scene (or a region) in windows of 4x4 patches, row by row; latents that are done with are dropped."""
+        """The scene (or a region) in windows of 4x4 patches from its corner, row by row; latents done with are dropped."""
         h = self.header
         whole = region or Region(0, 0, h.height, h.width)
         side = h.patch_side * WINDOW_PATCHES
-        for top in range(whole.top // side * side, whole.top + whole.rows, side):
-            self._forget_before(top // h.patch_side - 1)
-            for left in range(whole.left // side * side, whole.left + whole.cols, side):
-                r0, c0 = max(top, whole.top), max(left, whole.left)
-                r1, c1 = min(top + side, whole.top + whole.rows), min(left + side, whole.left + whole.cols)
-                window = Region(r0, c0, r1 - r0, c1 - c0)
+        for top in range(whole.top, whole.top + whole.rows, side):
+            self._forget_before((top - MARGIN * BLOCK) // h.patch_side)
+            for left in range(whole.left, whole.left + whole.cols, side):
+                rows, cols = min(side, whole.top + whole.rows - top), min(side, whole.left + whole.cols - left)
+                window = Region(top, left, rows, cols)
                 yield window, self.region(window, bands)
 
     def _forget_before(self, patch_row: int) -> None:

@@ -70,7 +70,7 @@ def view_of(
     return View(region, tuple(range(h.bands)) if bands is None else tuple(b - 1 for b in bands), reduction)
 
 
-def reduce_block(block: Decoded, factor: int) -> Decoded:
+def reduce_block(decoder: SceneDecoder, block: Decoded, factor: int) -> Decoded:
     """Mean over factor x factor pixels of the valid samples; a pixel is valid where any of its samples was."""
     if factor == 1:
         return block
@@ -81,9 +81,8 @@ def reduce_block(block: Decoded, factor: int) -> Decoded:
     count = weight.sum((2, 4))
     total = (np.pad(block.samples.astype(np.float64), pad).reshape(shape) * weight).sum((2, 4))
     mean = np.rint(total / np.maximum(count, 1)).astype(block.samples.dtype)
-    fill = block.samples[~block.valid][:1]
     valid = count > 0
-    mean[~valid] = fill[0] if len(fill) else 0
+    decoder.settle(mean, valid)
     alpha = None
     if block.alpha is not None:
         alpha = np.pad(block.alpha, pad[1:]).reshape(shape[1:]).max((1, 3))
@@ -96,7 +95,12 @@ def crs_of(metadata: Metadata) -> CRS | None:
         if metadata.epsg is not None:
             return CRS.from_epsg(metadata.epsg)
         return None if metadata.geokeys is None else _crs_from_geokeys(metadata.geokeys)
-    except (rasterio.errors.CRSError, rasterio.errors.RasterioIOError) as error:
+    except (
+        rasterio.errors.CRSError,
+        rasterio.errors.RasterioError,
+        rasterio.errors.RasterioIOError,
+        UnicodeError,
+    ) as error:
         raise MetadataError(f"the CRS cannot be used ({error})") from error
 
 
@@ -177,7 +181,11 @@ def _gcps(metadata: Metadata, view: View) -> list[GroundControlPoint]:
 def _describe(target: Any, decoder: SceneDecoder, view: View) -> None:
     """Georeferencing, names and tags of a dataset open for writing."""
     metadata = decoder.metadata
-    crs = crs_of(metadata)
+    try:
+        crs = crs_of(metadata)
+    except MetadataError as error:  # the pixels are sound all the same
+        crs = None
+        target.update_tags(PERIGEE_CRS_PROBLEM=str(error))
     f, region = view.reduction, view.region
     if metadata.transform is not None:
         a, b, c, d, e, g = metadata.transform
@@ -224,10 +232,11 @@ def _write_plain(path: Path, decoder: SceneDecoder, view: View, progress: Progre
         "nodata": decoder.metadata.nodata,
     }  # fmt: skip
     places = [i for i in range(count) if i != alpha]
+    masked = decoder.metadata.masked or (decoder.incomplete and decoder.metadata.nodata is None and alpha is None)
     done = 0
     with rasterio.Env(GDAL_TIFF_INTERNAL_MASK="YES"), rasterio.open(path, "w+", **layout) as target:
         for region, block in decoder.blocks(view.region, list(view.bands)):
-            block = reduce_block(block, view.reduction)
+            block = reduce_block(decoder, block, view.reduction)
             top, left = (
                 (n - o) // view.reduction for n, o in ((region.top, view.region.top), (region.left, view.region.left))
             )
@@ -235,7 +244,7 @@ def _write_plain(path: Path, decoder: SceneDecoder, view: View, progress: Progre
             target.write(block.samples, [p + 1 for p in places], window=window)
             if alpha is not None and block.alpha is not None:
                 target.write(block.alpha, alpha + 1, window=window)
-            if decoder.metadata.masked:
+            if masked:
                 target.write_mask(block.valid.all(0), window=window)
             done += region.rows * region.cols
             if progress:
@@ -294,7 +303,7 @@ def read_array(decoder: SceneDecoder, view: View) -> npt.NDArray[Any]:
     rows, cols = view.size
     out = np.empty((len(view.bands), rows, cols), decoder.header.dtype)
     for region, block in decoder.blocks(view.region, list(view.bands)):
-        block = reduce_block(block, view.reduction)
+        block = reduce_block(decoder, block, view.reduction)
         top, left = (
             (n - o) // view.reduction for n, o in ((region.top, view.region.top), (region.left, view.region.left))
         )

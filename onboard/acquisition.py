@@ -31,7 +31,7 @@ def _number(properties: dict[str, Any], names: tuple[str, ...]) -> float | None:
             continue
         try:
             number = float(value)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise MetadataError(f"{name} is {value!r}, expected a number") from error
         if number != UNKNOWN and math.isfinite(number):
             return number
@@ -43,7 +43,7 @@ def _timestamp(properties: dict[str, Any]) -> datetime | None:
     if text is None:
         return None
     try:
-        moment = datetime.fromisoformat(str(text).replace("Z", "+00:00"))
+        moment = datetime.fromisoformat(str(text).upper().replace("Z", "+00:00"))
     except ValueError as error:
         raise MetadataError(f"time {text!r}, expected RFC 3339 like 2024-06-01T10:20:30Z") from error
     return moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
@@ -70,14 +70,16 @@ def _centre(item: dict[str, Any], properties: dict[str, Any]) -> tuple[float, fl
         box = item.get("bbox")
         if box:
             half = len(box) // 2
-            return (box[0] + box[half]) / 2, (box[1] + box[half + 1]) / 2
+            west, east = float(box[0]), float(box[half])
+            east += 360 if west > east else 0  # across the antimeridian
+            return ((west + east) / 2 + 180) % 360 - 180, (box[1] + box[half + 1]) / 2
         text = str(properties.get("raw_location", ""))
         if text.upper().startswith("POLYGON"):
             pairs = text[text.index("((") + 2 : text.index("))")].split(",")
             return _mean([[float(v) for v in pair.split()] for pair in pairs])
         lon, lat = properties.get("longitude", properties.get("lon")), properties.get("latitude", properties.get("lat"))
         return None if lon is None or lat is None else (float(lon), float(lat))
-    except (KeyError, IndexError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise MetadataError(f"the position cannot be read ({error}); expected GeoJSON, bbox, or lon and lat") from error
 
 
@@ -86,8 +88,8 @@ def read_acquisition(path: Path) -> Acquisition:
     if path.stat().st_size > MAX_BYTES:
         raise MetadataError(f"{path}: larger than {MAX_BYTES} bytes")
     try:
-        item = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        item = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
         raise MetadataError(f"{path}: not JSON ({error})") from error
     if not isinstance(item, dict):
         raise MetadataError(f"{path}: a JSON object is expected: a STAC item or flat fields")

@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 import os
+import signal
 import sys
 import time
 from dataclasses import dataclass
@@ -99,7 +100,7 @@ def _exit_code(error: BaseException) -> int:
         return os.EX_UNAVAILABLE
     if isinstance(error, ProfileError):
         return os.EX_CONFIG
-    if isinstance(error, FileNotFoundError):
+    if isinstance(error, (FileNotFoundError, PermissionError, IsADirectoryError)):
         return os.EX_NOINPUT
     if isinstance(error, PerigeeError):
         return os.EX_DATAERR
@@ -110,16 +111,23 @@ class _CannotCreate(PerigeeError):
     """The output exists already or its folder is missing."""
 
 
-def _target(tile: Path, options: Options) -> Path:
+def _target(tile: Path, options: Options, written: set[Path]) -> Path:
     out = options.out or (options.out_dir or tile.parent) / (tile.stem + ".peri")
-    if out.exists() and not options.overwrite:
-        raise _CannotCreate(f"{out} exists; --overwrite replaces it")
-    if not out.parent.is_dir():
-        raise _CannotCreate(f"the folder {out.parent} does not exist")
+    try:
+        if out.resolve() in written:
+            raise _CannotCreate(f"{out} was written for another tile a moment ago")
+        if out.exists() and not options.overwrite:
+            raise _CannotCreate(f"{out} exists; --overwrite replaces it")
+        if out.exists() and (not out.is_file() or out.samefile(tile)):
+            raise _CannotCreate(f"{out} is the input itself or not a regular file; choose another output")
+        if not out.parent.is_dir() or not os.access(out.parent, os.W_OK | os.X_OK):
+            raise _CannotCreate(f"the folder {out.parent} does not exist or cannot be written to")
+    except OSError as error:
+        raise _CannotCreate(f"{out} cannot be reached ({error.strerror})") from error
     return out
 
 
-def _encode_one(tile: Path, options: Options, encoder: Any) -> dict[str, Any]:
+def _encode_one(tile: Path, options: Options, encoder: Any, written: set[Path]) -> dict[str, Any]:
     from tqdm import tqdm
 
     from perigee.bitstream.files import write_atomically
@@ -128,7 +136,7 @@ def _encode_one(tile: Path, options: Options, encoder: Any) -> dict[str, Any]:
 
     if not tile.exists():
         raise FileNotFoundError(f"no such file: {tile}")
-    out = _target(tile, options)
+    out = _target(tile, options, written)
     sidecar = tile.with_suffix(".json")
     source = options.metadata or (sidecar if sidecar.is_file() else None)
     start = time.perf_counter()
@@ -148,6 +156,7 @@ def _encode_one(tile: Path, options: Options, encoder: Any) -> dict[str, Any]:
             write_atomically(out, scene.data)
         except OSError as error:
             raise _CannotCreate(f"{out} cannot be written ({error.strerror})") from error
+    written.add(out.resolve())
     header = scene.header
     return {
         "file": str(tile),
@@ -168,10 +177,32 @@ def _encode_one(tile: Path, options: Options, encoder: Any) -> dict[str, Any]:
     }
 
 
+def _summary(report: dict[str, Any]) -> str:
+    """One human line."""
+    return (
+        f"{report['file']} -> {report['output']}: {report['bytes']} bytes, {report['bpp']:.4f} bpp, "
+        f"{report['patches']} patches, {report['total_ms']:.0f} ms"
+    )
+
+
+def _say(line: str) -> int:
+    """Print a line; 0, or the exit code of an output that can no longer be written to (encoding goes on)."""
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:  # whoever listened has gone, as with `| head`
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    except OSError as error:
+        print(f"onboard-encode: standard output: {error.strerror}", file=sys.stderr)
+        return os.EX_IOERR
+    return os.EX_OK
+
+
 def main(argv: list[str] | None = None) -> int:
     """Entry point of ``onboard-encode``."""
     options = _parse(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that temporary files are removed
     first_failure = os.EX_OK
+    written: set[Path] = set()
     try:
         from perigee.bitstream.profile import find_profile
         from perigee.engines.onnxruntime import FlightEngine
@@ -182,12 +213,14 @@ def main(argv: list[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         print(f"onboard-encode: {error.name} is missing: pip install 'perigee[onboard]'", file=sys.stderr)
         return os.EX_UNAVAILABLE
+    except KeyboardInterrupt:
+        return 130
     except PerigeeError as error:
         print(f"onboard-encode: {error}", file=sys.stderr)
         return _exit_code(error)
     for tile in options.tiles:
         try:
-            report = _encode_one(tile, options, encoder)
+            report = _encode_one(tile, options, encoder, written)
         except KeyboardInterrupt:
             return 130
         except Exception as error:
@@ -197,14 +230,8 @@ def main(argv: list[str] | None = None) -> int:
             reason = f"{kind}{error if str(error) else type(error).__name__}"
             print(f"onboard-encode: {tile}: {reason}", file=sys.stderr)
             if options.json:
-                print(json.dumps({"file": str(tile), "error": reason, "exit_code": code}), flush=True)
+                _say(json.dumps({"file": str(tile), "error": reason, "exit_code": code}))
             continue
-        if options.json:
-            print(json.dumps(report), flush=True)
-        else:
-            print(
-                f"{report['file']} -> {report['output']}: {report['bytes']} bytes, {report['bpp']:.4f} bpp, "
-                f"{report['patches']} patches, {report['total_ms']:.0f} ms",
-                flush=True,
-            )
+        said = _say(json.dumps(report) if options.json else _summary(report))
+        first_failure = first_failure or said
     return first_failure

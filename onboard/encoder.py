@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,9 @@ import numpy.typing as npt
 
 from perigee.bitstream import format as fmt
 from perigee.bitstream.entropy import decode_symbols, encode_symbols
-from perigee.bitstream.errors import EngineError, RasterError
+from perigee.bitstream.errors import EngineError, MetadataError, RasterError
 from perigee.bitstream.masks import pack_mask
-from perigee.bitstream.metadata import Acquisition, Metadata, pack_metadata, write_unit
+from perigee.bitstream.metadata import Acquisition, Metadata, pack_metadata, unpack_metadata, write_unit
 from perigee.bitstream.prior import QUALITY_STEPS, Prediction, half
 from perigee.bitstream.profile import BLOCK, HYPER_BLOCK, PATCH_MULTIPLE, Profile
 from perigee.engines.onnxruntime import FlightEngine
@@ -24,6 +24,7 @@ from perigee.onboard.raster import Raster, Window
 FloatArray = npt.NDArray[np.float32]
 RANGE_TAIL = 0.0005  # share of the valid samples that may lie outside the coding range on either side
 RANGE_MARGIN = 0.02
+RANGE_REACH = 32
 
 
 @dataclass
@@ -58,6 +59,14 @@ class EncodedScene:
 def quality_step_of(quality: float) -> int:
     """Quality 0..100 as the byte Q = 0..250."""
     return round(quality * QUALITY_STEPS / 100)
+
+
+def merged(first: Acquisition, second: Acquisition | None) -> Acquisition:
+    """Fields of ``first``, and of ``second`` where the first does not know them."""
+    if second is None:
+        return first
+    known = {f.name: getattr(first, f.name) for f in fields(Acquisition) if getattr(first, f.name) is not None}
+    return replace(second, **known)
 
 
 def pad_to_multiple(image: FloatArray, multiple: int = PATCH_MULTIPLE) -> FloatArray:
@@ -111,8 +120,10 @@ def coding_ranges(raster: Raster, side: int) -> npt.NDArray[np.int32]:
         cumulated = np.cumsum(count)
         low = int(np.searchsorted(cumulated, total * RANGE_TAIL, side="right")) - shift
         high = int(np.searchsorted(cumulated, total * (1 - RANGE_TAIL), side="left")) - shift
+        values = np.flatnonzero(count) - shift
+        widest = int(values[-1] - values[0]) // RANGE_REACH  # no sample lies farther out than the latents can carry
         margin = int(np.ceil(RANGE_MARGIN * (high - low)))
-        out[band] = (low - margin, max(high + margin, low - margin + 1))
+        out[band] = (low - margin, max(high + margin, low - margin + widest, low - margin + 1))
     return out
 
 
@@ -167,11 +178,18 @@ class Encoder:
         step = quality_step_of(quality)
         side = self.profile.contract.patch_side
         header = fmt.Header(self.profile.contract.digest, info.width, info.height, info.bands, info.dtype, side)
+        fmt.read_header(fmt.write_header(header))  # raises LimitError for what no reader would accept
         chunks = []
         metadata: Metadata = raster.metadata
         if acquisition is not None:
-            metadata = replace(metadata, acquisition=acquisition)
-        if pack_metadata(metadata):
+            metadata = replace(metadata, acquisition=merged(acquisition, metadata.acquisition))
+        packet = pack_metadata(metadata)
+        if packet:
+            if len(packet) > fmt.DEFAULT_LIMITS.metadata_bytes:
+                raise MetadataError(
+                    f"{len(packet)} bytes of metadata; accepted are {fmt.DEFAULT_LIMITS.metadata_bytes}"
+                )
+            unpack_metadata(packet)
             chunks.append(write_unit(metadata))
         ranges = None
         if info.dtype != "uint8":
@@ -200,15 +218,13 @@ class Encoder:
         timings: Timings,
     ) -> list[bytes]:
         chunks = []
-        opaque = None if window.alpha is None else np.iinfo(window.alpha.dtype).max
-        soft = window.alpha is not None and bool(((window.alpha != 0) & (window.alpha != opaque)).any())
-        if soft or (not window.valid.all() and window.valid.any()):
-            only_alpha = window.alpha is not None and bool((window.valid == (window.alpha != 0)[None]).all())
-            if window.alpha is not None and not only_alpha:
+        soft = False
+        if window.alpha is not None:
+            if not (window.valid == (window.alpha != 0)[None]).all():
                 raise RasterError("an alpha band together with nodata samples or a mask; accepted is one of them")
-            chunks.append(
-                fmt.write_chunk(fmt.MASK, pack_mask(patch, window.valid, window.alpha if only_alpha else None))
-            )
+            soft = bool(((window.alpha != 0) & (window.alpha != np.iinfo(window.alpha.dtype).max)).any())
+        if soft or (not window.valid.all() and window.valid.any()):
+            chunks.append(fmt.write_chunk(fmt.MASK, pack_mask(patch, window.valid, window.alpha)))
         for group in range(header.groups):
             unit = patch * header.groups + group
             bands = list(header.group_bands(group))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from datetime import datetime, timezone
 from typing import Any
@@ -17,8 +18,9 @@ PIXEL_SCALE, TIEPOINTS, TRANSFORMATION = 33550, 33922, 34264
 KEY_DIRECTORY, KEY_DOUBLES, KEY_ASCII = 34735, 34736, 34737
 GDAL_METADATA, GDAL_NODATA, RPC_TAG, DATE_TIME = 42112, 42113, 50844, 306
 MODEL_TYPE, RASTER_TYPE, GEOGRAPHIC, PROJECTED = 1024, 1025, 2048, 3072
-# keys that an EPSG code implies or that only repeat its name
-IMPLIED_KEYS = {1024, 1025, 1026, 2048, 2049, 2054, 2057, 2059, 3072, 3073, 3076}
+# keys beside the code that only repeat it: None for any value (names), else the values that change nothing
+IMPLIED_PROJECTED = {1024: None, 1025: None, 1026: None, 2049: None, 2054: {9102}, 3072: None, 3073: None, 3076: {9001}}
+IMPLIED_GEOGRAPHIC = {1024: None, 1025: None, 1026: None, 2048: None, 2049: None, 2054: {9102}, 2057: None, 2059: None}
 USER_DEFINED = 32767
 RGB_LIKE = (2, 6)  # photometric interpretations RGB and YCbCr
 XML_MAX_BYTES = 1 << 20
@@ -59,25 +61,25 @@ def _short_keys(keys: GeoKeys) -> dict[int, int | None]:
 
 def _epsg(keys: dict[int, int | None]) -> int | None:
     """The EPSG code, where it alone gives the same CRS as the keys."""
-    if not set(keys) <= IMPLIED_KEYS:
+    model = keys.get(MODEL_TYPE)
+    if model not in (1, 2):
         return None
-    code = (
-        keys.get(PROJECTED)
-        if keys.get(MODEL_TYPE) == 1
-        else keys.get(GEOGRAPHIC)
-        if keys.get(MODEL_TYPE) == 2
-        else None
-    )
+    implied = IMPLIED_PROJECTED if model == 1 else IMPLIED_GEOGRAPHIC
+    for key, value in keys.items():
+        accepted = implied.get(key, set())
+        if accepted is not None and value not in accepted:
+            return None
+    code = keys.get(PROJECTED if model == 1 else GEOGRAPHIC)
     return code if code and code < USER_DEFINED and code >= 1024 else None
 
 
 def _transform(page: tifffile.TiffPage, point: bool) -> tuple[float, ...] | None:
     matrix, scale, ties = _doubles(page, TRANSFORMATION), _doubles(page, PIXEL_SCALE), _doubles(page, TIEPOINTS)
-    if len(matrix) == 16:
+    if len(scale) >= 2 and scale[0] and scale[1] and len(ties) >= 6:
+        a, b, d, e = scale[0], 0.0, 0.0, -abs(scale[1])  # as GDAL reads it
+        c, f = ties[3] - ties[0] * a, ties[4] - ties[1] * e
+    elif len(matrix) == 16:
         a, b, c, d, e, f = matrix[0], matrix[1], matrix[3], matrix[4], matrix[5], matrix[7]
-    elif len(scale) >= 2 and len(ties) >= 6:
-        a, b, d, e = scale[0], 0.0, 0.0, -scale[1]
-        c, f = ties[3] - ties[0] * scale[0], ties[4] + ties[1] * scale[1]
     else:
         return None
     if point:  # the tags name a pixel's centre, a transform its corner
@@ -87,7 +89,7 @@ def _transform(page: tifffile.TiffPage, point: bool) -> tuple[float, ...] | None
 
 def _xml_items(page: tifffile.TiffPage) -> list[ElementTree.Element]:
     text = _value(page, GDAL_METADATA)
-    if not isinstance(text, str) or len(text) > XML_MAX_BYTES:
+    if not isinstance(text, str) or len(text) > XML_MAX_BYTES or "<!" in text:  # no entities
         return []
     try:
         return list(ElementTree.fromstring(text.strip("\0")).iter("Item"))
@@ -132,8 +134,11 @@ def _nodata(page: tifffile.TiffPage) -> float | None:
     text = _value(page, GDAL_NODATA)
     if text is None:
         return None
+    found = re.match(
+        r"\s*([-+]?(?:nan|inf|[\d.]+(?:e[-+]?\d+)?))", str(text), re.IGNORECASE
+    )  # GDAL: what a number begins with
     try:
-        return float(str(text).strip("\0 "))
+        return float(found[1]) if found else None
     except ValueError:
         return None
 
@@ -158,6 +163,10 @@ def source_metadata(page: tifffile.TiffPage, bands: int, alpha_band: int | None,
     info_range = {"uint8": (0, 255), "uint16": (0, 65535), "int16": (-32768, 32767)}[dtype_name(page)]
     if nodata is not None and not (info_range[0] <= nodata <= info_range[1] and nodata == int(nodata)):
         nodata = None  # no sample can have it, and GDAL would not write it back
+    if alpha_band is None and any(i.get("role") == "colorinterp" and i.text == "Alpha" for i in items):
+        raise MetadataError(
+            "an alpha band that only GDAL's colour interpretation names; accepted is one in ExtraSamples"
+        )
     colour = int(page.photometric) in RGB_LIKE
     try:
         return Metadata(

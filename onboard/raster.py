@@ -16,15 +16,18 @@ import numpy as np
 import numpy.typing as npt
 import tifffile
 
-from perigee.bitstream.errors import RasterError
+from perigee.bitstream.errors import PerigeeError, RasterError
 from perigee.bitstream.metadata import Metadata
 from perigee.onboard.geotiff import dtype_name, source_metadata
 
 ACCEPTED = "accepted are GeoTIFFs of 1 to 32 bands of uint8, uint16 or int16, grey or colour, not palette"
 SEGMENT_MAX_BYTES = 1 << 30
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what matters is raised; one line a bad file is ours to print
-MASK_SUBFILE = 4
+CACHE_MAX_BYTES = 1 << 29
+REDUCED, MASK_SUBFILE = 1, 4
+PAGES_MAX = 64
 MINISBLACK, RGB, YCBCR = 1, 2, 6
+JPEG = (6, 7)  # compressions
 Samples = npt.NDArray[Any]
 
 
@@ -86,9 +89,11 @@ class _PageReader:
             row, col = (n * s for n, s in zip(divmod(place, self._grid[1]), (self._rows, self._cols), strict=True))
             shape = (min(self._rows, page.imagelength - row), min(self._cols, page.imagewidth - col))
             samples = 1 if self._separate else page.samplesperpixel
-            fill = page.nodata if page.nodata is not None else 0
-            array = np.full((1, *shape, samples), fill, page.dtype)
+            fill = np.asarray(page.nodata if page.nodata is not None else 0, page.dtype)
+            array = np.broadcast_to(fill, (1, *shape, samples))
         found = (int(plane), int(row), int(col), array[0])
+        if sum(part[3].nbytes for part in self._cache.values()) + found[3].nbytes > CACHE_MAX_BYTES:
+            self._cache.clear()
         self._cache[index] = found
         return found
 
@@ -117,14 +122,16 @@ class Raster:
     def __init__(self, path: Path) -> None:
         try:
             self._file = tifffile.TiffFile(path)
-        except FileNotFoundError:
+        except OSError as error:
+            if isinstance(error, (tifffile.TiffFileError,)) or error.errno is None:
+                raise RasterError(f"not a readable TIFF ({error}); {ACCEPTED}") from error
             raise
         except Exception as error:  # tifffile raises many kinds on broken headers
             raise RasterError(f"not a readable TIFF ({error}); {ACCEPTED}") from error
         self._sidecar: tifffile.TiffFile | None = None
         try:
             self._open(path)
-        except RasterError:
+        except PerigeeError:
             self.close()
             raise
         except Exception as error:
@@ -137,6 +144,13 @@ class Raster:
         problem = _refusal(page)
         if problem:
             raise RasterError(f"{problem}; {ACCEPTED}")
+        others = [int(p.aspage().subfiletype) for p in self._file.pages[1:PAGES_MAX]]
+        if int(page.subfiletype) & (REDUCED | MASK_SUBFILE) or any(
+            not kind & (REDUCED | MASK_SUBFILE) for kind in others
+        ):
+            raise RasterError(
+                "several images in one file, or a reduced one first; accepted is one image, with overviews and a mask"
+            )
         extra = [int(kind) for kind in page.extrasamples]
         first_extra = page.samplesperpixel - len(extra)
         alphas = [first_extra + i for i, kind in enumerate(extra) if kind in (1, 2)]
@@ -159,6 +173,8 @@ class Raster:
         if not candidates and sidecar.exists():
             self._sidecar = tifffile.TiffFile(sidecar)
             candidates = [self._sidecar.pages.first]
+            if self._sidecar.pages.first.samplesperpixel != 1:
+                raise RasterError("a mask file with a mask a band; accepted is one mask")
         for candidate in candidates:
             whole = candidate.aspage()
             if (whole.imagewidth, whole.imagelength) == (page.imagewidth, page.imagelength):
@@ -179,7 +195,7 @@ class Raster:
             alpha = samples[self._alpha]
             samples = np.delete(samples, self._alpha, axis=0)
         valid = np.ones(samples.shape, bool)
-        if self._nodata is not None:
+        if self._nodata is not None and mask is None:  # as in GDAL, a mask speaks for itself
             valid &= samples != self._nodata
         if mask is not None:
             valid &= mask[:1] != 0
@@ -212,6 +228,10 @@ def _refusal(page: tifffile.TiffPage) -> str | None:
     name = dtype_name(page)
     if name not in ("uint8", "uint16", "int16"):
         return f"samples of type {name}"
+    if photometric == YCBCR and int(page.compression) not in JPEG:
+        return "YCbCr samples that are not JPEG"
+    if isinstance(page.bitspersample, int) and page.bitspersample < 8:
+        return f"samples of {page.bitspersample} bits"
     if page.imagedepth > 1:
         return "a volume"
     return None

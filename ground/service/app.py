@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from anyio import CapacityLimiter, to_thread
+from anyio import CapacityLimiter, move_on_after, to_thread
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -49,6 +49,8 @@ class Settings:
     threads: int | None = None
     upload_bytes: int = 256 << 20
     decoded_samples: int = 400_000_000
+    upload_s: float = 120.0
+    uploads: int = 32
     running: int = 1
     waiting: int = 8
     retry_after_s: int = 5
@@ -67,14 +69,15 @@ class Metrics:
         self.seconds = Histogram("perigee_decode_seconds", "Time to decode and write a product", registry=self.registry)
         self.received = Counter("perigee_received_bytes_total", "Bytes of streams received", registry=self.registry)
         self.pixels = Counter("perigee_decoded_pixels_total", "Pixels of products", registry=self.registry)
+        self.uploading = Gauge("perigee_uploads", "Uploads under way", registry=self.registry)
         self.queued = Gauge("perigee_queue_length", "Decodings running or waiting", registry=self.registry)
 
 
 class Queue:
-    """Admits ``running + waiting`` decodings; further ones are refused."""
+    """Admits so many requests at a time; further ones are refused."""
 
-    def __init__(self, settings: Settings, gauge: Gauge) -> None:
-        self._settings, self._gauge = settings, gauge
+    def __init__(self, settings: Settings, places: int, gauge: Gauge) -> None:
+        self._settings, self._places, self._gauge = settings, places, gauge
         self._lock, self._count = threading.Lock(), 0
         self.limiter = CapacityLimiter(settings.running)
 
@@ -82,9 +85,9 @@ class Queue:
     def place(self) -> Iterator[None]:
         """A place in the queue. Raises Problem 503 when it is full."""
         with self._lock:
-            if self._count >= self._settings.running + self._settings.waiting:
+            if self._count >= self._places:
                 headers = {"Retry-After": str(self._settings.retry_after_s)}
-                raise Problem(503, f"{self._count} decodings are running or waiting", headers)
+                raise Problem(503, f"{self._count} requests are under way or waiting", headers)
             self._count += 1
             self._gauge.set(self._count)
         try:
@@ -103,7 +106,7 @@ def _wanted_format(request: Request, chosen: str | None) -> str:
     accept = request.headers.get("accept", "*/*")
     for part in accept.split(","):
         kind = ACCEPTS.get(part.split(";")[0].strip().lower())
-        if kind:
+        if kind and not part.replace(" ", "").endswith((";q=0", ";q=0.0")):
             return kind
     raise Problem(406, f"Accept: {accept}; offered are image/tiff, image/png and application/json")
 
@@ -125,7 +128,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     settings = settings or Settings()
     library = settings.library or Library(settings.profiles, settings.threads)
     metrics = Metrics()
-    queue = Queue(settings, metrics.queued)
+    queue = Queue(settings, settings.running + settings.waiting, metrics.queued)
+    uploads = Queue(settings, settings.uploads, metrics.uploading)
     limits = fmt.Limits()
     app = FastAPI(
         title="Perigee ground service",
@@ -138,10 +142,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     @app.middleware("http")
     async def guard(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
         """Authorise where a token is set, and count answers."""
-        route = request.url.path
+        route = str(request.scope["path"])
         if settings.token is not None and route not in OPEN_PATHS:
-            given = request.headers.get("authorization", "")
-            if not hmac.compare_digest(given.encode(), f"Bearer {settings.token}".encode()):
+            scheme, _, given = request.headers.get("authorization", "").partition(" ")
+            if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), settings.token.encode()):
                 answer: Response = problems.problem_response(
                     Problem(401, "send Authorization: Bearer <token>", {"WWW-Authenticate": "Bearer"})
                 )
@@ -151,6 +155,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         known = {getattr(r, "path", "") for r in app.routes}
         metrics.requests.labels(route if route in known else "other", str(answer.status_code)).inc()
         return answer
+
+    async def upload(request: Request) -> bytes:
+        """The body, within the limits of size, time, and uploads under way. Raises Problem 408, 413, 415, 422 or 503."""
+        with uploads.place(), move_on_after(settings.upload_s):
+            return await read_upload(request, settings.upload_bytes)
+        raise Problem(408, f"the upload took longer than {settings.upload_s} s")
 
     def parse(data: bytes, damaged: bool) -> fmt.Stream:
         metrics.received.inc(len(data))
@@ -182,10 +192,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 shutil.rmtree(folder, ignore_errors=True)
                 raise
         report = decoder.report
-        if report.cut or report.lost or stream.damage:
-            answer.headers["Perigee-Damage"] = json.dumps(
-                {"cut": len(report.cut), "lost": len(report.lost), "notes": len(stream.damage)}
-            )
+        if report.cut or report.lost or report.notes or stream.damage:
+            counts = {"cut": len(report.cut), "lost": len(report.lost), "notes": len(stream.damage) + len(report.notes)}
+            answer.headers["Perigee-Damage"] = json.dumps(counts)
         metrics.pixels.inc(view.size[0] * view.size[1])
         metrics.seconds.observe(time.perf_counter() - start)
         return answer
@@ -238,8 +247,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         if scale not in SCALES:
             raise Problem(422, f"scale={scale}: accepted are {', '.join(SCALES)}")
         region, chosen = _integers(window, "window", 4), _integers(bands, "bands")
+        data = await upload(request)
         with queue.place():
-            data = await read_upload(request, settings.upload_bytes)
             return await to_thread.run_sync(
                 produce, data, kind, region, chosen, SCALES[scale], damaged, limiter=queue.limiter
             )
@@ -247,8 +256,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     @app.post("/inspect", openapi_extra=body_schema, responses=answers)
     async def inspect_stream(request: Request, damaged: bool = False) -> JSONResponse:
         """What a stream says of itself; nothing is decoded and no profile is needed."""
-        data = await read_upload(request, settings.upload_bytes)
-        described = inspect(parse(data, damaged), len(data))
+        data = await upload(request)
+        with queue.place():
+            described = await to_thread.run_sync(
+                lambda: inspect(parse(data, damaged), len(data)), limiter=queue.limiter
+            )
         described["profile_known"] = bytes.fromhex(described["contract"]) in library.profiles
         return _json(described)
 

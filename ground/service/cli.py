@@ -42,11 +42,14 @@ def main(argv: list[str] | None = None) -> int:
         args = parser.parse_args(argv)
     except SystemExit as stop:
         return os.EX_USAGE if stop.code else os.EX_OK
+    if not (0 < args.port < 65536 and args.queue >= 0 and args.max_upload_mib > 0 and (args.threads or 1) > 0):
+        print("ground-serve: --port is 1 to 65535, --queue at least 0, sizes and --threads at least 1", file=sys.stderr)
+        return os.EX_USAGE
     token = None
     if args.auth_token_file:
         try:
             token = args.auth_token_file.read_text(encoding="utf-8").strip()
-        except OSError as error:
+        except (OSError, UnicodeDecodeError) as error:
             print(f"ground-serve: {error}", file=sys.stderr)
             return os.EX_NOINPUT
         if len(token) < TOKEN_MIN:
@@ -80,5 +83,9 @@ def main(argv: list[str] | None = None) -> int:
     except PerigeeError as error:
         print(f"ground-serve: {error}", file=sys.stderr)
         return os.EX_CONFIG
-    uvicorn.run(app, host=args.host, port=args.port, log_level="warning")
+    try:
+        uvicorn.run(app, host=args.host, port=args.port, log_level="warning")
+    except (SystemExit, OSError, UnicodeError) as error:  # uvicorn has said why: most often the port is in use
+        print(f"ground-serve: cannot serve on {args.host}:{args.port} ({error})", file=sys.stderr)
+        return os.EX_UNAVAILABLE
     return os.EX_OK

@@ -9,12 +9,13 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from perigee.bitstream.errors import BitstreamError, LimitError, MetadataError, PerigeeError, UnknownProfileError
 
 MEDIA_TYPE = "application/problem+json"
 TITLES = {
-    400: "Bad request", 401: "Not authorised", 404: "Not found", 405: "Method not allowed", 406: "Not acceptable",
+    400: "Bad request", 401: "Not authorised", 404: "Not found", 408: "Too slow", 405: "Method not allowed", 406: "Not acceptable",
     413: "Too large", 415: "Unsupported media type", 422: "Unusable stream or request", 500: "Internal error", 503: "Busy",
 }  # fmt: skip
 log = logging.getLogger("perigee.service")
@@ -72,6 +73,10 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     def _http(_: Request, error: HTTPException) -> JSONResponse:
         return problem_response(Problem(error.status_code, str(error.detail), dict(error.headers or {})))
+
+    @app.exception_handler(ClientDisconnect)
+    def _gone(_: Request, error: ClientDisconnect) -> JSONResponse:
+        return problem_response(Problem(400, "the upload was aborted"))
 
     @app.exception_handler(Exception)
     def _unexpected(_: Request, error: Exception) -> JSONResponse:

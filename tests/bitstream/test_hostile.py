@@ -48,3 +48,11 @@ def test_a_small_file_cannot_claim_much_memory():
             assert type(error).__module__ == "perigee.bitstream.errors"
     assert tracemalloc.get_traced_memory()[1] < 2_000_000
     tracemalloc.stop()
+
+
+def test_many_bad_chunks_cost_little_memory():
+    header = fmt.write_header(fmt.Header(bytes(8), 256, 256, 3, "uint8", 256))
+    tracemalloc.start()
+    stream = fmt.parse(header + b"\x01\x00aaaa" * 300_000, damaged=True)
+    assert len(stream.damage) < 200 and tracemalloc.get_traced_memory()[1] < 4_000_000
+    tracemalloc.stop()

@@ -173,3 +173,38 @@ def test_same_bytes_without_constriction(tmp_path, tiles):
         assert result.returncode == 0, result.stderr
         out.append(path.read_bytes())
     assert out[0] == out[1]
+
+
+def test_inputs_and_earlier_outputs_are_never_overwritten(tmp_path, rng):
+    (tmp_path / "a").mkdir()
+    first, second = write_rgb(tmp_path / "x.tif", rng), write_rgb(tmp_path / "a" / "x.tif", rng)
+    before = first.read_bytes()
+    assert cli.main([str(first), "-o", str(first), "--overwrite"]) == os.EX_CANTCREAT
+    assert first.read_bytes() == before
+    assert cli.main([str(first), str(second), "--out-dir", str(tmp_path), "--overwrite"]) == os.EX_CANTCREAT
+    assert fmt.parse((tmp_path / "x.peri").read_bytes()).header.width == 50
+
+
+def test_a_listener_that_goes_away_does_not_stop_the_encoding(tmp_path, rng):
+    tiles = [write_rgb(tmp_path / f"{i}.tif", rng) for i in range(3)]
+    names = " ".join(str(t) for t in tiles)
+    result = subprocess.run(
+        f"{sys.executable} -m perigee.onboard {names} | true", shell=True, capture_output=True, text=True, timeout=120
+    )
+    assert not result.stderr
+    assert all((tmp_path / f"{i}.peri").exists() for i in range(3))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[" * 100_000,
+        '{"gsd": 1' + "0" * 400 + "}",
+        '{"geometry": {"type": "Polygon", "coordinates": [[]]}}',
+        '{"geometry": [1]}',
+    ],
+)
+def test_broken_sidecars_are_data_errors(tmp_path, rng, content):
+    tile = write_rgb(tmp_path / "x.tif", rng)
+    (tmp_path / "x.json").write_text(content)
+    assert cli.main([str(tile)]) == os.EX_DATAERR
