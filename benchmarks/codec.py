@@ -17,9 +17,9 @@ QUALITIES = (4, 14, 24, 33, 42, 50, 58, 66, 74, 82, 90)
 class ArrayCodec:
     """Whole streams, header and end mark included, of RGB arrays uint8 [row, col, 3]."""
 
-    def __init__(self, profile: str | Profile, threads: int | None = None) -> None:
+    def __init__(self, profile: str | Profile, threads: int | None = None, analysis: str | None = None) -> None:
         self.profile = find_profile(profile) if isinstance(profile, str) else profile
-        self.encoder = Encoder(self.profile, FlightEngine(self.profile, threads))
+        self.encoder = Encoder(self.profile, FlightEngine(self.profile, threads, analysis=analysis))
         self.ground = GroundEngine(self.profile, threads)
 
     def encode(self, pixels: Pixels, quality: float) -> bytes:

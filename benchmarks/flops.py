@@ -119,7 +119,7 @@ def own_entropy(y: Tensor, widths: Widths) -> tuple[int, int]:
 def flight_row(preset: str, patch: int = PATCH) -> Row:
     """One of our presets, with the synthesis that decodes it."""
     widths = Widths()
-    analysis, y = count(Analysis(preset, widths.latents), torch.zeros(1, 3, patch, patch))
+    analysis, y = count(Analysis((preset,), widths.latents), torch.zeros(1, 3, patch, patch))
     latents = torch.zeros(1, widths.latents + 1, patch // BLOCK, patch // BLOCK)
     synthesis, _ = count(Synthesis(widths.latents), latents)
     return Row(preset, total_of(analysis), *own_entropy(y, widths), total_of(synthesis), None, LIMITS_G[preset])

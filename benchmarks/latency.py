@@ -1,15 +1,14 @@
 """On-board time on one thread against OpenJPEG, and ground decoding speed: ``python -m perigee.benchmarks.latency``.
 
 From the array in memory to the bytes of a complete stream. For every tile and rate both codecs run in turn on the same
-array in the same process, so that the machine's drift cancels; the ratio is taken tile by tile. Presets that are not
-shipped are timed with their own analysis (untrained weights: the time does not depend on them) and the shipped profile's
-prior and entropy coding. Reading and writing files are not in these figures.
+array in the same process, so that the machine's drift cancels; the ratio is taken tile by tile. The profile's other
+analyses are timed alone and added to the default's prior and entropy coding. Reading and writing files are not in these
+figures.
 """
 
 from __future__ import annotations
 
 import argparse
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -51,23 +50,11 @@ def stages(codec: ArrayCodec, pixels: Any, quality: float) -> dict[str, float]:
     return timings.ms
 
 
-def preset_analyses(latents: int = 192) -> dict[str, Any]:
-    """Analysis graphs of the presets with untrained weights, one thread: name to a callable on an image and Q."""
-    import torch
-
+def other_analyses(codec: ArrayCodec) -> dict[str, Any]:
+    """The profile's analysis graphs on one thread: name to a callable on an image and Q."""
     from perigee.engines.onnxruntime import OnnxRuntimeGraph
-    from perigee.export.graph import write_analysis
-    from perigee.models.codec.codec import Codec, CodecConfig
 
-    out = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for preset in ("swift", "lite", "light"):
-            torch.manual_seed(1)
-            codec = Codec(CodecConfig(preset))
-            path = Path(folder) / f"{preset}.onnx"
-            write_analysis(codec.analysis, codec.gains, codec.hyper, path)
-            out[preset] = OnnxRuntimeGraph(path, 1)
-    return out
+    return {name: OnnxRuntimeGraph(codec.profile.analysis(name)[1], 1) for name in codec.profile.analyses}
 
 
 def measure(codec: ArrayCodec, tiles: list[Any], repeats: int, presets: dict[str, Any]) -> list[dict[str, Any]]:
@@ -138,7 +125,6 @@ def main() -> None:
     parser.add_argument("--profile", default="lite", help="name or folder (default %(default)s)")
     parser.add_argument("--limit", type=int, help="only the first N tiles of a folder")
     parser.add_argument("--repeats", type=int, default=5, help="runs of each measurement (default %(default)s)")
-    parser.add_argument("--presets", action="store_true", help="also the presets that are not shipped (needs torch)")
     parser.add_argument("--out", type=Path, default=Path("build/latency.json"), help="JSON report")
     args = parser.parse_args()
     tiles = [
@@ -151,7 +137,7 @@ def main() -> None:
     for pixels in tiles[:5]:  # warm-up
         codec.encode(pixels, 50)
         jpeg2000(pixels, 0.5)
-    rows = measure(codec, tiles, args.repeats, preset_analyses() if args.presets else {})
+    rows = measure(codec, tiles, args.repeats, other_analyses(codec))
     for row in rows:
         print("\n" + "\n".join(f"{key:28} {value}" for key, value in row.items()))
     scenes = list(images(args.scenes)) if args.scenes else [("tile", p) for p in tiles[:3]]

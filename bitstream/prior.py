@@ -45,12 +45,12 @@ PASSES_PER_SLICE = 2
 class Widths:
     """Sizes of the prior's layers; ``slices`` splits the latent channels in coding order."""
 
-    latents: int = 192
+    latents: int = 288
     hyper_latents: int = 64
     hyper: int = 96
     context: int = 96
     head: int = 160
-    slices: tuple[int, ...] = (16, 24, 40, 112)
+    slices: tuple[int, ...] = (16, 24, 40, 208)
 
     @property
     def passes(self) -> int:

@@ -21,14 +21,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from perigee.bitstream.entropy import Tables
 from perigee.bitstream.errors import ProfileError
 from perigee.bitstream.prior import IntArray, Layer, NumpyPrior, Prediction, PriorEngine, Widths, check_accumulators
+from perigee.bitstream.tables import Tables
 
 CONTRACT_FILE = "contract.npz"
 SELF_TEST_FILE = "selftest.npz"
 MANIFEST_FILE = "manifest.json"
 MANIFEST_VERSION = 1
+DEFAULT_ANALYSIS = "lite"
 CONTRACT_MAX_BYTES = 16 << 20
 DIGEST_BYTES = 8
 BLOCK = 16
@@ -132,6 +133,20 @@ class Profile:
     @property
     def name(self) -> str:
         return str(self.manifest["name"])
+
+    @property
+    def analyses(self) -> dict[str, str]:
+        """Graph files of the analyses that fly, by preset. Streams of all of them decode alike."""
+        found = self.manifest.get("analyses") or {str(self.manifest.get("preset")): "analysis.onnx"}
+        return dict(found)
+
+    def analysis(self, preset: str | None = None) -> tuple[str, Path]:
+        """Name and checked graph file of one analysis; ``None`` takes ``lite``, or the first. Raises ProfileError."""
+        known = self.analyses
+        name = preset or (DEFAULT_ANALYSIS if DEFAULT_ANALYSIS in known else next(iter(known)))
+        if name not in known:
+            raise ProfileError(f"profile {self.name} has no analysis {name!r}; it has {', '.join(known)}")
+        return name, self.file(known[name])
 
     def file(self, name: str) -> Path:
         """Path of a file whose SHA-256 equals the manifest's. Raises ProfileError otherwise."""

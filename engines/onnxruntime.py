@@ -113,15 +113,21 @@ class GraphPrior:
 
 
 class FlightEngine:
-    """What flies: analysis and the whole prior. ``graph`` makes a runnable graph from a file."""
+    """What flies: one of the profile's analyses and the whole prior. ``graph`` makes a runnable graph from a file."""
 
     name = "onnxruntime"
 
     def __init__(
-        self, profile: Profile, threads: int | None = None, graph: Any = OnnxRuntimeGraph, check: bool = True
+        self,
+        profile: Profile,
+        threads: int | None = None,
+        graph: Any = OnnxRuntimeGraph,
+        check: bool = True,
+        analysis: str | None = None,
     ) -> None:
         self.profile = profile
-        self._analysis = graph(profile.file("analysis.onnx"), threads)
+        self.analysis, file = profile.analysis(analysis)
+        self._analysis = graph(file, threads)
         self.prior = GraphPrior(profile.contract.widths, graph(profile.file("prior.onnx"), threads))
         if check:
             profile.self_test(self.prior)

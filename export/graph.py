@@ -22,6 +22,7 @@ from perigee.models.codec.flight import (
     Gains,
     HyperAnalysis,
     LightBlock,
+    ResidualAnalysis,
     ResidualBlock,
     Synthesis,
 )
@@ -224,15 +225,18 @@ def channels_of(layer: nn.Module) -> int:
     return layer.out_channels
 
 
-def write_analysis(analysis: Analysis, gains: Gains, hyper: HyperAnalysis, path: Path) -> None:
+def write_analysis(analysis: Analysis, preset: str, gains: Gains, hyper: HyperAnalysis, path: Path) -> None:
     """Image [N, 3, H, W] in 0..1 and Q [N, 1] to integers ``q`` [N, latents, H/16, W/16] and ``z``, both int32."""
     writer = GraphWriter("analysis")
     image = writer.scalar("Sub", writer.input("image", ["N", 3, "H", "W"]), 0.5)
     quality = writer.input("quality_step", ["N", 1])
     y = writer.convolution(analysis.linear, image)
-    if analysis.network is not None:
+    if preset in analysis.networks:
         inner = writer.scalar("Mul", writer.clip(image, -0.75, 0.75), 4.0)
-        y = writer.node("Add", y, writer.scalar("Mul", writer.module(analysis.network.layers, inner, 3), 4.0))
+        network = analysis.networks[preset]
+        assert isinstance(network, ResidualAnalysis)
+        detail = writer.module(network.layers, inner, 3)
+        y = writer.node("Add", y, writer.scalar("Mul", detail, 4.0))
     gained = writer.node("Mul", y, writer.gains(gains, quality))
     z = writer.module(hyper.layers, writer.node("Log", writer.scalar("Add", writer.node("Abs", gained), 1.0)))
     for x, low, high, name, channels in (

@@ -39,7 +39,8 @@ def load_checkpoint(path: Path) -> tuple[Codec, dict[str, Any]]:
         config = dict(state["codec_config"])
         widths = dict(config.pop("prior"))
         widths["slices"] = tuple(widths["slices"])
-        config["synthesis_widths"] = tuple(config["synthesis_widths"])
+        for name in ("presets", "synthesis_widths", "synthesis_blocks"):
+            config[name] = tuple(config[name])
         codec = Codec(CodecConfig(prior=Widths(**widths), **config))
         codec.load_state_dict(state["mean"])
     except (OSError, KeyError, RuntimeError, TypeError, EOFError) as error:
@@ -81,7 +82,8 @@ def _self_test(contract: Contract, seed: int = 20) -> dict[str, np.ndarray[Any, 
 def _parity(codec: Codec, folder: Path, seed: int = 7) -> dict[str, Any]:
     """Differences between the exported graphs in ONNX Runtime and the trained modules, on structured noise."""
     profile = load_profile(folder)
-    flight, ground = FlightEngine(profile, threads=2), GroundEngine(profile, threads=2)
+    flights = {preset: FlightEngine(profile, threads=2, analysis=preset) for preset in codec.config.presets}
+    ground = GroundEngine(profile, threads=2)
     rng = np.random.default_rng(seed)
     rows, cols = np.mgrid[0:256, 0:256]
     waves = sum(
@@ -96,9 +98,12 @@ def _parity(codec: Codec, folder: Path, seed: int = 7) -> dict[str, Any]:
     }
     for step in report["quality_steps"]:
         quality = torch.tensor([float(step)])
-        y, z = codec.latents(torch.from_numpy(image), quality)
-        q_engine, z_engine = flight.analyse(image, step)
-        report["latents_differing"].append(int((torch.round(y).numpy() != q_engine).sum()))
+        differing = 0
+        for preset, flight in flights.items():
+            y, z = codec.latents(torch.from_numpy(image), quality, preset)
+            q_engine, z_engine = flight.analyse(image, step)
+            differing += int((torch.round(y).numpy() != q_engine).sum())
+        report["latents_differing"].append(differing)
         q = torch.from_numpy(q_engine).float()
         codec.prior.quantised = True
         mean, index = codec.prior(torch.from_numpy(z_engine).float(), q, quality)
@@ -131,10 +136,12 @@ def export_profile(checkpoint: Path, folder: Path, name: str, card: dict[str, An
     )
     np.savez_compressed(folder / CONTRACT_FILE, **contract.arrays())  # type: ignore[arg-type]
     np.savez_compressed(folder / SELF_TEST_FILE, **_self_test(contract))  # type: ignore[arg-type]
-    write_analysis(codec.analysis, codec.gains, codec.hyper, folder / "analysis.onnx")
+    analyses = {preset: f"analysis-{preset}.onnx" for preset in codec.config.presets}
+    for preset, file in analyses.items():
+        write_analysis(codec.analysis, preset, codec.gains, codec.hyper, folder / file)
     write_reconstruction(codec.reconstruction, SIGMA_MIN, LOG_STEP, folder / "reconstruction.onnx")
     write_synthesis(codec.synthesis, folder / "synthesis.onnx")
-    files = [CONTRACT_FILE, SELF_TEST_FILE, "analysis.onnx", "reconstruction.onnx", "synthesis.onnx"]
+    files = [CONTRACT_FILE, SELF_TEST_FILE, *analyses.values(), "reconstruction.onnx", "synthesis.onnx"]
     files += write_prior(widths, contract.layers, folder)
     shapes = layer_shapes(widths)
     bounds = {n: int(accumulator_bounds(shapes[n], layer).max()) for n, layer in contract.layers.items()}
@@ -143,7 +150,7 @@ def export_profile(checkpoint: Path, folder: Path, name: str, card: dict[str, An
         "name": name,
         "perigee": perigee.__version__,
         "contract": contract.digest.hex(),
-        "preset": codec.config.preset,
+        "analyses": analyses,
         "quality_lambda": [codec.config.lambda_min, codec.config.lambda_max],
         "training": training,
         "accumulator_proof": {"limit": 1 << 24, "largest": max(bounds.values()), "by_layer": bounds},

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from perigee.bitstream.entropy import FREQUENCY_TOTAL, Tables
 from perigee.bitstream.prior import MEAN_FRACTIONS, SCALE_COUNT, Z_CLAMP
+from perigee.bitstream.tables import FREQUENCY_TOTAL, Tables
 from perigee.models.codec.codec import SIGMA_MAX, SIGMA_MIN, HyperPrior
 
 SUPPORT_SIGMAS = 5.2

@@ -45,6 +45,7 @@ class Options:
     out_dir: Path | None
     quality: float
     profile: str
+    analysis: str | None
     engine: str
     threads: int | None
     metadata: Path | None
@@ -73,6 +74,9 @@ def _parse(argv: list[str] | None) -> Options:
     )
     parser.add_argument(
         "--profile", default=DEFAULT_PROFILE, metavar="NAME_OR_DIR", help="trained codec (default %(default)s)"
+    )
+    parser.add_argument(
+        "--analysis", metavar="PRESET", help="encoder network of the profile: swift, lite or light (default: lite)"
     )
     parser.add_argument(
         "--engine", choices=ENGINES, default="auto", help="what runs the networks (default %(default)s)"
@@ -171,6 +175,7 @@ def _encode_one(tile: Path, options: Options, encoder: Any, written: set[Path]) 
         "quality": options.quality,
         "profile": encoder.profile.name,
         "contract": encoder.profile.contract.digest.hex(),
+        "analysis": encoder.engine.analysis,
         "engine": encoder.engine.name,
         "ms": {name: round(value, 2) for name, value in scene.timings.ms.items()},
         "total_ms": round(1000 * (time.perf_counter() - start), 2),
@@ -209,7 +214,7 @@ def main(argv: list[str] | None = None) -> int:
         from perigee.onboard.encoder import Encoder
 
         profile = find_profile(options.profile)
-        encoder = Encoder(profile, FlightEngine(profile, options.threads))
+        encoder = Encoder(profile, FlightEngine(profile, options.threads, analysis=options.analysis))
     except ModuleNotFoundError as error:
         print(f"onboard-encode: {error.name} is missing: pip install 'perigee[onboard]'", file=sys.stderr)
         return os.EX_UNAVAILABLE

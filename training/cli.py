@@ -25,7 +25,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--eval", type=Path, action="append", default=[], help="folder to evaluate on at the end")
     parser.add_argument(
-        "--preset", choices=("swift", "lite", "light"), default="lite", help="analysis (default %(default)s)"
+        "--presets",
+        nargs="+",
+        choices=("swift", "lite", "light"),
+        default=["swift", "lite", "light"],
+        help="analyses to train together, for one prior and one synthesis (default: all)",
+    )
+    parser.add_argument(
+        "--start-from", type=Path, metavar="CHECKPOINT", help="begin with the weights of another run's checkpoint"
     )
     parser.add_argument(
         "--minutes", type=float, default=90.0, help="time budget over all resumed parts (default %(default)s)"
@@ -74,8 +81,8 @@ def main(argv: list[str] | None = None) -> int:
         weights = {name: float(value) for name, value in (item.rsplit("=", 1) for item in args.weight)}
         args.run.mkdir(parents=True, exist_ok=True)
         training, validation = split(load_folders(args.data, args.exclude), 0.02)
-        trainer = Trainer(CodecConfig(args.preset), config, args.run, args.device)
-        trainer.start(training)
+        trainer = Trainer(CodecConfig(tuple(args.presets)), config, args.run, args.device)
+        trainer.start(training, args.start_from)
         command = " ".join(["perigee-train", *(sys.argv[1:] if argv is None else argv)])
         with (args.run / "commands.log").open("a", encoding="utf-8") as handle:
             handle.write(f"{command}\n")
@@ -85,8 +92,9 @@ def main(argv: list[str] | None = None) -> int:
         )
         trainer.run(training, validation, weights, sys.stderr.isatty())
         for folder in args.eval:
-            for row in evaluate(trainer.mean, load_folders([folder]), quantised=True):
-                print(json.dumps({"folder": folder.name, **row}))
+            for preset in args.presets:
+                for row in evaluate(trainer.mean, load_folders([folder]), True, preset):
+                    print(json.dumps({"folder": folder.name, "preset": preset, **row}))
     except (PerigeeError, ValueError) as error:
         print(f"perigee-train: {error}", file=sys.stderr)
         return os.EX_DATAERR

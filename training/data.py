@@ -23,6 +23,9 @@ from perigee.bitstream.errors import RasterError
 SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp"}
 Pixels = npt.NDArray[np.uint8]
 FLAT_SHARE = 0.03  # crops of hardly any contrast at any level: water, snow, saturation, filled-in nodata
+COLOUR_SHARE = 0.06  # other bands than red, green and blue: bands exchanged, contrast and saturation changed
+SATURATED_SHARE = 0.01  # each band black or full: colours that no landscape has, with hard edges
+NOISE_SHARE = 0.2  # JPEG has taken the sensor's noise from the training images; real ones have it
 
 
 @dataclass(frozen=True)
@@ -81,8 +84,30 @@ def split(images: ImageSet, share: float) -> tuple[ImageSet, ImageSet]:
     return part(False), part(True)
 
 
+def varied(crop: Pixels, rng: np.random.Generator) -> Pixels:
+    """The crop, or now and then one as other sensors and other ground would show it."""
+    kind = rng.random()
+    noisy = rng.random() < NOISE_SHARE
+    if kind >= FLAT_SHARE + COLOUR_SHARE + SATURATED_SHARE and not noisy:
+        return crop
+    out = crop.astype(np.float32)
+    if kind < FLAT_SHARE:
+        contrast, colour = rng.uniform(0, 0.15), rng.uniform(-20, 275, 3)
+        out = colour + contrast * (out - out.mean())
+    elif kind < FLAT_SHARE + COLOUR_SHARE:
+        grey = out.mean(2, keepdims=True)
+        out = grey + rng.uniform(0, 2.5) * (out[..., rng.permutation(3)] - grey)
+        out = (out - 128) * rng.uniform(0.5, 1.5, 3) + 128 + rng.uniform(-30, 30, 3)
+    elif kind < FLAT_SHARE + COLOUR_SHARE + SATURATED_SHARE:
+        out = 255.0 * (out > rng.uniform(out.min(), out.max() + 1, 3))
+    if noisy:
+        bands = 3 if rng.random() < 0.5 else 1
+        out = out + rng.uniform(0.3, 3) * rng.standard_normal((*crop.shape[:2], bands), np.float32)
+    return np.asarray(np.clip(np.rint(out), 0, 255), np.uint8)
+
+
 class CropSampler:
-    """Random crops: native scale three times of four, else shrunk by 0.5 to 0.9; a few nearly flat; flips, transposition."""
+    """Random crops: native scale three times of four, else shrunk by 0.5 to 0.9; :func:`varied`; flips, transposition."""
 
     def __init__(self, images: ImageSet, weights: Mapping[str, float] | None = None) -> None:
         self.images = images.images
@@ -109,9 +134,7 @@ class CropSampler:
         if wanted != side:
             resampled = Image.fromarray(np.ascontiguousarray(out)).resize((side, side), Image.Resampling.LANCZOS)
             out = np.asarray(resampled)
-        if rng.random() < FLAT_SHARE:
-            contrast, colour = rng.uniform(0, 0.15), rng.uniform(-20, 275, 3)
-            out = np.clip(colour + contrast * (out.astype(np.float32) - out.mean()), 0, 255).astype(np.uint8)
+        out = varied(out, rng)
         if rng.random() < 0.5:
             out = out[::-1]
         if rng.random() < 0.5:

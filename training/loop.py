@@ -77,8 +77,11 @@ class Trainer:
         self.optimiser = _optimiser(self.codec, config.learning_rate)
         self.step, self.seconds = 0, 0.0
 
-    def start(self, images: ImageSet) -> None:
-        """Resume from the folder's checkpoint, or begin with the transform codec of the data."""
+    def start(self, images: ImageSet, start_from: Path | None = None) -> None:
+        """Resume from the folder's checkpoint; else begin with another run's weights, or the transform codec of the data.
+
+        Raises ValueError where ``start_from`` holds a codec of another shape.
+        """
         path = self.folder / "checkpoint.pt"
         if path.is_file():
             state = torch.load(path, map_location=self.device, weights_only=True)
@@ -86,6 +89,13 @@ class Trainer:
             self.mean.load_state_dict(state["mean"])
             self.optimiser.load_state_dict(state["optimiser"])
             self.step, self.seconds = state["step"], state["seconds"]
+            return
+        if start_from is not None:
+            try:
+                self.codec.load_state_dict(torch.load(start_from, map_location=self.device, weights_only=True)["mean"])
+            except (OSError, KeyError, RuntimeError) as error:
+                raise ValueError(f"{start_from}: not a checkpoint of such a codec ({error})") from error
+            self.mean.load_state_dict(self.codec.state_dict())
             return
         rng = np.random.default_rng(self.config.seed)
         sampler = CropSampler(images)
@@ -122,8 +132,8 @@ class Trainer:
         pick = torch.rand(n, generator=generator) < 0.8
         return torch.where(pick, middle, anywhere).float().to(self.device)
 
-    def train_step(self, x: Tensor, generator: torch.Generator) -> tuple[float, float, float]:
-        """One step on images [N, 3, H, W]; returns loss, bpp and MSE, means over the batch."""
+    def train_step(self, x: Tensor, generator: torch.Generator) -> tuple[float, float]:
+        """One step on images [N, 3, H, W]; returns bpp and MSE, means over the batch."""
         codec, progress = self.codec, self.seconds / (60 * self.config.minutes)
         codec.prior.quantised = progress >= self.config.quantise_from
         for group in self.optimiser.param_groups:
@@ -145,7 +155,7 @@ class Trainer:
         with torch.no_grad():
             torch._foreach_lerp_(list(self.mean.parameters()), list(codec.parameters()), 1 - decay)
         self.step += 1
-        return loss.item(), bpp.detach().mean().item(), mse.detach().mean().item()
+        return bpp.detach().mean().item(), mse.detach().mean().item()
 
     def run(self, training: ImageSet, validation: ImageSet, weights: dict[str, float], show: bool) -> None:
         """Train until the time budget is spent, logging and checkpointing on the way."""
@@ -155,7 +165,7 @@ class Trainer:
         sampler = CropSampler(training, weights)
         generator = torch.Generator().manual_seed(config.seed + self.step)
         saved = tick = time.monotonic()
-        sums = np.zeros(3)
+        sums = np.zeros(2)
         counted = 0
         with tqdm(total=config.minutes, initial=round(self.seconds / 60, 1), unit="min", disable=not show) as bar:
             for pixels in _batches(sampler, config, config.seed + self.step):
@@ -168,7 +178,7 @@ class Trainer:
                 if done or now - saved > 60 * config.checkpoint_minutes:
                     row = self._log_row(sums / counted, validation)
                     bar.n = round(self.seconds / 60, 1)
-                    bar.set_postfix_str(f"step {self.step} loss {row['loss']} validation {row['validation']}")
+                    bar.set_postfix_str(f"step {self.step} validation {row[self.codec.config.presets[-1]]}")
                     self.save()
                     sums[:], counted = 0, 0
                     saved = tick = time.monotonic()
@@ -176,16 +186,16 @@ class Trainer:
                     return
 
     def _log_row(self, means: np.ndarray[Any, Any], validation: ImageSet) -> dict[str, Any]:
-        result = evaluate(self.mean, validation, quantised=self.codec.prior.quantised, limit=12)
+        quantised, presets = self.codec.prior.quantised, self.codec.config.presets
+        results = {name: evaluate(self.mean, validation, quantised, name, limit=12) for name in presets}
         row = {
             "step": self.step,
             "minutes": round(self.seconds / 60, 2),
-            "loss": round(float(means[0]), 4),
-            "bpp": round(float(means[1]), 4),
-            "mse": round(float(means[2]), 6),
+            "bpp": round(float(means[0]), 4),
+            "mse": round(float(means[1]), 6),
             "quantised": int(self.codec.prior.quantised),
-            "validation": round(float(np.mean([r["loss"] for r in result])), 4),
-            **{f"Q{r['quality_step']}": f"{r['bpp']:.4f}/{r['psnr']:.2f}" for r in result},
+            **{name: round(float(np.mean([r["log_cost"] for r in rows])), 4) for name, rows in results.items()},
+            **{f"Q{r['quality_step']}": f"{r['bpp']:.4f}/{r['psnr']:.2f}" for r in results[presets[-1]]},
         }
         path = self.folder / "log.csv"
         fresh = not path.exists()
@@ -198,8 +208,11 @@ class Trainer:
 
 
 @torch.no_grad()
-def evaluate(codec: Codec, images: ImageSet, quantised: bool, limit: int | None = None) -> list[dict[str, float]]:
-    """Estimated bpp (code length, no container) and mean PSNR over the images, centre 256x256, at five qualities."""
+def evaluate(
+    codec: Codec, images: ImageSet, quantised: bool, preset: str, limit: int | None = None
+) -> list[dict[str, float]]:
+    """Means over the images' centres of 256x256, at five qualities: estimated bpp (code length, no container), PSNR, and
+    the natural logarithm of the Lagrangian cost ``bpp + lambda * 255**2 * MSE``."""
     device = next(codec.parameters()).device
     codec.prior.quantised = quantised
     rows = []
@@ -211,11 +224,12 @@ def evaluate(codec: Codec, images: ImageSet, quantised: bool, limit: int | None 
             top, left = ((n - side) // 2 for n in image.shape[:2])
             x = _to_tensor(image[None, top : top + side, left : left + side], device)
             quality = torch.full((1,), float(step), device=device)
-            out = codec(x, quality, noise=False)
-            loss, bpp, _ = loss_of(out, x, codec.config.lambda_of(quality))
+            out = codec(x, quality, noise=False, preset=preset)
+            lam = codec.config.lambda_of(quality)
+            _, bpp, mse = loss_of(out, x, lam)
             rounded = (out.image.clamp(0, 1) * 255).round() / 255
             psnr = -10 * math.log10(max(float((rounded - x).square().mean()), 1e-10))
-            sums += (float(loss), float(bpp), psnr)
-        loss_mean, bpp_mean, psnr_mean = sums / max(len(chosen), 1)
-        rows.append({"quality_step": step, "loss": loss_mean, "bpp": bpp_mean, "psnr": psnr_mean})
+            sums += (math.log(float(bpp + lam * 65025 * mse)), float(bpp), psnr)
+        cost_mean, bpp_mean, psnr_mean = sums / max(len(chosen), 1)
+        rows.append({"quality_step": step, "log_cost": cost_mean, "bpp": bpp_mean, "psnr": psnr_mean})
     return rows

@@ -17,18 +17,19 @@ from perigee.models.codec.prior import TrainedPrior
 
 SIGMA_MIN, SIGMA_MAX = 0.11, 96.0
 LOG2 = math.log(2.0)
+COST_FLOOR = 0.03  # bits per pixel: below this a sample no longer gains weight
 
 
 @dataclass(frozen=True)
 class CodecConfig:
-    """What defines the networks of a codec: a preset of the analysis and the rate range it is trained for."""
+    """What defines the networks of a codec: presets of the analysis and the rate range it is trained for."""
 
-    preset: str = "lite"
+    presets: tuple[str, ...] = ("swift", "lite", "light")
     lambda_min: float = 0.00015
-    lambda_max: float = 0.2
+    lambda_max: float = 0.5
     prior: P.Widths = field(default_factory=P.Widths)
     synthesis_widths: tuple[int, int, int, int] = (192, 128, 64, 32)
-    synthesis_blocks: int = 2
+    synthesis_blocks: tuple[int, int, int, int] = (2, 3, 2, 1)
 
     def lambda_of(self, quality_step: Tensor) -> Tensor:
         """Lagrangian of the loss ``bpp + lambda * 255**2 * MSE`` at Q = 0..250, log-linear."""
@@ -101,7 +102,7 @@ class Codec(nn.Module):
         latents = config.prior.latents
         knots = torch.linspace(0, P.QUALITY_STEPS, KNOTS)
         start = math.log(5.0) + 0.5 * (torch.log(config.lambda_of(knots)) - math.log(0.01))
-        self.analysis = Analysis(config.preset, latents)
+        self.analysis = Analysis(config.presets, latents)
         self.gains = Gains(latents, start)
         self.hyper = HyperAnalysis(latents, config.prior.hyper_latents)
         self.hyper_prior = HyperPrior(config.prior.hyper_latents)
@@ -121,9 +122,11 @@ class Codec(nn.Module):
         deviation = values.flip(0)[:latents].clamp_min(0).sqrt().float()
         self.synthesis.input_scale.copy_(1 / (deviation + 0.1))
 
-    def latents(self, x: Tensor, quality_step: Tensor, autocast: bool = False) -> tuple[Tensor, Tensor]:
-        """Gained latents and hyper-latents before rounding."""
-        y = self.analysis(x, autocast) * self.gains(quality_step)
+    def latents(
+        self, x: Tensor, quality_step: Tensor, preset: str | None = None, autocast: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Gained latents and hyper-latents before rounding; ``preset`` None divides the batch among all presets."""
+        y = self.analysis(x, preset, autocast) * self.gains(quality_step)
         return y, self.hyper(y)
 
     def forward(
@@ -131,14 +134,16 @@ class Codec(nn.Module):
         x: Tensor,
         quality_step: Tensor,
         noise: bool = True,
+        preset: str | None = None,
         autocast: bool = False,
         slices_kept: Tensor | None = None,
     ) -> Output:
         """``x`` [N, 3, H, W] in 0..1; ``noise`` uses additive noise for the rates, otherwise true rounding.
 
+        ``preset`` None divides the batch among all presets of the analysis.
         ``slices_kept`` [N]: the image is made as from a segment cut after so many slices, the rest at the prior's mean.
         """
-        y, z = self.latents(x, quality_step, autocast)
+        y, z = self.latents(x, quality_step, preset, autocast)
         q = y + (torch.round(y) - y).detach()
         z_hat = z + (torch.round(z).clamp(-P.Z_CLAMP, P.Z_CLAMP) - z).detach()
         mean, index = self.prior(z_hat, q, quality_step)
@@ -163,8 +168,14 @@ def phi(x: Tensor) -> Tensor:
 
 
 def loss_of(output: Output, x: Tensor, lam: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Weighted loss (scalar), bpp [N] and MSE [N]; each sample is divided by ``0.3 + 20 lambda``."""
+    """Loss (scalar), bpp [N] and MSE [N].
+
+    Each sample's cost ``bpp + lambda * 255**2 * MSE`` is divided by its own present value (plus a little), which makes
+    its gradient that of the logarithm: a per cent saved counts the same on water and on a city, at every rate, as it
+    does in a per-image BD-rate.
+    """
     pixels = x.shape[2] * x.shape[3]
     bpp = (output.bits_y + output.bits_z) / pixels
     mse = F.mse_loss(output.image, x, reduction="none").mean((1, 2, 3))
-    return ((bpp + lam * 65025 * mse) / (0.3 + 20 * lam)).mean(), bpp, mse
+    cost = bpp + lam * 65025 * mse
+    return (cost / (cost.detach() + COST_FLOOR)).mean(), bpp, mse

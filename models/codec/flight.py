@@ -2,11 +2,14 @@
 
 ``y = KLT(x) + g_a(x)`` on board, ``x' = KLT^T(y) + g_s(y)`` on the ground; the last layer of each network starts near
 zero, so that training starts from a working transform codec. Presets differ in the analysis alone: ``swift`` has none
-beside the linear path, ``lite`` and ``light`` add space-to-depth stages of residual depthwise blocks.
-Images are RGB in 0..1, [N, 3, H, W] with H and W multiples of 64; latents [N, 192, H/16, W/16].
+beside the linear path, ``lite`` and ``light`` add space-to-depth stages of residual depthwise blocks. They are trained
+together and share everything else, so one prior and one synthesis on the ground serve whichever flies.
+Images are RGB in 0..1, [N, 3, H, W] with H and W multiples of 64; latents [N, 288, H/16, W/16].
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +17,13 @@ from torch.nn import functional as F
 
 from perigee.bitstream.profile import BLOCK, KNOTS
 
-# presets: channels of the three stages, residual blocks in each
-ANALYSIS_STAGES: dict[str, tuple[tuple[int, int, int], int] | None] = {
+Stages = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+
+# presets: channels and residual blocks of the stages at 1/4, 1/8 and 1/16 resolution
+ANALYSIS_STAGES: dict[str, Stages | None] = {
     "swift": None,
-    "lite": ((64, 96, 160), 1),
-    "light": ((96, 128, 192), 2),
+    "lite": ((64, 1), (96, 2), (160, 2)),
+    "light": ((96, 2), (128, 4), (192, 4)),
 }
 
 
@@ -58,21 +63,22 @@ class ResidualBlock(nn.Module):
 
 
 class ResidualAnalysis(nn.Module):
-    """g_a of ``lite`` and ``light``: stem at 1/4, stages at 1/4, 1/8 and 1/16 resolution."""
+    """g_a of ``lite`` and ``light``: a depthwise stem at 1/4, stages at 1/4, 1/8 and 1/16 resolution."""
 
-    def __init__(self, stages: tuple[int, int, int], blocks: int, latents: int) -> None:
+    def __init__(self, stages: Stages, latents: int) -> None:
         super().__init__()
-        a, b, c = stages
+        (a, blocks_a), (b, blocks_b), (c, blocks_c) = stages
         self.layers = nn.Sequential(
             nn.PixelUnshuffle(4),
-            nn.Conv2d(48, a, 3, padding=1),
-            *(LightBlock(a) for _ in range(blocks)),
+            nn.Conv2d(48, 48, 5, padding=2, groups=48),
+            nn.Conv2d(48, a, 1),
+            *(LightBlock(a) for _ in range(blocks_a)),
             nn.PixelUnshuffle(2),
             nn.Conv2d(4 * a, b, 1),
-            *(LightBlock(b) for _ in range(blocks)),
+            *(LightBlock(b) for _ in range(blocks_b)),
             nn.PixelUnshuffle(2),
             nn.Conv2d(4 * b, c, 1),
-            *(LightBlock(c) for _ in range(blocks)),
+            *(LightBlock(c) for _ in range(blocks_c)),
             start_small(nn.Conv2d(c, latents, 1), 0.003),
         )
 
@@ -82,27 +88,38 @@ class ResidualAnalysis(nn.Module):
 
 
 class Analysis(nn.Module):
-    """Image to latents before the gain: the linear path in fp32 plus the preset's network (bf16 in training)."""
+    """Image to latents before the gain: the linear path in fp32, plus one preset's network (bf16 in training)."""
 
-    def __init__(self, preset: str, latents: int) -> None:
+    def __init__(self, presets: Sequence[str], latents: int) -> None:
         super().__init__()
+        self.presets = tuple(presets)
         self.linear = nn.Conv2d(3, latents, BLOCK, stride=BLOCK, bias=False)
-        stages = ANALYSIS_STAGES[preset]
-        self.network = None if stages is None else ResidualAnalysis(*stages, latents)
+        networks = {name: ANALYSIS_STAGES[name] for name in presets}
+        self.networks = nn.ModuleDict(
+            {name: ResidualAnalysis(stages, latents) for name, stages in networks.items() if stages is not None}
+        )
 
-    def forward(self, x: Tensor, autocast: bool = False) -> Tensor:
+    def forward(self, x: Tensor, preset: str | None = None, autocast: bool = False) -> Tensor:
+        """With the named preset, or with all in turn: the batch in as many parts as there are presets."""
         x = x - 0.5
         y: Tensor = self.linear(x)
-        if self.network is not None:
-            # outliers beyond the nominal range travel on the linear path alone
-            with torch.autocast(x.device.type, torch.bfloat16, enabled=autocast):
-                detail = self.network(4 * x.clamp(-0.75, 0.75))
-            y = y + 4 * detail.float()
-        return y
+        # outliers beyond the nominal range travel on the linear path alone
+        nominal = 4 * x.clamp(-0.75, 0.75)
+        presets = self.presets if preset is None else (preset,)
+        parts = []
+        for name, part, linear in zip(
+            presets, nominal.tensor_split(len(presets)), y.tensor_split(len(presets)), strict=True
+        ):
+            if name in self.networks and len(part):
+                with torch.autocast(x.device.type, torch.bfloat16, enabled=autocast):
+                    detail = self.networks[name](part)
+                linear = linear + 4 * detail.float()
+            parts.append(linear)
+        return torch.cat(parts)
 
 
 class HyperAnalysis(nn.Module):
-    """Magnitudes of the gained latents [N, 192, H, W] to hyper-latents [N, 64, H/4, W/4]."""
+    """Magnitudes of the gained latents [N, 288, H, W] to hyper-latents [N, 64, H/4, W/4]."""
 
     def __init__(self, latents: int, hyper_latents: int, width: int = 96) -> None:
         super().__init__()
@@ -124,23 +141,31 @@ class HyperAnalysis(nn.Module):
 class Synthesis(nn.Module):
     """Dequantised latents and the quality plane to the image, the linear path plus a residual network.
 
-    Input [N, 193, H, W]: 192 latents and the quality (0..1) as the last channel; output [N, 3, 16H, 16W].
+    Input [N, 289, H, W]: 288 latents and the quality (0..1) as the last channel; output [N, 3, 16H, 16W].
     The linear path's image is fed back at half and quarter resolution, so that the network can also work as a filter.
     """
 
-    def __init__(self, latents: int, widths: tuple[int, int, int, int] = (192, 128, 64, 32), blocks: int = 2) -> None:
+    def __init__(
+        self,
+        latents: int,
+        widths: tuple[int, int, int, int] = (192, 128, 64, 32),
+        blocks: tuple[int, int, int, int] = (2, 3, 2, 1),
+    ) -> None:
+        """``widths`` and residual ``blocks`` at 1/16, 1/8, 1/4 and 1/2 resolution."""
         super().__init__()
         a, b, c, d = widths
+
+        def residual(level: int) -> list[nn.Module]:
+            return [ResidualBlock(widths[level]) for _ in range(blocks[level])]
+
         self.linear = nn.ConvTranspose2d(latents, 3, BLOCK, stride=BLOCK, bias=False)
         self.input_scale = nn.Parameter(torch.ones(latents))
-        self.level16 = nn.Sequential(
-            nn.Conv2d(latents + 1, a, 3, padding=1), *(ResidualBlock(a) for _ in range(blocks)), nn.Conv2d(a, 4 * b, 1)
-        )
-        self.level8 = nn.Sequential(*(ResidualBlock(b) for _ in range(blocks)), nn.Conv2d(b, 4 * c, 1))
+        self.level16 = nn.Sequential(nn.Conv2d(latents + 1, a, 3, padding=1), *residual(0), nn.Conv2d(a, 4 * b, 1))
+        self.level8 = nn.Sequential(*residual(1), nn.Conv2d(b, 4 * c, 1))
         self.image4 = nn.Conv2d(48, c, 1)
-        self.level4 = nn.Sequential(ResidualBlock(c), nn.Conv2d(c, 4 * d, 1))
+        self.level4 = nn.Sequential(*residual(2), nn.Conv2d(c, 4 * d, 1))
         self.image2 = nn.Conv2d(12, d, 1)
-        self.level2 = nn.Sequential(ResidualBlock(d), start_small(nn.Conv2d(d, 12, 3, padding=1), 0.003))
+        self.level2 = nn.Sequential(*residual(3), start_small(nn.Conv2d(d, 12, 3, padding=1), 0.003))
 
     def forward(self, latents: Tensor, autocast: bool = False) -> Tensor:
         y = latents[:, :-1]

@@ -1,4 +1,4 @@
-"""The entropy coder: exact, the same bytes from both implementations, robust against cut and hostile words."""
+"""The entropy coder: exact, the same bytes from all implementations, robust against cut and hostile words."""
 
 import numpy as np
 import pytest
@@ -7,10 +7,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perigee.bitstream import prior as P
-from perigee.bitstream.entropy import ConstrictionAns, IntegerAns, Tables, decode_symbols, encode_symbols
+from perigee.bitstream.coders import ConstrictionAns, IntegerAns, NativeAns, available_coders, new_coder
+from perigee.bitstream.entropy import decode_symbols, encode_symbols
 from perigee.bitstream.errors import ProfileError, SymbolError
+from perigee.bitstream.tables import Tables
 
-pytest.importorskip("constriction")
+KINDS = ("native", "constriction", "integer")
+
+
+def test_every_coder_is_here():
+    """Where tests run there is a compiler and constriction; a machine without them would silently test less."""
+    assert tuple(available_coders()) == KINDS
 
 
 @pytest.fixture(scope="module")
@@ -38,14 +45,13 @@ def decode(contract, words, step, size, **more):
 
 
 @pytest.mark.parametrize(("spread", "step"), [(0.2, 10), (3, 125), (60, 250), (9000, 0)])
-def test_both_coders_write_the_same_bytes_and_read_them_back(contract, rng, spread, step):
+def test_all_coders_write_the_same_bytes_and_read_them_back(contract, rng, spread, step):
     q, z = symbols(rng, spread)
     q[0, 3, 2, 1], q[0, 191, 0, 0] = P.Q_MAX, P.Q_MIN  # far outside every table: escapes
     passes = predicted(contract, q, z, step)
-    kinds = ("integer", "constriction")
-    words = {kind: encode_symbols(contract.widths, contract.tables, z[0], passes, kind) for kind in kinds}
-    assert words["integer"].tobytes() == words["constriction"].tobytes()
-    for kind in kinds:
+    words = {kind: encode_symbols(contract.widths, contract.tables, z[0], passes, kind) for kind in KINDS}
+    assert words["integer"].tobytes() == words["constriction"].tobytes() == words["native"].tobytes()
+    for kind in KINDS:
         decoded = decode(contract, words[kind], step, z.shape[2:], kind=kind)
         assert np.array_equal(decoded.q, q[0])
         assert decoded.passes == 8
@@ -56,7 +62,7 @@ DRAWS = st.lists(st.tuples(st.integers(0, 1087), st.integers(0, 2**31)), max_siz
 
 @settings(max_examples=60, deadline=None)
 @given(DRAWS, st.lists(st.integers(0, 1), max_size=40))
-def test_coders_agree_on_any_sequence(profile, draws, bits):
+def test_run_coders_agree_on_any_sequence(profile, draws, bits):
     tables = profile.contract.tables
     runs = []
     for table, seed in draws:
@@ -76,6 +82,57 @@ def test_coders_agree_on_any_sequence(profile, draws, bits):
             assert np.array_equal(coder.pop(table, len(entries)), entries)
         assert [coder.pop_bit() for _ in bits] == bits
         assert coder.words_left == 0
+
+
+LATENTS = st.tuples(st.integers(-32768, 32767), st.integers(0, 1023), st.integers(-4096, 4095))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(LATENTS, min_size=1, max_size=60), st.lists(st.integers(0, 1000), max_size=20))
+def test_coders_agree_on_any_pass(profile, latents, near):
+    """Values anywhere: far from the mean they are escapes, close to it (``near``) they are in the tables."""
+    tables = profile.contract.tables
+    latents = latents + [(mean // 16 + n % 3, table, mean) for n, (_, table, mean) in zip(near, latents, strict=False)]
+    values, table, mean = (np.array(part, np.int32) for part in zip(*latents, strict=True))
+    prediction = P.Prediction(table, mean)
+    words = []
+    for kind in KINDS:
+        coder = new_coder(tables, kind=kind, symbols=values.size)
+        coder.push_pass(values, prediction)
+        words.append(coder.to_words())
+    assert words[0].tobytes() == words[1].tobytes() == words[2].tobytes()
+    for kind in KINDS:
+        coder = new_coder(tables, words[0], kind)
+        assert coder.words_left == len(words[0])
+        assert np.array_equal(coder.pop_pass(prediction), values)
+        assert coder.words_left == 0
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(LATENTS, min_size=1, max_size=40), st.lists(st.integers(0, 2**32 - 1), max_size=12))
+def test_coders_read_the_same_from_any_words(profile, latents, words):
+    """Also past the end, and what is refused is refused by all."""
+    _, table, mean = (np.array(part, np.int32) for part in zip(*latents, strict=True))
+    words = np.array([1, *words], np.uint32)
+    found = []
+    for kind in KINDS:
+        coder = new_coder(profile.contract.tables, words, kind)
+        try:
+            found.append((coder.pop_pass(P.Prediction(table, mean)).tolist(), coder.words_left))
+        except SymbolError:
+            found.append("refused")
+    assert found[0] == found[1] == found[2]
+
+
+def test_native_coder_refuses_what_it_cannot_code(profile):
+    tables = profile.contract.tables
+    coder = NativeAns(tables, symbols=4)
+    with pytest.raises(SymbolError, match="not in its table"):
+        coder.push(np.array([len(tables.row(5))], np.int32), 5)
+    with pytest.raises(SymbolError, match="table number"):
+        coder.push_pass(np.zeros(1, np.int32), P.Prediction(np.array([1024], np.int32), np.zeros(1, np.int32)))
+    with pytest.raises(SymbolError, match="more words"):
+        coder.push_pass(np.full(40, 30000, np.int32), P.Prediction(np.zeros(40, np.int32), np.zeros(40, np.int32)))
 
 
 def test_code_length_is_close_to_the_information(contract, flight, tiles):
@@ -99,12 +156,8 @@ def test_every_cut_decodes_to_whole_passes(contract, rng):
     words = encode_symbols(contract.widths, contract.tables, z[0], predicted(contract, q, z, 120))
     passes_seen = []
     for count in sorted({0, 1, 2, *np.linspace(3, len(words), 12).astype(int).tolist()}):
-        results = [
-            decode(contract, words[:count], 120, z.shape[2:], cut=True, kind=kind)
-            for kind in ("integer", "constriction")
-        ]
-        assert np.array_equal(results[0].q, results[1].q)
-        assert results[0].passes == results[1].passes
+        results = [decode(contract, words[:count], 120, z.shape[2:], cut=True, kind=kind) for kind in KINDS]
+        assert all(np.array_equal(results[0].q, r.q) and results[0].passes == r.passes for r in results)
         for k in range(results[0].passes):
             start, stop = contract.widths.slice_of(k)
             assert np.array_equal(P.half(results[0].q[None, start:stop], k % 2), P.half(q[:, start:stop], k % 2))
@@ -113,7 +166,7 @@ def test_every_cut_decodes_to_whole_passes(contract, rng):
     assert passes_seen[0] == 0 and passes_seen[-1] == 7 and len(set(passes_seen)) > 3
 
 
-@pytest.mark.parametrize("kind", ["integer", "constriction"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_foreign_words_are_refused(contract, rng, kind):
     """Random words never end with an empty coder."""
     for _ in range(20):

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from perigee.bitstream import entropy, masks, prior, profile
+from perigee.bitstream import coders, entropy, masks, prior, profile
 from perigee.bitstream import format as fmt
 from perigee.bitstream import metadata as meta
 from perigee.bitstream.errors import ChecksumError, FormatError, PerigeeError, UnsupportedError
@@ -23,6 +23,7 @@ from perigee.bitstream.format import Header, Segment, parse, read_varint, write_
 from perigee.bitstream.metadata import Acquisition, GeoKeys, Metadata, pack_metadata, unpack_metadata
 from perigee.bitstream.prior import Layer, Prediction, Widths, half, layer_shapes
 from perigee.bitstream.profile import Contract, contract_digest
+from perigee.bitstream.tables import FREQUENCY_TOTAL, Tables
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "format.md"
 TEXT = DOCUMENT.read_text(encoding="utf-8")
@@ -348,7 +349,7 @@ class TestPriorTables:
     def test_constants(self) -> None:
         for name, value, _ in rows("Constant", "Value"):
             assert getattr(prior, name) == int(value), name
-        assert entropy.PRECISION == 24 and entropy.FREQUENCY_TOTAL == 65536 and entropy.ESCAPE_BITS_MAX == 17
+        assert coders.PRECISION == 24 and FREQUENCY_TOTAL == 65536 and coders.ESCAPE_BITS_MAX == 17
         assert (profile.BLOCK, profile.PATCH_MULTIPLE, profile.HYPER_BLOCK, profile.DIGEST_BYTES) == (16, 64, 64, 8)
 
     def test_limits(self) -> None:
@@ -395,7 +396,7 @@ def example_contract() -> Contract:
     row = np.array([8192, 32768, 16384, 8000, 192], np.uint16)
     z_row = np.ones((1, 129), np.uint16)
     z_row[0, 64] = 65408
-    tables = entropy.Tables(np.ones(64, np.uint16), np.tile(row, 1024), z_row)
+    tables = Tables(np.ones(64, np.uint16), np.tile(row, 1024), z_row)
     return Contract(widths, layers, tables, np.zeros((7, 3), np.float32), 64)
 
 
@@ -525,7 +526,7 @@ class TestExamples:
         for k, p in enumerate(predictions):
             start, stop = contract.widths.slice_of(k)
             passes.append((half(q[None, start:stop], k % 2)[0], Prediction(p.table[0], p.mean[0])))
-        for kind in ("integer", "auto"):
+        for kind in coders.available_coders():
             words = entropy.encode_symbols(contract.widths, contract.tables, z, passes, kind)
             assert words.tolist() == segment.words.tolist(), kind
             assert fmt.write_segment(segment._replace(words=words)) == example("example-segment")
@@ -547,7 +548,7 @@ class TestExamples:
             wanted[0, even] = example_q()[0, even]
         if passes == 2:
             wanted[0] = example_q()[0]
-        for kind in ("integer", "auto"):
+        for kind in coders.available_coders():
             decoded = entropy.decode_symbols(
                 contract.widths, contract.tables, contract.reference(), cut.words, 125, (1, 1), cut=True, kind=kind
             )

@@ -9,12 +9,22 @@ import torch
 from PIL import Image
 
 from perigee.benchmarks.codec import ArrayCodec
+from perigee.bitstream import format as fmt
 from perigee.bitstream.errors import ProfileError, RasterError
 from perigee.bitstream.profile import load_profile
 from perigee.export.profile import export_profile
 from perigee.models.codec.codec import Codec, CodecConfig, loss_of
 from perigee.training import cli
-from perigee.training.data import CropSampler, load_folders, split
+from perigee.training.data import (
+    COLOUR_SHARE,
+    FLAT_SHARE,
+    NOISE_SHARE,
+    SATURATED_SHARE,
+    CropSampler,
+    load_folders,
+    split,
+    varied,
+)
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +39,7 @@ def folder(tmp_path_factory, tiles):
 def run(tmp_path_factory, folder):
     """A run of a few steps, resumed once."""
     out = tmp_path_factory.mktemp("run")
-    common = [str(out), "--data", str(folder), "--preset", "swift", "--batch", "2", "--crop", "64"]
+    common = [str(out), "--data", str(folder), "--presets", "swift", "lite", "--batch", "2", "--crop", "64"]
     assert cli.main([*common, "--minutes", "0.03"]) == 0
     first = torch.load(out / "checkpoint.pt", weights_only=True)
     assert cli.main([*common, "--minutes", "0.08"]) == 0
@@ -42,7 +52,8 @@ def test_a_run_resumes_and_logs(run):
     assert second["step"] > first["step"] > 0 and second["seconds"] > first["seconds"]
     with (out / "log.csv").open() as handle:
         rows = list(csv.DictReader(handle))
-    assert len(rows) >= 2 and float(rows[-1]["loss"]) > 0 and rows[-1]["quantised"] == "1"
+    assert len(rows) >= 2 and float(rows[-1]["bpp"]) > 0 and rows[-1]["quantised"] == "1"
+    assert np.isfinite([float(rows[-1]["swift"]), float(rows[-1]["lite"])]).all() and "light" not in rows[-1]
     assert len((out / "commands.log").read_text().splitlines()) == 2
 
 
@@ -53,9 +64,16 @@ def test_its_export_is_a_profile_that_decodes(run, tmp_path, tiles):
     assert max(manifest["parity"]["pixels_max_difference"]) < 0.5
     assert max(manifest["parity"]["latents_differing"]) < 20
     profile = load_profile(tmp_path / "p")
-    codec = ArrayCodec(profile)
+    assert list(profile.analyses) == ["swift", "lite"]
     tile = np.asarray(Image.open(tiles[5]))
-    assert np.abs(codec.decode(codec.encode(tile, 60)).astype(float) - tile).mean() < 15
+    streams = []
+    for preset in profile.analyses:
+        codec = ArrayCodec(profile, analysis=preset)
+        streams.append(codec.encode(tile, 60))
+        assert np.abs(codec.decode(streams[-1]).astype(float) - tile).mean() < 15
+    assert streams[0] != streams[1] and fmt.parse(streams[0]).header == fmt.parse(streams[1]).header
+    with pytest.raises(ProfileError, match="no analysis 'light'; it has swift, lite"):
+        profile.analysis("light")
     with pytest.raises(ProfileError, match="already"):
         export_profile(out / "checkpoint.pt", tmp_path / "p", "p")
 
@@ -63,7 +81,7 @@ def test_its_export_is_a_profile_that_decodes(run, tmp_path, tiles):
 def test_a_start_from_the_klt_is_a_working_codec(folder):
     """Before any training the transform codec already reconstructs."""
     torch.manual_seed(0)
-    codec = Codec(CodecConfig("lite"))
+    codec = Codec(CodecConfig())
     sampler = CropSampler(load_folders([folder]))
     crops = torch.from_numpy(sampler.batch(300, 64, np.random.default_rng(1))).float() / 255
     blocks = crops.reshape(-1, 4, 16, 4, 16, 3).permute(0, 1, 3, 5, 2, 4).reshape(-1, 768)
@@ -71,7 +89,7 @@ def test_a_start_from_the_klt_is_a_working_codec(folder):
     x = crops[:4].permute(0, 3, 1, 2)
     quality = torch.full((4,), 230.0)
     with torch.no_grad():
-        _, bpp, mse = loss_of(codec(x, quality, noise=False), x, codec.config.lambda_of(quality))
+        _, bpp, mse = loss_of(codec(x, quality, noise=False, preset="lite"), x, codec.config.lambda_of(quality))
     assert -10 * torch.log10(mse.mean()) > 27 and 0 < bpp.mean() < 8
 
 
@@ -85,10 +103,34 @@ def test_crops_are_balanced_by_source_and_stay_inside(folder, tmp_path):
     sampler = CropSampler(images, {"flight": 3.0})
     rng = np.random.default_rng(0)
     share = np.mean([(sampler.crop(64, rng) == 200).all() for _ in range(400)])
-    assert share == pytest.approx(3 * 900 / (3 * 900 + 512), abs=0.08)
+    plain = 1 - NOISE_SHARE - FLAT_SHARE - COLOUR_SHARE - SATURATED_SHARE
+    assert share == pytest.approx(plain * 3 * 900 / (3 * 900 + 512), abs=0.1)
     training, validation = split(images, 0.5)
     assert len(training.images) + len(validation.images) == 5
     assert not set(training.names) & set(validation.names)
+
+
+def test_varied_crops_reach_other_colours_noise_and_saturation():
+    rng = np.random.default_rng(2)
+    ramp = np.repeat(np.arange(64, dtype=np.uint8)[:, None] + 80, 64, 1)
+    crop = np.stack([ramp, ramp + 20, ramp + 40], -1)
+    seen = [varied(crop, rng) for _ in range(600)]
+    assert all(out.shape == crop.shape and out.dtype == np.uint8 for out in seen)
+    saturated = [out for out in seen if set(np.unique(out)) <= {0, 255}]
+    untouched = [out for out in seen if np.array_equal(out, crop)]
+    assert saturated and 0.6 < len(untouched) / len(seen) < 0.8
+    assert any(out[..., 0].mean() > out[..., 2].mean() + 20 for out in seen)  # bands exchanged
+
+
+def test_a_run_starts_from_another_ones_weights(run, folder, tmp_path):
+    out, _ = run
+    common = ["--data", str(folder), "--presets", "swift", "lite", "--batch", "2", "--crop", "64", "--minutes", "0.02"]
+    start = ["--start-from", str(out / "checkpoint.pt"), "--learning-rate", "1e-9"]
+    assert cli.main([str(tmp_path / "b"), *common, *start]) == 0
+    first, second = (torch.load(p / "checkpoint.pt", weights_only=True)["mean"] for p in (out, tmp_path / "b"))
+    assert all(torch.allclose(first[name], second[name], atol=1e-5) for name in first)
+    wrong = ["--start-from", str(out / "checkpoint.pt"), "--presets", "light"]
+    assert cli.main([str(tmp_path / "c"), *common, *wrong]) == 65
 
 
 def test_sources_of_an_index_can_be_left_out(folder, tmp_path):

@@ -1,0 +1,188 @@
+/* The entropy coder of `coders.py` compiled: the same bytes as its IntegerAns, which stays the definition.
+ *
+ * ANS with a 64-bit state, 32-bit words and 24-bit probabilities 256 * f, where f are the profile's 16-bit frequencies.
+ * A pass is an array of values with a table number (0..1023) and a mean (1/16 of a step) each; symbols are grouped by
+ * table, then come the escapes (docs/format.md, "Entropy coding"). Plain C99, no allocation, no dependency on Python but
+ * the empty module at the end, which lets the usual build tools compile it; called through ctypes by pointer.
+ */
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(_WIN32)
+#define API __declspec(dllexport)
+#else
+#define API __attribute__((visibility("default")))
+#endif
+
+enum { PRECISION = 24, TABLES = 1024, COARSE = 256, ESCAPE_BITS_MAX = 17, Q_MIN = -32768, Q_MAX = 32767 };
+enum { OK = 0, BAD_TABLE = -1, FULL = -2, LONG_ESCAPE = -3, OUT_OF_RANGE = -4, BAD_ENTRY = -5 };
+#define MASK ((UINT64_C(1) << PRECISION) - 1)
+
+/* Written towards the front of `words` when encoding, read towards their end when decoding: always in reading order. */
+typedef struct {
+    uint64_t state;
+    uint32_t *words;
+    uint64_t position, length;
+} Coder;
+
+/* `cumulated`: per table its entries' cumulated frequencies 0..65536, one more than entries, at `starts`;
+ * `coarse`: per table the entry that holds each multiple of 256; `entries`: per table their number. */
+typedef struct {
+    const uint32_t *cumulated;
+    const uint32_t *starts;
+    const uint16_t *coarse;
+    const uint32_t *entries;
+} Tables;
+
+static int push(Coder *c, uint64_t left, uint64_t probability) {
+    if (c->state >> (64 - PRECISION) >= probability) {
+        if (c->position == 0) return FULL;
+        c->words[--c->position] = (uint32_t)c->state;
+        c->state >>= 32;
+    }
+    c->state = (c->state / probability) << PRECISION | (left + c->state % probability);
+    return OK;
+}
+
+static void advance(Coder *c, uint64_t left, uint64_t probability) {
+    c->state = (c->state >> PRECISION) * probability + (c->state & MASK) - left;
+    if (c->state < UINT64_C(1) << 32 && c->position < c->length) c->state = c->state << 32 | c->words[c->position++];
+}
+
+static int push_entry(Coder *c, const Tables *t, uint32_t table, uint32_t entry) {
+    const uint32_t *row = t->cumulated + t->starts[table];
+    return push(c, (uint64_t)row[entry] << 8, (uint64_t)(row[entry + 1] - row[entry]) << 8);
+}
+
+static uint32_t pop_entry(Coder *c, const Tables *t, uint32_t table) {
+    const uint32_t *row = t->cumulated + t->starts[table];
+    const uint32_t at = (uint32_t)(c->state & MASK) >> 8;
+    uint32_t entry = t->coarse[table * COARSE + (at >> 8)];
+    while (row[entry + 1] <= at) entry++; /* ends: the last cumulated frequency is 65536 */
+    advance(c, (uint64_t)row[entry] << 8, (uint64_t)(row[entry + 1] - row[entry]) << 8);
+    return entry;
+}
+
+static int push_bit(Coder *c, uint64_t bit) {
+    return push(c, bit << (PRECISION - 1), UINT64_C(1) << (PRECISION - 1));
+}
+
+static int pop_bit(Coder *c) {
+    const uint64_t bit = (c->state & MASK) >> (PRECISION - 1);
+    advance(c, bit << (PRECISION - 1), UINT64_C(1) << (PRECISION - 1));
+    return (int)bit;
+}
+
+/* A sign bit and the excess in Exp-Golomb code, pushed so that they pop in this order. */
+static int push_escape(Coder *c, uint32_t excess, int negative) {
+    const uint32_t value = excess + 1;
+    int digits = 0, status = OK;
+    while (value >> digits) digits++;
+    for (int i = 0; i < digits && status == OK; i++) status = push_bit(c, value >> i & 1);
+    for (int i = 1; i < digits && status == OK; i++) status = push_bit(c, 0);
+    return status == OK ? push_bit(c, (uint64_t)negative) : status;
+}
+
+static int pop_escape(Coder *c, uint32_t *excess, int *negative) {
+    int zeros = 0;
+    uint32_t value = 1;
+    *negative = pop_bit(c);
+    while (!pop_bit(c))
+        if (++zeros > ESCAPE_BITS_MAX) return LONG_ESCAPE;
+    while (zeros--) value = value << 1 | (uint32_t)pop_bit(c);
+    *excess = value - 1;
+    return OK;
+}
+
+/* Stable counting sort: the positions 0..count-1 in order of their table. `ends` is where each table's run ends. */
+static int sort_by_table(const int32_t *table, uint32_t count, uint32_t *order, uint32_t ends[TABLES]) {
+    uint32_t sum = 0;
+    for (int t = 0; t < TABLES; t++) ends[t] = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        if ((uint32_t)table[i] >= TABLES) return BAD_TABLE;
+        ends[table[i]]++;
+    }
+    for (int t = 0; t < TABLES; t++) {
+        const uint32_t size = ends[t];
+        ends[t] = sum;
+        sum += size;
+    }
+    for (uint32_t i = 0; i < count; i++) order[ends[table[i]]++] = i;
+    return OK;
+}
+
+static int64_t reach_of(const Tables *t, int32_t table) { return ((int64_t)t->entries[table] - 3) / 2; }
+
+static int64_t floor_mean(int32_t mean) { return mean >= 0 ? mean / 16 : -((15 - (int64_t)mean) / 16); }
+
+API int perigee_push_pass(Coder *c, const Tables *t, uint32_t count, const int32_t *values, const int32_t *table,
+                          const int32_t *mean, uint32_t *order) {
+    uint32_t ends[TABLES];
+    int status = sort_by_table(table, count, order, ends);
+    for (uint32_t i = count; i-- && status == OK;) {
+        const uint32_t at = order[i];
+        const int64_t symbol = values[at] - floor_mean(mean[at]), reach = reach_of(t, table[at]);
+        if (symbol < -reach) status = push_escape(c, (uint32_t)(-symbol - reach - 1), 1);
+        if (symbol > reach + 1) status = push_escape(c, (uint32_t)(symbol - reach - 2), 0);
+    }
+    for (uint32_t i = count; i-- && status == OK;) {
+        const uint32_t at = order[i];
+        const int64_t symbol = values[at] - floor_mean(mean[at]), reach = reach_of(t, table[at]);
+        const int64_t entry = symbol < -reach || symbol > reach + 1 ? 2 * reach + 2 : symbol + reach;
+        status = push_entry(c, t, (uint32_t)table[at], (uint32_t)entry);
+    }
+    return status;
+}
+
+API int perigee_pop_pass(Coder *c, const Tables *t, uint32_t count, int32_t *values, const int32_t *table,
+                         const int32_t *mean, uint32_t *order) {
+    uint32_t ends[TABLES];
+    int status = sort_by_table(table, count, order, ends);
+    if (status != OK) return status;
+    for (uint32_t i = 0; i < count; i++) values[order[i]] = (int32_t)pop_entry(c, t, (uint32_t)table[order[i]]);
+    for (uint32_t i = 0; i < count; i++) {
+        const uint32_t at = order[i];
+        const int64_t reach = reach_of(t, table[at]);
+        int64_t symbol = values[at] - reach;
+        if (symbol == reach + 2) {
+            uint32_t excess;
+            int negative;
+            if ((status = pop_escape(c, &excess, &negative)) != OK) return status;
+            symbol = negative ? -(int64_t)excess - reach - 1 : (int64_t)excess + reach + 2;
+        }
+        symbol += floor_mean(mean[at]);
+        if (symbol < Q_MIN || symbol > Q_MAX) status = OUT_OF_RANGE; /* all is read first, as the definition does */
+        values[at] = (int32_t)symbol;
+    }
+    return status;
+}
+
+API int perigee_push_run(Coder *c, const Tables *t, uint32_t table, uint32_t count, const int32_t *entries) {
+    int status = OK;
+    for (uint32_t i = count; i-- && status == OK;) {
+        if ((uint32_t)entries[i] >= t->entries[table]) return BAD_ENTRY;
+        status = push_entry(c, t, table, (uint32_t)entries[i]);
+    }
+    return status;
+}
+
+API int perigee_pop_run(Coder *c, const Tables *t, uint32_t table, uint32_t count, int32_t *entries) {
+    for (uint32_t i = 0; i < count; i++) entries[i] = (int32_t)pop_entry(c, t, table);
+    return OK;
+}
+
+/* The state's words, most significant first, before those written already. */
+API int perigee_flush(Coder *c) {
+    for (; c->state; c->state >>= 32) {
+        if (c->position == 0) return FULL;
+        c->words[--c->position] = (uint32_t)c->state;
+    }
+    return OK;
+}
+
+#if defined(PERIGEE_PYTHON_MODULE)
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_coder", NULL, -1, NULL, NULL, NULL, NULL, NULL};
+PyMODINIT_FUNC PyInit__coder(void) { return PyModule_Create(&module); }
+#endif

@@ -1,0 +1,372 @@
+"""ANS coders with a 64-bit state, 32-bit words and 24-bit probabilities ``256 * f``: three of the same bytes.
+
+:class:`IntegerAns` is the definition; :class:`NativeAns`, compiled from ``coder.c`` where there was a compiler, and
+:class:`ConstrictionAns` are faster. All are stacks: what is pushed last comes back first.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+from abc import ABC, abstractmethod
+from bisect import bisect_right
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from perigee.bitstream.errors import SymbolError
+from perigee.bitstream.prior import MEAN_FRACTIONS, Q_MAX, Q_MIN, SCALE_COUNT, IntArray, Prediction
+from perigee.bitstream.tables import Tables
+
+try:
+    import constriction
+except ImportError:  # every aarch64 machine: no wheel there
+    constriction = None
+
+PRECISION = 24
+ESCAPE_BITS_MAX = 17
+WORDS_PER_SYMBOL = 2  # more than any symbol can take: 16 bits and an escape of 37
+_MASK = (1 << PRECISION) - 1
+_FIRST_Z_TABLE = SCALE_COUNT * MEAN_FRACTIONS
+
+
+class Coder(ABC):
+    """What the symbols of a patch are pushed to and popped from."""
+
+    @abstractmethod
+    def push(self, entries: npt.NDArray[np.int32], table: int) -> None:
+        """Push table entries so that they pop in the given order."""
+
+    @abstractmethod
+    def pop(self, table: int, count: int) -> npt.NDArray[np.int32]:
+        """Pop ``count`` entries."""
+
+    @abstractmethod
+    def push_pass(self, values: IntArray, prediction: Prediction) -> None:
+        """Push the latents of a pass, int of any shape, with a prediction of the same shape."""
+
+    @abstractmethod
+    def pop_pass(self, prediction: Prediction) -> IntArray:
+        """Pop the latents of a pass, int32 of the prediction's shape. Raises SymbolError for what no encoder writes."""
+
+    @abstractmethod
+    def to_words(self) -> npt.NDArray[np.uint32]:
+        """The words in reading order; nothing may be pushed afterwards."""
+
+    @property
+    @abstractmethod
+    def words_left(self) -> int:
+        """Words not yet consumed, the state's included; below 2 a further read may have run dry."""
+
+
+class RunCoder(Coder):
+    """A coder that takes a pass run by run: symbols of one table at a time."""
+
+    def __init__(self, tables: Tables) -> None:
+        self._tables = tables
+
+    @abstractmethod
+    def push_bits(self, bits: Sequence[int]) -> None:
+        """Push bits of probability 1/2 so that they pop in the given order."""
+
+    @abstractmethod
+    def pop_bit(self) -> int:
+        """Pop one bit."""
+
+    def push_pass(self, values: IntArray, prediction: Prediction) -> None:
+        order, ordered, runs = _runs(prediction.table)
+        radius = self._tables.table_radius[ordered]
+        symbols = (values - (prediction.mean >> 4)).reshape(-1)[order].astype(np.int32)
+        outside = (symbols < -radius) | (symbols > radius + 1)
+        entries = symbols + radius
+        if outside.any():
+            where = np.flatnonzero(outside)
+            entries[where] = 2 * radius[where] + 2
+            for i in where[::-1].tolist():
+                symbol, reach = int(symbols[i]), int(radius[i])
+                negative = symbol < 0
+                self.push_bits(_escape_bits(-symbol - reach - 1 if negative else symbol - reach - 2, negative))
+        for table, start, stop in reversed(runs):
+            self.push(entries[start:stop], table)
+
+    def pop_pass(self, prediction: Prediction) -> IntArray:
+        order, ordered, runs = _runs(prediction.table)
+        entries = np.concatenate([self.pop(table, stop - start) for table, start, stop in runs])
+        radius = self._tables.table_radius[ordered]
+        symbols = entries - radius
+        for i in np.flatnonzero(entries == 2 * radius + 2).tolist():
+            excess, negative = self._pop_escape()
+            symbols[i] = -excess - int(radius[i]) - 1 if negative else excess + int(radius[i]) + 2
+        out = np.empty_like(symbols)
+        out[order] = symbols
+        values = out.reshape(prediction.table.shape) + (prediction.mean >> 4)
+        if values.min() < Q_MIN or values.max() > Q_MAX:
+            raise SymbolError(f"a latent of {int(values.min())}..{int(values.max())} is outside {Q_MIN}..{Q_MAX}")
+        return np.asarray(values)
+
+    def _pop_escape(self) -> tuple[int, int]:
+        negative = self.pop_bit()
+        zeros = 0
+        while not self.pop_bit():
+            zeros += 1
+            if zeros > ESCAPE_BITS_MAX:
+                raise SymbolError(f"an escape announces more than {ESCAPE_BITS_MAX} bits")
+        value = 1
+        for _ in range(zeros):
+            value = value << 1 | self.pop_bit()
+        return value - 1, negative
+
+
+def _runs(tables: IntArray) -> tuple[IntArray, IntArray, list[tuple[int, int, int]]]:
+    """Coding order of a pass: permutation, sorted table numbers, and runs (table, start, stop)."""
+    flat = tables.reshape(-1).astype(np.uint16)
+    order = np.argsort(flat, kind="stable")
+    ordered = flat[order]
+    edges = np.flatnonzero(ordered[1:] != ordered[:-1]) + 1
+    starts = [0, *edges.tolist()]
+    stops = [*edges.tolist(), len(ordered)]
+    numbers = ordered[starts].tolist() if len(ordered) else []
+    return order, ordered, list(zip(numbers, starts, stops, strict=True))
+
+
+def _escape_bits(excess: int, negative: bool) -> list[int]:
+    digits = bin(excess + 1)[2:]
+    return [int(negative), *([0] * (len(digits) - 1)), *map(int, digits)]
+
+
+class IntegerAns(RunCoder):
+    """The coder in integers: definition, arbiter, and fall-back where constriction is missing."""
+
+    def __init__(self, tables: Tables, words: npt.NDArray[np.uint32] | None = None) -> None:
+        super().__init__(tables)
+        self._cumulated: dict[int, list[int]] = {}
+        self._bulk: list[int] = [] if words is None else [int(w) for w in words[::-1]]
+        self._state = 0
+        while self._bulk and self._state < 1 << 32:
+            self._state = self._state << 32 | self._bulk.pop()
+
+    def _row(self, table: int) -> list[int]:
+        row = self._cumulated.get(table)
+        if row is None:
+            row = [0, *np.cumsum(self._tables.row(table).astype(np.int64) * 256).tolist()]
+            self._cumulated[table] = row
+        return row
+
+    def _push(self, left: int, probability: int) -> None:
+        if self._state >> (64 - PRECISION) >= probability:
+            self._bulk.append(self._state & 0xFFFFFFFF)
+            self._state >>= 32
+        quotient, remainder = divmod(self._state, probability)
+        self._state = quotient << PRECISION | (left + remainder)
+
+    def _advance(self, left: int, probability: int) -> None:
+        self._state = (self._state >> PRECISION) * probability + (self._state & _MASK) - left
+        if self._state < 1 << 32 and self._bulk:
+            self._state = self._state << 32 | self._bulk.pop()
+
+    def push(self, entries: npt.NDArray[np.int32], table: int) -> None:
+        row = self._row(table)
+        for entry in entries[::-1].tolist():
+            self._push(row[entry], row[entry + 1] - row[entry])
+
+    def pop(self, table: int, count: int) -> npt.NDArray[np.int32]:
+        row = self._row(table)
+        out = np.empty(count, np.int32)
+        for i in range(count):
+            entry = bisect_right(row, self._state & _MASK) - 1
+            out[i] = entry
+            self._advance(row[entry], row[entry + 1] - row[entry])
+        return out
+
+    def push_bits(self, bits: Sequence[int]) -> None:
+        for bit in reversed(bits):
+            self._push(bit << (PRECISION - 1), 1 << (PRECISION - 1))
+
+    def pop_bit(self) -> int:
+        bit = (self._state & _MASK) >> (PRECISION - 1)
+        self._advance(bit << (PRECISION - 1), 1 << (PRECISION - 1))
+        return bit
+
+    def to_words(self) -> npt.NDArray[np.uint32]:
+        words = list(self._bulk)
+        state = self._state
+        while state:
+            words.append(state & 0xFFFFFFFF)
+            state >>= 32
+        return np.array(words[::-1], np.uint32)
+
+    @property
+    def words_left(self) -> int:
+        return len(self._bulk) + (self._state.bit_length() + 31) // 32
+
+
+class ConstrictionAns(RunCoder):
+    """The same coder from constriction. ``perfect=False`` with weights ``256 f - 1`` makes its models the integer tables."""
+
+    def __init__(self, tables: Tables, words: npt.NDArray[np.uint32] | None = None) -> None:
+        super().__init__(tables)
+        self._known = tables.models
+        self._bit = constriction.stream.model.Uniform(2)
+        ans = constriction.stream.stack.AnsCoder
+        self._coder = ans() if words is None or not len(words) else ans(np.ascontiguousarray(words[::-1]))
+
+    def _model(self, table: int) -> Any:
+        model = self._known.get(table)
+        if model is None:
+            weights = self._tables.row(table).astype(np.float64) * 256 - 1
+            model = constriction.stream.model.Categorical(weights, perfect=False)
+            self._known[table] = model
+        return model
+
+    def push(self, entries: npt.NDArray[np.int32], table: int) -> None:
+        self._coder.encode_reverse(entries, self._model(table))
+
+    def pop(self, table: int, count: int) -> npt.NDArray[np.int32]:
+        out: npt.NDArray[np.int32] = self._coder.decode(self._model(table), count)
+        return out
+
+    def push_bits(self, bits: Sequence[int]) -> None:
+        self._coder.encode_reverse(np.array(bits, np.int32), self._bit)
+
+    def pop_bit(self) -> int:
+        return int(self._coder.decode(self._bit))
+
+    def to_words(self) -> npt.NDArray[np.uint32]:
+        words: npt.NDArray[np.uint32] = self._coder.get_compressed()
+        return words[::-1]
+
+    @property
+    def words_left(self) -> int:
+        return int(self._coder.num_words())
+
+
+class _NativeCoder(ctypes.Structure):
+    _fields_ = [
+        ("state", ctypes.c_uint64),
+        ("words", ctypes.c_void_p),
+        ("position", ctypes.c_uint64),
+        ("length", ctypes.c_uint64),
+    ]
+
+
+class _NativeTables(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_void_p) for name in ("cumulated", "starts", "coarse", "entries")]
+
+
+def _load_native() -> Any:
+    """The library that ``coder.c`` was compiled to, or None where it was not."""
+    found = importlib.util.find_spec("perigee.bitstream._coder")
+    if found is None or found.origin is None:
+        return None
+    try:
+        library = ctypes.CDLL(found.origin)
+        for name in ("perigee_push_pass", "perigee_pop_pass", "perigee_push_run", "perigee_pop_run", "perigee_flush"):
+            getattr(library, name)
+    except (OSError, AttributeError):
+        return None
+    return library
+
+
+_native = _load_native()
+_NATIVE_ERRORS = {
+    -1: "a table number is out of range",
+    -2: "more words than any patch can have",
+    -3: f"an escape announces more than {ESCAPE_BITS_MAX} bits",
+    -4: f"a latent is outside {Q_MIN}..{Q_MAX}",
+    -5: "an entry is not in its table",
+}
+
+
+def _native_tables(tables: Tables) -> tuple[_NativeTables, tuple[IntArray, ...]]:
+    """The tables as ``coder.c`` wants them, and the arrays that keep them alive."""
+    rows = [tables.row(t) for t in range(_FIRST_Z_TABLE + len(tables.z_frequencies))]
+    cumulated = [np.concatenate([[0], np.cumsum(row.astype(np.int64))]) for row in rows]
+    steps = np.arange(256) * 256
+    arrays = (
+        np.concatenate(cumulated).astype(np.uint32),
+        np.concatenate([[0], np.cumsum([len(c) for c in cumulated])[:-1]]).astype(np.uint32),
+        np.stack([np.searchsorted(c, steps, side="right") - 1 for c in cumulated]).astype(np.uint16),
+        np.array([len(row) for row in rows], np.uint32),
+    )
+    return _NativeTables(*(array.ctypes.data for array in arrays)), arrays
+
+
+class NativeAns(Coder):
+    """The same coder from ``coder.c``, which takes a pass in one call."""
+
+    def __init__(self, tables: Tables, words: npt.NDArray[np.uint32] | None = None, symbols: int = 0) -> None:
+        """``symbols`` bounds how many symbols will be pushed."""
+        if "native" not in tables.models:
+            tables.models["native"] = _native_tables(tables)
+        self._tables, self._keep = tables.models["native"]
+        encoding = words is None
+        self._words = np.empty(symbols * WORDS_PER_SYMBOL + 4, np.uint32) if words is None else words.astype(np.uint32)
+        size = len(self._words)
+        self._coder = _NativeCoder(0, self._words.ctypes.data, size if encoding else 0, size)
+        while not encoding and self._coder.position < size and self._coder.state < 1 << 32:
+            self._coder.state = self._coder.state << 32 | int(self._words[self._coder.position])
+            self._coder.position += 1
+
+    def _call(self, name: str, *args: Any) -> None:
+        status = getattr(_native, name)(ctypes.byref(self._coder), *args)
+        if status < 0:
+            raise SymbolError(_NATIVE_ERRORS[status])
+
+    def _pass(self, name: str, values: IntArray, prediction: Prediction) -> None:
+        table = np.ascontiguousarray(prediction.table, np.int32)
+        mean = np.ascontiguousarray(prediction.mean, np.int32)
+        order = np.empty(values.size, np.uint32)
+        pointers = (ctypes.c_void_p(a.ctypes.data) for a in (values, table, mean, order))
+        self._call(name, ctypes.byref(self._tables), ctypes.c_uint32(values.size), *pointers)
+
+    def push_pass(self, values: IntArray, prediction: Prediction) -> None:
+        self._pass("perigee_push_pass", np.ascontiguousarray(values, np.int32), prediction)
+
+    def pop_pass(self, prediction: Prediction) -> IntArray:
+        values = np.empty(prediction.table.shape, np.int32)
+        self._pass("perigee_pop_pass", values, prediction)
+        return values
+
+    def _run(self, name: str, entries: npt.NDArray[np.int32], table: int) -> None:
+        sizes = (ctypes.c_uint32(table), ctypes.c_uint32(entries.size))
+        self._call(name, ctypes.byref(self._tables), *sizes, ctypes.c_void_p(entries.ctypes.data))
+
+    def push(self, entries: npt.NDArray[np.int32], table: int) -> None:
+        self._run("perigee_push_run", np.ascontiguousarray(entries, np.int32), table)
+
+    def pop(self, table: int, count: int) -> npt.NDArray[np.int32]:
+        entries = np.empty(count, np.int32)
+        self._run("perigee_pop_run", entries, table)
+        return entries
+
+    def to_words(self) -> npt.NDArray[np.uint32]:
+        self._call("perigee_flush")
+        return self._words[self._coder.position :].copy()
+
+    @property
+    def words_left(self) -> int:
+        state = int(self._coder.state)
+        return int(self._coder.length - self._coder.position) + (state.bit_length() + 31) // 32
+
+
+def available_coders() -> list[str]:
+    """Coders that work here, the preferred first: ``native``, ``constriction``, ``integer``."""
+    faster = [("native", _native), ("constriction", constriction)]
+    return [name for name, module in faster if module is not None] + ["integer"]
+
+
+def new_coder(
+    tables: Tables, words: npt.NDArray[np.uint32] | None = None, kind: str = "auto", symbols: int = 0
+) -> Coder:
+    """A coder by its name in :func:`available_coders`, or ``auto`` for the first of them.
+
+    ``words`` are to be read; without, up to ``symbols`` can be pushed. Raises SymbolError for words that start with 0.
+    """
+    if words is not None and len(words) and not words[0]:
+        raise SymbolError("the first word of the coder is zero, which no encoder writes")
+    kind = available_coders()[0] if kind == "auto" else kind
+    if kind == "native":
+        return NativeAns(tables, words, symbols)
+    return ConstrictionAns(tables, words) if kind == "constriction" else IntegerAns(tables, words)

@@ -1,0 +1,74 @@
+"""The probability tables of a contract: discretised Gaussians for the latents, one table per hyper-latent channel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from perigee.bitstream.errors import ProfileError
+from perigee.bitstream.prior import MEAN_FRACTIONS, SCALE_COUNT, Z_CLAMP, IntArray
+
+FREQUENCY_TOTAL = 1 << 16
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Integer frequencies: Gaussian tables for latents and one table per hyper-latent channel.
+
+    ``radius`` uint16 [64]: table (i, f) covers the symbols -radius[i] .. radius[i] + 1, then the escape.
+    ``frequencies`` uint16: all latent tables one after the other, table number 16 * i + f.
+    ``z_frequencies`` uint16 [hyper_latents, 129]: for z = -64..64.
+    """
+
+    radius: IntArray
+    frequencies: IntArray
+    z_frequencies: IntArray
+
+    def __post_init__(self) -> None:
+        if (
+            self.radius.shape != (SCALE_COUNT,)
+            or self.z_frequencies.ndim != 2
+            or self.z_frequencies.shape[1] != 2 * Z_CLAMP + 1
+        ):
+            raise ProfileError(f"tables need 64 radii and {2 * Z_CLAMP + 1} frequencies a hyper-latent channel")
+        if self.frequencies.shape != (int(self.sizes.sum()),):
+            raise ProfileError(f"{self.frequencies.shape} latent frequencies, expected {int(self.sizes.sum())}")
+        sums = np.add.reduceat(self.frequencies.astype(np.int64), self.starts)
+        z_sums = self.z_frequencies.astype(np.int64).sum(1)
+        if (sums != FREQUENCY_TOTAL).any() or (z_sums != FREQUENCY_TOTAL).any():
+            raise ProfileError(f"the frequencies of each table must sum to {FREQUENCY_TOTAL}")
+        if not self.frequencies.all() or not self.z_frequencies.all():
+            raise ProfileError("every frequency must be at least 1")
+        if any(part.dtype != np.uint16 for part in (self.radius, self.frequencies, self.z_frequencies)):
+            raise ProfileError("tables are of type uint16")
+
+    @cached_property
+    def table_radius(self) -> npt.NDArray[np.int32]:
+        """Radius by table number."""
+        return np.repeat(self.radius.astype(np.int32), MEAN_FRACTIONS)
+
+    @cached_property
+    def sizes(self) -> npt.NDArray[np.int64]:
+        """Entries of each table, escape included."""
+        return np.repeat(2 * self.radius.astype(np.int64) + 3, MEAN_FRACTIONS)
+
+    @cached_property
+    def starts(self) -> npt.NDArray[np.int64]:
+        """First entry of each table in ``frequencies``."""
+        return np.concatenate([[0], np.cumsum(self.sizes)[:-1]])
+
+    @cached_property
+    def models(self) -> dict[Any, Any]:
+        """What coders keep of the tables, made when first used: building it costs more than a run of symbols."""
+        return {}
+
+    def row(self, table: int) -> IntArray:
+        """Frequencies of one table: 0..1023 for latents, 1024 + channel for hyper-latents."""
+        if table >= SCALE_COUNT * MEAN_FRACTIONS:
+            return np.asarray(self.z_frequencies[table - SCALE_COUNT * MEAN_FRACTIONS])
+        start = int(self.starts[table])
+        return self.frequencies[start : start + int(self.sizes[table])]
