@@ -9,7 +9,7 @@ TORCH_INDEX ?=
 .PHONY: demo test check bench clean
 
 # The demo flies and lands without torch.
-$(VENV)/demo-ready: pyproject.toml
+$(VENV)/demo-ready: pyproject.toml $(wildcard bitstream/csrc/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[onboard,ground,bench]'
 	touch $@
@@ -36,7 +36,7 @@ bench: $(VENV)/dev-ready
 	$(BIN)/python -m perigee.benchmarks.flops
 	$(BIN)/python -m perigee.benchmarks.rate_distortion
 	$(BIN)/python -m perigee.benchmarks.exactness
-	$(BIN)/python -m perigee.benchmarks.latency --presets
+	$(BIN)/python -m perigee.benchmarks.latency
 
 clean:
 	rm -rf build dist demo-output $(VENV)

@@ -17,7 +17,9 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from perigee.benchmarks.common import images, sample_folder, table, write_report
+from perigee.bitstream import compiled
 from perigee.bitstream import prior as P
+from perigee.bitstream.coders import available_coders
 from perigee.bitstream.entropy import decode_symbols, encode_symbols
 from perigee.bitstream.profile import HYPER_BLOCK, Profile, find_profile
 from perigee.engines.onnxruntime import FlightEngine, GraphPrior, GroundEngine, OnnxRuntimeGraph
@@ -77,10 +79,7 @@ def _segment(engine: FlightEngine, image: Any, step: int) -> tuple[Any, Any, Any
     for k, p in enumerate(predictions):
         start, stop = contract.widths.slice_of(k)
         passes.append((P.half(q[:, start:stop], k % 2)[0], P.Prediction(p.table[0], p.mean[0])))
-    words = {
-        kind: encode_symbols(contract.widths, contract.tables, z[0], passes, kind)
-        for kind in ("constriction", "integer")
-    }
+    words = {kind: encode_symbols(contract.widths, contract.tables, z[0], passes, kind) for kind in available_coders()}
     return q, z, predictions, words
 
 
@@ -92,13 +91,20 @@ def circle(profile: Profile, tiles: list[tuple[str, Any]]) -> list[dict[str, Any
     """Whole circle over all tiles and qualities: encode with each engine, decode with each prior, compare symbols and pixels."""
     contract = profile.contract
     flights = {
-        "onnxruntime, 1 thread": FlightEngine(profile, 1),
-        "onnxruntime, 2 threads": FlightEngine(profile, 2),
+        "onnxruntime, 1 thread": FlightEngine(profile, 1, compiled_prior=False),
+        "onnxruntime, 2 threads": FlightEngine(profile, 2, compiled_prior=False),
+        "the compiled prior": FlightEngine(profile, 1),
         "torch": TorchFlightEngine(profile),
     }
     reference = contract.reference(np.int64)
-    ground, torch_ground = GroundEngine(profile, 2), TorchGroundEngine(profile)
-    priors = {"numpy int64": reference, "onnxruntime": ground.prior, "torch": torch_ground.prior}
+    ground, torch_ground = GroundEngine(profile, 2, compiled_prior=False), TorchGroundEngine(profile)
+    priors = {
+        "numpy int64, integer coder": reference,
+        "onnxruntime, constriction": ground.prior,
+        "torch, constriction": torch_ground.prior,
+        "compiled prior, compiled coder": flights["the compiled prior"].prior,
+    }
+    coders = {"constriction": "constriction", "compiled coder": "native", "integer coder": "integer"}
     naive = {"float32": NaiveOps(profile, torch.float32), "bfloat16": NaiveOps(profile, torch.bfloat16)}
     naive64 = NaiveOps(profile, torch.float64)
     counts: dict[str, int] = {}
@@ -117,10 +123,8 @@ def circle(profile: Profile, tiles: list[tuple[str, Any]]) -> list[dict[str, Any
             for flight_name, flight in flights.items():
                 q, z, predictions, words = _segment(flight, image, step)
                 add("symbols", q.size)
-                add(
-                    "streams whose bytes differ between constriction and the integer coder",
-                    words["constriction"].tobytes() != words["integer"].tobytes(),
-                )
+                distinct = {w.tobytes() for w in words.values()}
+                add(f"streams whose bytes differ between {', '.join(words)}", len(distinct) > 1)
                 seen = q.tobytes()
                 if seen not in answers:
                     answers[seen] = reference.all_passes(z, q, step)
@@ -132,7 +136,7 @@ def circle(profile: Profile, tiles: list[tuple[str, Any]]) -> list[dict[str, Any
                     continue
                 done.add(words["integer"].tobytes())
                 for prior_name, prior in priors.items():
-                    kind = "integer" if prior_name == "numpy int64" else "constriction"
+                    kind = coders[prior_name.split(", ")[1]]
                     decoded = decode_symbols(
                         contract.widths, contract.tables, prior, words["integer"], step, size, kind=kind
                     )
@@ -196,6 +200,9 @@ def matrix(profile: Profile, tiles: list[tuple[str, Any]]) -> list[dict[str, Any
         "numpy float64": contract.reference(np.float64),
         "numpy float32": contract.reference(np.float32),
     }
+    for packing in range(compiled.library.perigee_prior_packing() + 1):
+        name = ("float32", "int16 pairs, AVX2", "int8 quads, AVX-512 VNNI")[packing]
+        engines[f"compiled, {name}"] = compiled.NativePrior(contract.widths, contract.layers, packing)
     for threads in (1, 2, 4):
         for optimise in (True, False):
             graph = OnnxRuntimeGraph(profile.file("prior.onnx"), threads, optimise)

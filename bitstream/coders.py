@@ -1,13 +1,12 @@
 """ANS coders with a 64-bit state, 32-bit words and 24-bit probabilities ``256 * f``: three of the same bytes.
 
-:class:`IntegerAns` is the definition; :class:`NativeAns`, compiled from ``coder.c`` where there was a compiler, and
+:class:`IntegerAns` is the definition; :class:`NativeAns`, compiled from ``csrc/coder.c`` where there was a compiler, and
 :class:`ConstrictionAns` are faster. All are stacks: what is pushed last comes back first.
 """
 
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from perigee.bitstream.compiled import library, pointer
 from perigee.bitstream.errors import SymbolError
 from perigee.bitstream.prior import MEAN_FRACTIONS, Q_MAX, Q_MIN, SCALE_COUNT, IntArray, Prediction
 from perigee.bitstream.tables import Tables
@@ -37,11 +37,11 @@ class Coder(ABC):
 
     @abstractmethod
     def push(self, entries: npt.NDArray[np.int32], table: int) -> None:
-        """Push table entries so that they pop in the given order."""
+        """Push entries [runs, count], the rows of tables ``table``, ``table + 1``, ..., so that they pop in this order."""
 
     @abstractmethod
-    def pop(self, table: int, count: int) -> npt.NDArray[np.int32]:
-        """Pop ``count`` entries."""
+    def pop(self, table: int, runs: int, count: int) -> npt.NDArray[np.int32]:
+        """Pop entries [runs, count] of tables ``table``, ``table + 1``, ..."""
 
     @abstractmethod
     def push_pass(self, values: IntArray, prediction: Prediction) -> None:
@@ -68,6 +68,21 @@ class RunCoder(Coder):
         self._tables = tables
 
     @abstractmethod
+    def push_run(self, entries: npt.NDArray[np.int32], table: int) -> None:
+        """Push entries [count] of one table."""
+
+    @abstractmethod
+    def pop_run(self, table: int, count: int) -> npt.NDArray[np.int32]:
+        """Pop ``count`` entries of one table."""
+
+    def push(self, entries: npt.NDArray[np.int32], table: int) -> None:
+        for i in range(len(entries) - 1, -1, -1):
+            self.push_run(entries[i], table + i)
+
+    def pop(self, table: int, runs: int, count: int) -> npt.NDArray[np.int32]:
+        return np.stack([self.pop_run(table + i, count) for i in range(runs)])
+
+    @abstractmethod
     def push_bits(self, bits: Sequence[int]) -> None:
         """Push bits of probability 1/2 so that they pop in the given order."""
 
@@ -89,11 +104,11 @@ class RunCoder(Coder):
                 negative = symbol < 0
                 self.push_bits(_escape_bits(-symbol - reach - 1 if negative else symbol - reach - 2, negative))
         for table, start, stop in reversed(runs):
-            self.push(entries[start:stop], table)
+            self.push_run(entries[start:stop], table)
 
     def pop_pass(self, prediction: Prediction) -> IntArray:
         order, ordered, runs = _runs(prediction.table)
-        entries = np.concatenate([self.pop(table, stop - start) for table, start, stop in runs])
+        entries = np.concatenate([self.pop_run(table, stop - start) for table, start, stop in runs])
         radius = self._tables.table_radius[ordered]
         symbols = entries - radius
         for i in np.flatnonzero(entries == 2 * radius + 2).tolist():
@@ -166,12 +181,12 @@ class IntegerAns(RunCoder):
         if self._state < 1 << 32 and self._bulk:
             self._state = self._state << 32 | self._bulk.pop()
 
-    def push(self, entries: npt.NDArray[np.int32], table: int) -> None:
+    def push_run(self, entries: npt.NDArray[np.int32], table: int) -> None:
         row = self._row(table)
         for entry in entries[::-1].tolist():
             self._push(row[entry], row[entry + 1] - row[entry])
 
-    def pop(self, table: int, count: int) -> npt.NDArray[np.int32]:
+    def pop_run(self, table: int, count: int) -> npt.NDArray[np.int32]:
         row = self._row(table)
         out = np.empty(count, np.int32)
         for i in range(count):
@@ -220,10 +235,10 @@ class ConstrictionAns(RunCoder):
             self._known[table] = model
         return model
 
-    def push(self, entries: npt.NDArray[np.int32], table: int) -> None:
+    def push_run(self, entries: npt.NDArray[np.int32], table: int) -> None:
         self._coder.encode_reverse(entries, self._model(table))
 
-    def pop(self, table: int, count: int) -> npt.NDArray[np.int32]:
+    def pop_run(self, table: int, count: int) -> npt.NDArray[np.int32]:
         out: npt.NDArray[np.int32] = self._coder.decode(self._model(table), count)
         return out
 
@@ -255,21 +270,6 @@ class _NativeTables(ctypes.Structure):
     _fields_ = [(name, ctypes.c_void_p) for name in ("cumulated", "starts", "coarse", "entries")]
 
 
-def _load_native() -> Any:
-    """The library that ``coder.c`` was compiled to, or None where it was not."""
-    found = importlib.util.find_spec("perigee.bitstream._coder")
-    if found is None or found.origin is None:
-        return None
-    try:
-        library = ctypes.CDLL(found.origin)
-        for name in ("perigee_push_pass", "perigee_pop_pass", "perigee_push_run", "perigee_pop_run", "perigee_flush"):
-            getattr(library, name)
-    except (OSError, AttributeError):
-        return None
-    return library
-
-
-_native = _load_native()
 _NATIVE_ERRORS = {
     -1: "a table number is out of range",
     -2: "more words than any patch can have",
@@ -280,7 +280,7 @@ _NATIVE_ERRORS = {
 
 
 def _native_tables(tables: Tables) -> tuple[_NativeTables, tuple[IntArray, ...]]:
-    """The tables as ``coder.c`` wants them, and the arrays that keep them alive."""
+    """The tables as ``csrc/coder.c`` wants them, and the arrays that keep them alive."""
     rows = [tables.row(t) for t in range(_FIRST_Z_TABLE + len(tables.z_frequencies))]
     cumulated = [np.concatenate([[0], np.cumsum(row.astype(np.int64))]) for row in rows]
     steps = np.arange(256) * 256
@@ -294,7 +294,7 @@ def _native_tables(tables: Tables) -> tuple[_NativeTables, tuple[IntArray, ...]]
 
 
 class NativeAns(Coder):
-    """The same coder from ``coder.c``, which takes a pass in one call."""
+    """The same coder from ``csrc/coder.c``, which takes a pass in one call."""
 
     def __init__(self, tables: Tables, words: npt.NDArray[np.uint32] | None = None, symbols: int = 0) -> None:
         """``symbols`` bounds how many symbols will be pushed."""
@@ -310,7 +310,7 @@ class NativeAns(Coder):
             self._coder.position += 1
 
     def _call(self, name: str, *args: Any) -> None:
-        status = getattr(_native, name)(ctypes.byref(self._coder), *args)
+        status = getattr(library, name)(ctypes.byref(self._coder), *args)
         if status < 0:
             raise SymbolError(_NATIVE_ERRORS[status])
 
@@ -318,7 +318,7 @@ class NativeAns(Coder):
         table = np.ascontiguousarray(prediction.table, np.int32)
         mean = np.ascontiguousarray(prediction.mean, np.int32)
         order = np.empty(values.size, np.uint32)
-        pointers = (ctypes.c_void_p(a.ctypes.data) for a in (values, table, mean, order))
+        pointers = (pointer(a) for a in (values, table, mean, order))
         self._call(name, ctypes.byref(self._tables), ctypes.c_uint32(values.size), *pointers)
 
     def push_pass(self, values: IntArray, prediction: Prediction) -> None:
@@ -329,16 +329,16 @@ class NativeAns(Coder):
         self._pass("perigee_pop_pass", values, prediction)
         return values
 
-    def _run(self, name: str, entries: npt.NDArray[np.int32], table: int) -> None:
-        sizes = (ctypes.c_uint32(table), ctypes.c_uint32(entries.size))
-        self._call(name, ctypes.byref(self._tables), *sizes, ctypes.c_void_p(entries.ctypes.data))
+    def _runs(self, name: str, entries: npt.NDArray[np.int32], table: int) -> None:
+        sizes = (ctypes.c_uint32(n) for n in (table, *entries.shape))
+        self._call(name, ctypes.byref(self._tables), *sizes, pointer(entries))
 
     def push(self, entries: npt.NDArray[np.int32], table: int) -> None:
-        self._run("perigee_push_run", np.ascontiguousarray(entries, np.int32), table)
+        self._runs("perigee_push_runs", np.ascontiguousarray(entries, np.int32), table)
 
-    def pop(self, table: int, count: int) -> npt.NDArray[np.int32]:
-        entries = np.empty(count, np.int32)
-        self._run("perigee_pop_run", entries, table)
+    def pop(self, table: int, runs: int, count: int) -> npt.NDArray[np.int32]:
+        entries = np.empty((runs, count), np.int32)
+        self._runs("perigee_pop_runs", entries, table)
         return entries
 
     def to_words(self) -> npt.NDArray[np.uint32]:
@@ -353,7 +353,7 @@ class NativeAns(Coder):
 
 def available_coders() -> list[str]:
     """Coders that work here, the preferred first: ``native``, ``constriction``, ``integer``."""
-    faster = [("native", _native), ("constriction", constriction)]
+    faster = [("native", library), ("constriction", constriction)]
     return [name for name, module in faster if module is not None] + ["integer"]
 
 

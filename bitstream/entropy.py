@@ -43,8 +43,7 @@ def encode_symbols(
     coder = new_coder(tables, kind=kind, symbols=z.size + sum(values.size for values, _ in passes))
     for values, prediction in reversed(passes):
         coder.push_pass(values, prediction)
-    for channel in range(widths.hyper_latents - 1, -1, -1):
-        coder.push((z[channel].reshape(-1) + Z_CLAMP).astype(np.int32), FIRST_Z_TABLE + channel)
+    coder.push(z.reshape(widths.hyper_latents, -1).astype(np.int32) + Z_CLAMP, FIRST_Z_TABLE)
     return coder.to_words()
 
 
@@ -76,7 +75,7 @@ def decode_symbols(
     h, w = hyper_size
     rows, cols = 4 * h, 4 * w
     coder = new_coder(tables, words, kind)
-    z = np.stack([coder.pop(FIRST_Z_TABLE + c, h * w).reshape(h, w) - Z_CLAMP for c in range(widths.hyper_latents)])
+    z = coder.pop(FIRST_Z_TABLE, widths.hyper_latents, h * w).reshape(-1, h, w) - Z_CLAMP
     dry = cut and coder.words_left < 2
     if dry:
         z = np.zeros_like(z)

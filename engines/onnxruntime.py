@@ -13,11 +13,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from perigee.bitstream import compiled
 from perigee.bitstream.errors import EngineError
 from perigee.bitstream.prior import (
     MEAN_FRACTIONS,
     IntArray,
     Prediction,
+    PriorEngine,
     Step,
     Widths,
     context_of,
@@ -112,8 +114,18 @@ class GraphPrior:
         return step
 
 
+def _compiled_prior(profile: Profile, graph: Any, wanted: bool) -> PriorEngine | None:
+    """The compiled prior, beside ONNX Runtime where it was built; other engines bring their own graphs."""
+    if not wanted or graph is not OnnxRuntimeGraph or compiled.library is None:
+        return None
+    return compiled.NativePrior(profile.contract.widths, profile.contract.layers)
+
+
 class FlightEngine:
-    """What flies: one of the profile's analyses and the whole prior. ``graph`` makes a runnable graph from a file."""
+    """What flies: one of the profile's analyses and the whole prior. ``graph`` makes a runnable graph from a file.
+
+    The prior is the compiled one where there is one, unless ``compiled_prior`` is False: the integers are the same.
+    """
 
     name = "onnxruntime"
 
@@ -124,11 +136,14 @@ class FlightEngine:
         graph: Any = OnnxRuntimeGraph,
         check: bool = True,
         analysis: str | None = None,
+        compiled_prior: bool = True,
     ) -> None:
         self.profile = profile
         self.analysis, file = profile.analysis(analysis)
         self._analysis = graph(file, threads)
-        self.prior = GraphPrior(profile.contract.widths, graph(profile.file("prior.onnx"), threads))
+        self.prior = _compiled_prior(profile, graph, compiled_prior) or GraphPrior(
+            profile.contract.widths, graph(profile.file("prior.onnx"), threads)
+        )
         if check:
             profile.self_test(self.prior)
 
@@ -140,7 +155,7 @@ class FlightEngine:
 
 
 class GroundEngine:
-    """What stays: the prior pass by pass, reconstruction and synthesis. ``prior`` replaces the graphs' by another."""
+    """What stays: the prior pass by pass, reconstruction and synthesis. ``prior`` replaces the engine's own by another."""
 
     name = "onnxruntime"
 
@@ -149,11 +164,13 @@ class GroundEngine:
         profile: Profile,
         threads: int | None = None,
         graph: Any = OnnxRuntimeGraph,
-        prior: Any = None,
+        prior: PriorEngine | None = None,
         check: bool = True,
+        compiled_prior: bool = True,
     ) -> None:
         self.profile = profile
         widths = profile.contract.widths
+        prior = prior or _compiled_prior(profile, graph, compiled_prior)
         if prior is None:
             steps = [graph(profile.file(f"prior_pass{k}.onnx"), threads) for k in range(widths.passes)]
             prior = GraphPrior(widths, hyper=graph(profile.file("prior_hyper.onnx"), threads), steps=steps)

@@ -33,6 +33,8 @@ def main() -> int:
         for name in packed - wanted
         if name.endswith((".py", ".onnx")) and name not in {"__init__.py"} and not name.startswith("profiles/")
     )
+    if not any(name.startswith("bitstream/_native") for name in packed):
+        missing.append("the compiled coder")  # optional for users, but a wheel that is passed on has it
     for title, names in (("missing from the wheel", missing), ("in the wheel but in no room", strange)):
         if names:
             print(f"{title}: {names}")

@@ -72,14 +72,14 @@ def test_run_coders_agree_on_any_sequence(profile, draws, bits):
     for coder in coders:
         coder.push_bits(bits)
         for table, entries in reversed(runs):
-            coder.push(entries, table)
+            coder.push_run(entries, table)
     words = [coder.to_words() for coder in coders]
     assert words[0].tobytes() == words[1].tobytes()
     for kind in (IntegerAns, ConstrictionAns):
         coder = kind(tables, words[0])
         assert coder.words_left == len(words[0])
         for table, entries in runs:
-            assert np.array_equal(coder.pop(table, len(entries)), entries)
+            assert np.array_equal(coder.pop_run(table, len(entries)), entries)
         assert [coder.pop_bit() for _ in bits] == bits
         assert coder.words_left == 0
 
@@ -128,7 +128,7 @@ def test_native_coder_refuses_what_it_cannot_code(profile):
     tables = profile.contract.tables
     coder = NativeAns(tables, symbols=4)
     with pytest.raises(SymbolError, match="not in its table"):
-        coder.push(np.array([len(tables.row(5))], np.int32), 5)
+        coder.push(np.array([[len(tables.row(5))]], np.int32), 5)
     with pytest.raises(SymbolError, match="table number"):
         coder.push_pass(np.zeros(1, np.int32), P.Prediction(np.array([1024], np.int32), np.zeros(1, np.int32)))
     with pytest.raises(SymbolError, match="more words"):

@@ -4,18 +4,19 @@ import numpy as np
 import pytest
 import torch
 
+from perigee.bitstream import compiled
 from perigee.bitstream import prior as P
-from perigee.bitstream.errors import ProfileError
+from perigee.bitstream.errors import EngineError, ProfileError
 from perigee.models.codec.prior import TrainedPrior, half, unhalf
 
 SMALL = P.Widths(latents=24, hyper_latents=8, hyper=12, context=10, head=14, slices=(8, 16))
 
 
-def small_layers(seed=3):
+def small_layers(seed=3, widths=SMALL):
     """Layers with weights over the whole range and shifts that keep activations alive."""
     rng = np.random.default_rng(seed)
     layers = {}
-    for name, shape in P.layer_shapes(SMALL).items():
+    for name, shape in P.layer_shapes(widths).items():
         weight = rng.integers(-127, 128, shape.weight_shape).astype(np.int8)
         shift = rng.integers(5, 9, shape.outputs).astype(np.uint8)
         layers[name] = P.Layer(weight, rng.integers(-3000, 3000, shape.outputs).astype(np.int32), shift)
@@ -39,6 +40,36 @@ def test_blas_gives_the_integers_of_the_reference(rng, dtype):
         for a, b in zip(wanted, found, strict=True):
             assert np.array_equal(a.table, b.table) and np.array_equal(a.mean, b.mean)
     assert len(np.unique(wanted[-1].table)) > 50, "the case must not be trivial"
+
+
+PACKINGS = range(compiled.library.perigee_prior_packing() + 1) if compiled.library else []
+ODD = P.Widths(latents=7, hyper_latents=3, hyper=5, context=33, head=11, slices=(1, 2, 4))
+
+
+def test_compiled_library_is_here():
+    """Where tests run there is a compiler; elsewhere the library is optional."""
+    assert compiled.library is not None and len(PACKINGS) > 0
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+@pytest.mark.parametrize("widths", [SMALL, ODD, P.Widths(64, 16, 40, 24, 48, (8, 24, 32))])
+def test_compiled_prior_gives_the_integers_of_the_reference(rng, packing, widths):
+    """Any widths, not only multiples of what vectors hold; sides that are not powers of two; a batch; extreme values."""
+    layers = small_layers(widths=widths)
+    native = compiled.NativePrior(widths, layers, packing)
+    z = rng.integers(-64, 65, (2, widths.hyper_latents, 1, 3)).astype(np.int32)
+    q = np.rint(rng.laplace(0, 60, (2, widths.latents, 4, 12))).astype(np.int32)
+    q[0, 0, 0, :4], q[1, 5, 1, 1] = (P.Q_MAX, P.Q_MIN, -1, -5), P.Q_MIN
+    for step in (0, 101, 250):
+        wanted = P.NumpyPrior(widths, layers).all_passes(z, q, step)
+        for a, b in zip(wanted, native.all_passes(z, q, step), strict=True):
+            assert np.array_equal(a.table, b.table) and np.array_equal(a.mean, b.mean)
+    assert len(np.unique(wanted[-1].table)) > 20, "the case must not be trivial"
+
+
+def test_packings_beyond_the_machine_are_refused():
+    with pytest.raises(EngineError, match="cannot multiply packing"):
+        compiled.NativePrior(SMALL, small_layers(), len(PACKINGS))
 
 
 def test_a_pass_sees_only_what_is_decoded_before_it(rng):

@@ -5,8 +5,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from perigee.bitstream import compiled
 from perigee.bitstream.errors import EngineError, ProfileError
-from perigee.engines.onnxruntime import FlightEngine, GraphPrior, OnnxRuntimeGraph
+from perigee.engines.onnxruntime import FlightEngine, GraphPrior, GroundEngine, OnnxRuntimeGraph
 from perigee.engines.torch import TorchFlightEngine, TorchGraph
 
 
@@ -36,7 +37,17 @@ def test_prior_graph_equals_the_reference(profile, rng, threads, optimise):
         assert np.array_equal(a.table, b.table) and np.array_equal(a.mean, b.mean)
 
 
-def test_pass_by_pass_equals_all_passes(profile, ground, flight, rng):
+def test_the_compiled_prior_serves_where_it_was_built(profile, flight, ground, monkeypatch):
+    assert isinstance(flight.prior, compiled.NativePrior) and isinstance(ground.prior, compiled.NativePrior)
+    assert isinstance(FlightEngine(profile, 1, compiled_prior=False).prior, GraphPrior)
+    monkeypatch.setattr(compiled, "library", None)
+    assert isinstance(FlightEngine(profile, 1).prior, GraphPrior)
+    with pytest.raises(EngineError, match="C compiler"):
+        compiled.NativePrior(profile.contract.widths, profile.contract.layers)
+
+
+def test_pass_by_pass_equals_all_passes(profile, rng):
+    flight, ground = FlightEngine(profile, 2, compiled_prior=False), GroundEngine(profile, 2, compiled_prior=False)
     q = np.rint(rng.laplace(0, 2, (1, 192, 16, 16))).astype(np.int32)
     z = rng.integers(-9, 10, (1, 64, 4, 4)).astype(np.int32)
     for a, b in zip(flight.prior.all_passes(z, q, 99), ground.prior.all_passes(z, q, 99), strict=True):

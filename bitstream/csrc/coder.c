@@ -2,17 +2,12 @@
  *
  * ANS with a 64-bit state, 32-bit words and 24-bit probabilities 256 * f, where f are the profile's 16-bit frequencies.
  * A pass is an array of values with a table number (0..1023) and a mean (1/16 of a step) each; symbols are grouped by
- * table, then come the escapes (docs/format.md, "Entropy coding"). Plain C99, no allocation, no dependency on Python but
- * the empty module at the end, which lets the usual build tools compile it; called through ctypes by pointer.
+ * table, then come the escapes (docs/format.md, "Entropy coding"). Plain C99 without allocation.
  */
 #include <stddef.h>
 #include <stdint.h>
 
-#if defined(_WIN32)
-#define API __declspec(dllexport)
-#else
-#define API __attribute__((visibility("default")))
-#endif
+#include "api.h"
 
 enum { PRECISION = 24, TABLES = 1024, COARSE = 256, ESCAPE_BITS_MAX = 17, Q_MIN = -32768, Q_MAX = 32767 };
 enum { OK = 0, BAD_TABLE = -1, FULL = -2, LONG_ESCAPE = -3, OUT_OF_RANGE = -4, BAD_ENTRY = -5 };
@@ -157,17 +152,20 @@ API int perigee_pop_pass(Coder *c, const Tables *t, uint32_t count, int32_t *val
     return status;
 }
 
-API int perigee_push_run(Coder *c, const Tables *t, uint32_t table, uint32_t count, const int32_t *entries) {
+/* `runs` runs of `count` entries each, of the tables from `table` on: the hyper-latents, channel by channel. */
+API int perigee_push_runs(Coder *c, const Tables *t, uint32_t table, uint32_t runs, uint32_t count,
+                          const int32_t *entries) {
     int status = OK;
-    for (uint32_t i = count; i-- && status == OK;) {
-        if ((uint32_t)entries[i] >= t->entries[table]) return BAD_ENTRY;
-        status = push_entry(c, t, table, (uint32_t)entries[i]);
+    for (uint32_t i = runs * count; i-- && status == OK;) {
+        const uint32_t number = table + i / count;
+        if ((uint32_t)entries[i] >= t->entries[number]) return BAD_ENTRY;
+        status = push_entry(c, t, number, (uint32_t)entries[i]);
     }
     return status;
 }
 
-API int perigee_pop_run(Coder *c, const Tables *t, uint32_t table, uint32_t count, int32_t *entries) {
-    for (uint32_t i = 0; i < count; i++) entries[i] = (int32_t)pop_entry(c, t, table);
+API int perigee_pop_runs(Coder *c, const Tables *t, uint32_t table, uint32_t runs, uint32_t count, int32_t *entries) {
+    for (uint32_t i = 0; i < runs * count; i++) entries[i] = (int32_t)pop_entry(c, t, table + i / count);
     return OK;
 }
 
@@ -179,10 +177,3 @@ API int perigee_flush(Coder *c) {
     }
     return OK;
 }
-
-#if defined(PERIGEE_PYTHON_MODULE)
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
-static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_coder", NULL, -1, NULL, NULL, NULL, NULL, NULL};
-PyMODINIT_FUNC PyInit__coder(void) { return PyModule_Create(&module); }
-#endif

@@ -1,0 +1,158 @@
+"""The compiled forms of coder and prior (``csrc/``): optional, the same bytes and integers, several times as fast.
+
+``library`` is None where there was no compiler at installation; everything works without it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from perigee.bitstream.errors import EngineError
+from perigee.bitstream.prior import (
+    CONTEXT_CLAMP,
+    Z_CLAMP,
+    IntArray,
+    Layer,
+    LayerShape,
+    Prediction,
+    Step,
+    Widths,
+    layer_shapes,
+    quality_plane_value,
+)
+
+FUNCTIONS = (
+    "perigee_push_pass", "perigee_pop_pass", "perigee_push_runs", "perigee_pop_runs", "perigee_flush",
+    "perigee_prior_scratch", "perigee_prior_features", "perigee_prior_pass", "perigee_prior_packing",
+)  # fmt: skip
+COLUMNS = 32  # output channels are stored in multiples of this
+PACKINGS = ((1, np.float32), (2, np.int16), (4, np.int8))  # for any machine, AVX2, AVX-512 VNNI: inputs side by side
+
+
+def _load() -> Any:
+    found = importlib.util.find_spec("perigee.bitstream._native")
+    if found is None or found.origin is None:
+        return None
+    try:
+        loaded = ctypes.CDLL(found.origin)
+        for name in FUNCTIONS:
+            getattr(loaded, name)
+    except (OSError, AttributeError):
+        return None
+    loaded.perigee_prior_scratch.restype = ctypes.c_uint64
+    return loaded
+
+
+library = _load()
+
+
+def pointer(array: npt.NDArray[Any]) -> ctypes.c_void_p:
+    """Address of a contiguous array, which the caller keeps alive."""
+    return ctypes.c_void_p(array.ctypes.data)
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_void_p) for name in ("weight", "bias", "shift")] + [
+        (name, ctypes.c_int32) for name in ("inputs", "outputs", "padded", "kernel")
+    ]
+
+
+class _Model(ctypes.Structure):
+    _fields_ = [
+        (name, ctypes.c_int32) for name in ("latents", "hyper_latents", "hyper", "context", "head", "passes", "packing")
+    ] + [("starts", ctypes.c_void_p), ("layers", ctypes.c_void_p)]
+
+
+def _up(n: int, multiple: int = COLUMNS) -> int:
+    return -(-n // multiple) * multiple
+
+
+class NativePrior:
+    """``prior.PriorEngine`` from ``csrc/prior.c``; patches of a batch one after the other, on one thread."""
+
+    def __init__(self, widths: Widths, layers: Mapping[str, Layer], packing: int | None = None) -> None:
+        """``packing`` None takes the fastest that this machine has. Raises EngineError without the compiled library."""
+        if library is None:
+            raise EngineError("the compiled prior is not here: install Perigee where there is a C compiler")
+        best = int(library.perigee_prior_packing())
+        self.packing = best if packing is None else packing
+        if self.packing > best:
+            raise EngineError(f"this machine cannot multiply packing {self.packing}; it can {best} and below")
+        self.widths = widths
+        self._keep: list[npt.NDArray[Any]] = []
+        shapes = layer_shapes(widths)
+        names = ["hyper.up1", "hyper.depth1", "hyper.up2", "hyper.depth2", "hyper.mix"]
+        names += [
+            f"pass{k}.{part}" for k in range(widths.passes) for part in ("context", "depth", "head1", "head2", "out")
+        ]
+        self._layers = (_Layer * len(names))(
+            *(self._layer(name, shapes[name], layers[name]) if name in shapes else _Layer() for name in names)
+        )
+        starts = np.array([0, *np.cumsum(widths.slices)], np.int32)
+        self._keep.append(starts)
+        self._model = _Model(
+            widths.latents, widths.hyper_latents, widths.hyper, widths.context, widths.head, widths.passes, self.packing,
+            pointer(starts), ctypes.addressof(self._layers),
+        )  # fmt: skip
+
+    def _layer(self, name: str, shape: LayerShape, layer: Layer) -> _Layer:
+        bias = layer.bias.astype(np.int64) + ((np.int64(1) << layer.shift.astype(np.int64)) >> 1)
+        if shape.depthwise:
+            weight = layer.weight.reshape(shape.outputs, -1).T.astype(np.int16)
+            width, inputs = shape.outputs, shape.inputs
+        else:
+            matrix = layer.weight[:, :, 0, 0]
+            offset = {"hyper.up1": Z_CLAMP}.get(name, CONTEXT_CLAMP if name.endswith(".context") else 0)
+            bias = bias - offset * matrix.astype(np.int64).sum(1)
+            group, dtype = PACKINGS[self.packing]
+            width, inputs = _up(shape.outputs), _up(shape.inputs, group)
+            whole = np.zeros((width, inputs), dtype)
+            whole[: shape.outputs, : shape.inputs] = matrix
+            weight = whole
+        order = np.arange(shape.outputs)
+        if name in ("hyper.up1", "hyper.up2"):  # pixel shuffle wants (row, col, channel)
+            order = order.reshape(-1, 4).T.reshape(-1)
+        if not shape.depthwise:
+            weight[: shape.outputs] = weight[order]
+            weight = weight.reshape(width, -1, group).transpose(1, 0, 2)
+        rows = [np.zeros(width, np.int32), np.zeros(width, np.int32)]
+        rows[0][: shape.outputs] = bias[order]
+        rows[1][: shape.outputs] = layer.shift[order]
+        arrays = [np.ascontiguousarray(weight), *rows]
+        self._keep += arrays
+        return _Layer(*(pointer(a) for a in arrays), inputs, shape.outputs, width, shape.kernel)
+
+    def start(self, z: IntArray, quality_step: int) -> Step:
+        patches, _, h, w = z.shape
+        rows, cols = 4 * h, 4 * w
+        sizes = (ctypes.c_uint32(rows), ctypes.c_uint32(cols))
+        model = ctypes.byref(self._model)
+        scratch = np.empty(library.perigee_prior_scratch(model, *sizes), np.uint8)
+        features = np.empty((patches, rows * cols, _up(self.widths.hyper)), np.uint8)
+        z = np.ascontiguousarray(z, np.int32)
+        plane = ctypes.c_uint32(quality_plane_value(quality_step))
+        for i in range(patches):
+            library.perigee_prior_features(model, pointer(z[i]), plane, *sizes, pointer(features[i]), pointer(scratch))
+
+        def step(k: int, q: IntArray) -> Prediction:
+            start, stop = self.widths.slice_of(k)
+            q = np.ascontiguousarray(q, np.int32)
+            out = np.empty((2, patches, stop - start, rows, cols // 2), np.int32)
+            for i in range(patches):
+                library.perigee_prior_pass(
+                    model, ctypes.c_uint32(k), pointer(features[i]), pointer(q[i]), *sizes,
+                    pointer(out[0, i]), pointer(out[1, i]), pointer(scratch),
+                )  # fmt: skip
+            return Prediction(out[0], out[1])
+
+        return step
+
+    def all_passes(self, z: IntArray, q: IntArray, quality_step: int) -> list[Prediction]:
+        step = self.start(z, quality_step)
+        return [step(k, q) for k in range(self.widths.passes)]

@@ -1,0 +1,296 @@
+/* The integer prior of `prior.py` compiled: the same integers as its NumpyPrior(int64), which stays the arbiter.
+ *
+ * Activations are bytes, position by position ([row * cols + col][channel]); weights are int8, sums int32. No sum can reach
+ * 2^24 (`check_accumulators`), so neither the order of summation nor the instruction set can matter. Signed inputs
+ * (hyper-latents, context) are stored with an offset, which the packed biases take back. All memory is the caller's.
+ */
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "api.h"
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#include <immintrin.h>
+#define X86 1
+#endif
+
+#if defined(X86) && defined(__gnu_linux__) && !defined(__clang__)
+#define CLONED __attribute__((target_clones("arch=x86-64-v4", "avx2", "default"))) /* the loader takes the best */
+#else
+#define CLONED
+#endif
+
+enum { ROWS = 8, COLUMNS = 32 };                    /* a tile: positions x output channels */
+enum { SINGLES, PAIRS_AVX2, QUADS_VNNI };           /* how the weights are packed, and what multiplies them */
+enum { Z_OFFSET = 64, CONTEXT_OFFSET = 127, CONTEXT_CLAMP = 127, DC_SHIFT = 2, SCALES = 64 };
+enum { OUT_MIN = -4096, OUT_MAX = 4095 };
+enum { UP1, DEPTH1, UP2, DEPTH2, MIX, PASSES };      /* layers of the hyper-decoder, then five of each pass */
+enum { CONTEXT, DEPTH, HEAD1, HEAD2, OUT, PER_PASS };
+
+/* 1x1 layers: `weight` is [inputs / n][padded][n] with n = 1 (float), 2 (int16) or 4 (int8), zeros
+ * beyond the real channels;
+ * depthwise layers: int16 [kernel * kernel][outputs]. `bias` holds the rounding term; `padded` is a multiple of COLUMNS. */
+typedef struct {
+    const void *weight;
+    const int32_t *bias, *shift;
+    int32_t inputs, outputs, padded, kernel;
+} Layer;
+
+typedef struct {
+    int32_t latents, hyper_latents, hyper, context, head, passes, packing;
+    const int32_t *starts; /* first channel of each slice, and the end */
+    const Layer *layers;
+} Model;
+
+static size_t padded(size_t channels) { return (channels + COLUMNS - 1) / COLUMNS * COLUMNS; }
+
+/* --- 1x1 layers ------------------------------------------------------------------------------------------------ */
+
+typedef void Tile(const Layer *l, size_t column, const uint8_t *const x[ROWS], int32_t sums[ROWS][COLUMNS]);
+
+/* In float32, which is exact below 2^24 and which every compiler can turn into vectors. */
+CLONED static void tile_singles(const Layer *l, size_t column, const uint8_t *const x[ROWS],
+                                int32_t sums[ROWS][COLUMNS]) {
+    float s[ROWS][COLUMNS] = {{0}};
+    const float *w = (const float *)l->weight + column;
+    for (int32_t i = 0; i < l->inputs; i++, w += l->padded)
+        for (int r = 0; r < ROWS; r++) {
+            const float value = x[r][i];
+            for (int c = 0; c < COLUMNS; c++) s[r][c] += value * w[c];
+        }
+    for (int r = 0; r < ROWS; r++)
+        for (int c = 0; c < COLUMNS; c++) sums[r][c] = (int32_t)s[r][c];
+}
+
+#ifdef X86
+__attribute__((target("avx2"))) static void tile_avx2(const Layer *l, size_t column, const uint8_t *const x[ROWS],
+                                                      int32_t sums[ROWS][COLUMNS]) {
+    for (int r = 0; r < ROWS; r += 4)
+        for (int c = 0; c < COLUMNS; c += 16) {
+            const int16_t *w = (const int16_t *)l->weight + 2 * (column + (size_t)c);
+            __m256i s[4][2];
+            for (int k = 0; k < 4; k++) s[k][0] = s[k][1] = _mm256_setzero_si256();
+            for (int32_t i = 0; i < l->inputs; i += 2, w += 2 * (size_t)l->padded) {
+                const __m256i w0 = _mm256_loadu_si256((const __m256i *)w);
+                const __m256i w1 = _mm256_loadu_si256((const __m256i *)(w + 16));
+                for (int k = 0; k < 4; k++) {
+                    const __m256i pair = _mm256_set1_epi32(x[r + k][i] | x[r + k][i + 1] << 16);
+                    s[k][0] = _mm256_add_epi32(s[k][0], _mm256_madd_epi16(pair, w0));
+                    s[k][1] = _mm256_add_epi32(s[k][1], _mm256_madd_epi16(pair, w1));
+                }
+            }
+            for (int k = 0; k < 4; k++)
+                for (int h = 0; h < 2; h++) _mm256_storeu_si256((__m256i *)&sums[r + k][c + 8 * h], s[k][h]);
+        }
+}
+
+__attribute__((target("avx512f,avx512vnni"))) static void tile_vnni(const Layer *l, size_t column,
+                                                                    const uint8_t *const x[ROWS],
+                                                                    int32_t sums[ROWS][COLUMNS]) {
+    const int8_t *w = (const int8_t *)l->weight + 4 * column;
+    __m512i s[ROWS][2];
+    for (int r = 0; r < ROWS; r++) s[r][0] = s[r][1] = _mm512_setzero_si512();
+    for (int32_t i = 0; i < l->inputs; i += 4, w += 4 * (size_t)l->padded) {
+        const __m512i w0 = _mm512_loadu_si512(w), w1 = _mm512_loadu_si512(w + 64);
+        for (int r = 0; r < ROWS; r++) {
+            int32_t four;
+            memcpy(&four, x[r] + i, sizeof four);
+            const __m512i quad = _mm512_set1_epi32(four);
+            s[r][0] = _mm512_dpbusd_epi32(s[r][0], quad, w0);
+            s[r][1] = _mm512_dpbusd_epi32(s[r][1], quad, w1);
+        }
+    }
+    for (int r = 0; r < ROWS; r++)
+        for (int h = 0; h < 2; h++) _mm512_storeu_si512(&sums[r][16 * h], s[r][h]);
+}
+#endif
+
+static Tile *tile_of(int32_t packing) {
+#ifdef X86
+    if (packing == QUADS_VNNI) return tile_vnni;
+    if (packing == PAIRS_AVX2) return tile_avx2;
+#endif
+    (void)packing;
+    return tile_singles;
+}
+
+static int32_t clamp(int32_t x, int32_t low, int32_t high) { return x < low ? low : x > high ? high : x; }
+
+/* One layer at `count` positions, `stride` bytes apart in x. Activations go to `out` ([count][out_stride]); of the last
+ * layer of a pass (`out` NULL) the clamped sums go to `last` ([count][padded]). */
+CLONED static void pointwise(Tile *tile, const Layer *l, const uint8_t *x, size_t stride, size_t count, uint8_t *out,
+                      size_t out_stride, int32_t *last) {
+    for (size_t column = 0; column < (size_t)l->padded; column += COLUMNS) {
+        const int32_t *bias = l->bias + column, *shift = l->shift + column;
+        for (size_t first = 0; first < count; first += ROWS) {
+            const size_t rows = count - first < ROWS ? count - first : ROWS;
+            const uint8_t *from[ROWS];
+            int32_t sums[ROWS][COLUMNS];
+            for (size_t r = 0; r < ROWS; r++) from[r] = x + stride * (first + (r < rows ? r : 0));
+            tile(l, column, from, sums);
+            for (size_t r = 0; r < rows; r++) {
+                for (int c = 0; c < COLUMNS; c++) sums[r][c] = (sums[r][c] + bias[c]) >> shift[c];
+                if (out == NULL) {
+                    int32_t *to = last + (first + r) * (size_t)l->padded + column;
+                    for (int c = 0; c < COLUMNS; c++) to[c] = clamp(sums[r][c], OUT_MIN, OUT_MAX);
+                } else {
+                    const size_t left = (size_t)l->outputs - column, width = left < COLUMNS ? left : COLUMNS;
+                    uint8_t bytes[COLUMNS];
+                    for (int c = 0; c < COLUMNS; c++) bytes[c] = (uint8_t)clamp(sums[r][c], 0, 255);
+                    memcpy(out + (first + r) * out_stride + column, bytes, width);
+                }
+            }
+        }
+    }
+}
+
+/* --- depthwise layers ------------------------------------------------------------------------------------------ */
+
+/* At one position of a map with a border of `reach` zeros on each side and `cols` real columns. */
+CLONED static void depthwise(const Layer *l, const uint8_t *map, size_t stride, size_t cols, size_t row, size_t col,
+                      uint8_t *out) {
+    const size_t kernel = (size_t)l->kernel, line = cols + kernel - 1, channels = (size_t)l->outputs;
+    for (size_t first = 0; first < channels; first += COLUMNS) {
+        const size_t width = channels - first < COLUMNS ? channels - first : COLUMNS;
+        int32_t sums[COLUMNS] = {0};
+        for (size_t i = 0; i < kernel; i++)
+            for (size_t j = 0; j < kernel; j++) {
+                const uint8_t *x = map + ((row + i) * line + col + j) * stride + first;
+                const int16_t *w = (const int16_t *)l->weight + (i * kernel + j) * channels + first;
+                if (width == COLUMNS)
+                    for (size_t c = 0; c < COLUMNS; c++) sums[c] += x[c] * w[c];
+                else
+                    for (size_t c = 0; c < width; c++) sums[c] += x[c] * w[c];
+            }
+        for (size_t c = 0; c < width; c++)
+            out[first + c] = (uint8_t)clamp((sums[c] + l->bias[first + c]) >> l->shift[first + c], 0, 255);
+    }
+}
+
+/* --- hyper-decoder --------------------------------------------------------------------------------------------- */
+
+static size_t bordered(size_t rows, size_t cols, size_t reach) { return (rows + 2 * reach) * (cols + 2 * reach); }
+
+static size_t most(size_t a, size_t b) { return a > b ? a : b; }
+
+/* Bytes of scratch memory for patches of rows x cols latents. */
+API uint64_t perigee_prior_scratch(const Model *m, uint32_t rows, uint32_t cols) {
+    const size_t positions = (size_t)rows * cols, half = positions / 2;
+    const size_t hyper = positions / 16 * padded((size_t)m->hyper_latents) + positions / 4 * 4 * (size_t)m->hyper +
+                         bordered(rows, cols, 1) * padded((size_t)m->hyper) + 2 * positions * padded((size_t)m->hyper + 1);
+    const size_t pass = positions * padded((size_t)m->latents) + bordered(rows, cols, 2) * padded((size_t)m->context) +
+                        half * (padded((size_t)m->hyper + (size_t)m->context) + 2 * padded((size_t)m->head)) +
+                        ROWS * 2 * sizeof(int32_t) * padded(2 * (size_t)m->latents);
+    return most(hyper, pass) + 256;
+}
+
+/* One step of upsampling: 1x1 to four times the channels, pixel shuffle, depthwise 3x3. `x` [rows * cols][in_stride] to
+ * `out` [4 * rows * cols][out_stride]. The packed weights of the 1x1 have their outputs in the order (row, col, channel). */
+static void upsample(Tile *tile, const Layer *up, const Layer *depth, const uint8_t *x, size_t in_stride, size_t rows,
+                     size_t cols, uint8_t *wide, uint8_t *map, uint8_t *out, size_t out_stride) {
+    const size_t channels = (size_t)depth->outputs, line = 2 * cols + 2;
+    pointwise(tile, up, x, in_stride, rows * cols, wide, 4 * channels, NULL);
+    memset(map, 0, bordered(2 * rows, 2 * cols, 1) * channels);
+    for (size_t row = 0; row < 2 * rows; row++)
+        for (size_t col = 0; col < 2 * cols; col++) {
+            const uint8_t *from = wide + ((row / 2) * cols + col / 2) * 4 * channels + (2 * (row & 1) + (col & 1)) * channels;
+            memcpy(map + ((row + 1) * line + col + 1) * channels, from, channels);
+        }
+    for (size_t row = 0; row < 2 * rows; row++)
+        for (size_t col = 0; col < 2 * cols; col++)
+            depthwise(depth, map, channels, 2 * cols, row, col, out + (row * 2 * cols + col) * out_stride);
+}
+
+/* z int32 [hyper_latents][rows / 4][cols / 4] to features [rows * cols][padded(hyper)]. */
+API void perigee_prior_features(const Model *m, const int32_t *z, uint32_t quality_plane, uint32_t rows, uint32_t cols,
+                                uint8_t *features, uint8_t *scratch) {
+    Tile *tile = tile_of(m->packing);
+    const size_t h = rows / 4, w = cols / 4, in_stride = padded((size_t)m->hyper_latents), hyper = (size_t)m->hyper;
+    const size_t positions = (size_t)rows * cols, mix_stride = padded(hyper + 1);
+    uint8_t *hyper_z = scratch, *wide = hyper_z + h * w * in_stride, *map = wide + positions / 4 * 4 * hyper;
+    uint8_t *half = map + bordered(rows, cols, 1) * padded(hyper), *full = half + positions * mix_stride;
+    memset(hyper_z, 0, h * w * in_stride);
+    memset(half, 0, 2 * positions * mix_stride);
+    for (size_t c = 0; c < (size_t)m->hyper_latents; c++)
+        for (size_t p = 0; p < h * w; p++) hyper_z[p * in_stride + c] = (uint8_t)(z[c * h * w + p] + Z_OFFSET);
+    upsample(tile, &m->layers[UP1], &m->layers[DEPTH1], hyper_z, in_stride, h, w, wide, map, half, mix_stride);
+    upsample(tile, &m->layers[UP2], &m->layers[DEPTH2], half, mix_stride, 2 * h, 2 * w, wide, map, full, mix_stride);
+    for (size_t p = 0; p < positions; p++) full[p * mix_stride + hyper] = (uint8_t)quality_plane;
+    pointwise(tile, &m->layers[MIX], full, mix_stride, positions, features, padded(hyper), NULL);
+}
+
+/* --- a pass ---------------------------------------------------------------------------------------------------- */
+
+/* The first `seen` channels of q as bytes, position by position; those from `start` on only where (row + col) is even. */
+CLONED static void gather(const int32_t *q, size_t rows, size_t cols, size_t start, size_t seen, uint8_t *given,
+                          size_t stride) {
+    const size_t positions = rows * cols;
+    for (size_t c = 0; c < seen; c++) {
+        const int32_t *from = q + c * positions;
+        const int shift = c == 0 ? DC_SHIFT : 0;
+        uint8_t *to = given + c;
+        for (size_t p = 0; p < positions; p++)
+            to[p * stride] = (uint8_t)(clamp(from[p] >> shift, -CONTEXT_CLAMP, CONTEXT_CLAMP) + CONTEXT_OFFSET);
+    }
+    for (size_t row = 0; row < rows; row++) /* the other half of its own slice is not known yet: zero */
+        for (size_t col = (row + 1) % 2; col < cols; col += 2)
+            memset(given + (row * cols + col) * stride + start, CONTEXT_OFFSET, seen - start);
+    for (size_t p = 0; p < positions; p++) memset(given + p * stride + seen, 0, stride - seen);
+}
+
+/* Pass k from the features and q int32 [latents][rows][cols], complete for the earlier passes: table numbers and means,
+ * int32 [slice][rows][cols / 2], in the order of `half` in prior.py. */
+API void perigee_prior_pass(const Model *m, uint32_t k, const uint8_t *features, const int32_t *q, uint32_t rows,
+                            uint32_t cols, int32_t *table, int32_t *mean, uint8_t *scratch) {
+    Tile *tile = tile_of(m->packing);
+    const Layer *layers = m->layers + PASSES + PER_PASS * k;
+    const size_t positions = (size_t)rows * cols, half = positions / 2, parity = k % 2, line = cols + 4;
+    const size_t start = (size_t)m->starts[k / 2], slice = (size_t)m->starts[k / 2 + 1] - start;
+    const size_t seen = parity ? start + slice : start, seen_stride = padded(seen), hyper = (size_t)m->hyper;
+    const size_t context = (size_t)m->context, join_stride = padded(hyper + context), head = padded((size_t)m->head);
+    uint8_t *given = scratch, *map = given + positions * padded((size_t)m->latents);
+    uint8_t *joined = map + bordered(rows, cols, 2) * padded(context), *first = joined + half * join_stride;
+    uint8_t *second = first + half * head;
+    int32_t *sums = (int32_t *)(((uintptr_t)(second + half * head) + 63) / 64 * 64);
+
+    if (seen) {
+        gather(q, rows, cols, start, seen, given, seen_stride);
+        memset(map, 0, bordered(rows, cols, 2) * context);
+        for (size_t row = 0; row < rows; row++)
+            pointwise(tile, &layers[CONTEXT], given + row * cols * seen_stride, seen_stride, cols,
+                      map + ((row + 2) * line + 2) * context, context, NULL);
+    }
+    size_t at = 0;
+    for (size_t odd = 0; odd < 2; odd++)
+        for (size_t row = odd; row < rows; row += 2)
+            for (size_t col = (odd + parity) % 2; col < cols; col += 2, at++) {
+                uint8_t *to = joined + at * join_stride;
+                memcpy(to, features + (row * cols + col) * padded(hyper), hyper);
+                if (seen) depthwise(&layers[DEPTH], map, context, cols, row, col, to + hyper);
+                memset(to + hyper + (seen ? context : 0), 0, join_stride - hyper - (seen ? context : 0));
+            }
+    memset(first, 0, 2 * half * head);
+    pointwise(tile, &layers[HEAD1], joined, join_stride, half, first, head, NULL);
+    pointwise(tile, &layers[HEAD2], first, head, half, second, head, NULL);
+    const size_t width = (size_t)layers[OUT].padded;
+    for (size_t p = 0; p < half; p += ROWS) {
+        const size_t count = half - p < ROWS ? half - p : ROWS;
+        pointwise(tile, &layers[OUT], second + p * head, head, count, NULL, 0, sums);
+        for (size_t c = 0; c < slice; c++)
+            for (size_t r = 0; r < count; r++) {
+                const int32_t mu = sums[r * width + c], scale = sums[r * width + slice + c];
+                mean[c * half + p + r] = mu;
+                table[c * half + p + r] = clamp((8 * scale + 328) >> 4, 0, SCALES - 1) * 16 + (mu & 15);
+            }
+    }
+}
+
+/* The best packing that this machine can multiply: 2 with AVX-512 VNNI, 1 with AVX2, 0 everywhere. */
+API int perigee_prior_packing(void) {
+#ifdef X86
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vnni")) return QUADS_VNNI;
+    if (__builtin_cpu_supports("avx2")) return PAIRS_AVX2;
+#endif
+    return SINGLES;
+}
