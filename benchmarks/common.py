@@ -1,4 +1,4 @@
-"""What all benchmarks share: images, the anchors' codecs, metrics, and the facts needed to doubt a figure."""
+"""What all benchmarks share: images, PSNR, the incumbent JPEG 2000, tables, and the facts needed to doubt a figure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import datetime, timezone
 from importlib import metadata, resources
 from pathlib import Path
@@ -21,7 +21,7 @@ from PIL import Image
 
 Pixels = npt.NDArray[np.uint8]
 SUFFIXES = {".tif", ".tiff", ".png", ".jpg"}
-PACKAGES = ("numpy", "onnxruntime", "constriction", "pillow", "imagecodecs", "torch", "rasterio")
+PACKAGES = ("numpy", "onnxruntime", "constriction", "pillow", "imagecodecs", "av", "imageio-ffmpeg", "torch", "rasterio")  # fmt: skip
 
 
 def sample_folder() -> Path:
@@ -29,12 +29,27 @@ def sample_folder() -> Path:
     return Path(str(resources.files("perigee.benchmarks"))) / "sample"
 
 
+def image_paths(folder: Path) -> list[Path]:
+    """Files of a folder that are images by their suffix, in order of name."""
+    return [path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES]
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Rows and columns of an image file."""
+    with Image.open(path) as image:
+        return image.height, image.width
+
+
+def read_rgb(path: Path) -> Pixels:
+    """RGB pixels uint8 [row, col, 3] of an 8-bit image."""
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
+
+
 def images(folder: Path) -> Iterator[tuple[str, Pixels]]:
     """Name and RGB pixels uint8 [row, col, 3] of every 8-bit RGB image of a folder, in order of name."""
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in SUFFIXES:
-            with Image.open(path) as image:
-                yield path.stem, np.asarray(image.convert("RGB"))
+    for path in image_paths(folder):
+        yield path.stem, read_rgb(path)
 
 
 def facts() -> dict[str, Any]:
@@ -88,74 +103,9 @@ def jpeg2000(pixels: Pixels, bpp: float) -> bytes:
 
 
 def decode_pillow(data: bytes) -> Pixels:
-    """Any image that Pillow decodes, as RGB."""
+    """Any image that Pillow decodes, as RGB uint8 [row, col, 3]."""
     with Image.open(io.BytesIO(data)) as image:
         return np.asarray(image.convert("RGB"))
-
-
-def avif(pixels: Pixels, quality: int) -> bytes:
-    """AVIF (aom), 4:4:4, speed 4, through Pillow."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "AVIF", quality=quality, subsampling="4:4:4", speed=4, max_threads=1)
-    return buffer.getvalue()
-
-
-def webp(pixels: Pixels, quality: int) -> bytes:
-    """WebP, method 6, through Pillow."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "WEBP", quality=quality, method=6)
-    return buffer.getvalue()
-
-
-def jpegxl(pixels: Pixels, distance: float) -> bytes:
-    """JPEG XL at a Butteraugli distance, effort 7, through imagecodecs."""
-    import imagecodecs
-
-    return bytes(imagecodecs.jpegxl_encode(pixels, distance=distance, effort=7, lossless=False))
-
-
-def decode_jpegxl(data: bytes) -> Pixels:
-    """Inverse of :func:`jpegxl`."""
-    import imagecodecs
-
-    return np.asarray(imagecodecs.jpegxl_decode(data))
-
-
-Anchor = tuple[Callable[[Pixels, Any], bytes], Callable[[bytes], Pixels], tuple[Any, ...]]
-ANCHORS: dict[str, Anchor] = {
-    "jpeg2000": (jpeg2000, decode_pillow, (0.08, 0.12, 0.18, 0.25, 0.35, 0.5, 0.7, 0.95, 1.25, 1.6, 2.1)),
-    "avif": (avif, decode_pillow, (8, 16, 24, 32, 41, 50, 58, 66, 74, 82)),
-    "jpegxl": (jpegxl, decode_jpegxl, (20.0, 14.0, 10.0, 7.5, 5.5, 4.0, 3.0, 2.2, 1.6, 1.1)),
-    "webp": (webp, decode_pillow, (1, 5, 12, 22, 35, 50, 65, 78, 86, 92)),
-}
-
-
-def bd_rate(
-    anchor: list[tuple[float, float]], test: list[tuple[float, float]], low: float = 0.1, high: float = 1.5
-) -> float:
-    """Bjontegaard rate difference in % of (bpp, PSNR) points: PCHIP of log-rate over PSNR, common PSNR range.
-
-    Only points of ``low``..``high`` bpp count, with one beyond each end kept for interpolation by clipping the common range
-    to the PSNRs at those rates. NaN where the curves do not overlap.
-    """
-    from scipy.interpolate import PchipInterpolator
-
-    curves = []
-    for points in (anchor, test):
-        clean = sorted({(p, math.log(r)) for r, p in points if math.isfinite(p)})
-        kept = [(p, r) for i, (p, r) in enumerate(clean) if i == 0 or (p > clean[i - 1][0] and r > clean[i - 1][1])]
-        if len(kept) < 4:
-            return math.nan
-        quality, rate = np.array(kept).T
-        by_rate = PchipInterpolator(rate, quality, extrapolate=False)
-        first = quality[0] if rate[0] >= math.log(low) else float(by_rate(math.log(low)))
-        last = quality[-1] if rate[-1] <= math.log(high) else float(by_rate(math.log(high)))
-        curves.append((PchipInterpolator(quality, rate), first, last))
-    bottom, top = max(c[1] for c in curves), min(c[2] for c in curves)
-    if not top > bottom:
-        return math.nan
-    areas = [float(curve.integrate(bottom, top)) for curve, _, _ in curves]
-    return 100 * (math.exp((areas[1] - areas[0]) / (top - bottom)) - 1)
 
 
 def table(rows: list[dict[str, Any]], columns: list[str]) -> str:

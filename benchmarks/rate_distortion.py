@@ -2,151 +2,214 @@
 
 Per image: BD-rate over 0.1 to 1.5 bpp (PCHIP over log-rate, common PSNR range), then median and quartiles; the curve of the
 set's means second, as papers do. Scenes are coded whole by every codec. Every byte of a file counts.
+VVC takes seconds a tile and joins only where ``--anchors`` names it; it is compared on luma PSNR, with all others beside.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import math
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
-from perigee.benchmarks.codec import QUALITIES, ArrayCodec
-from perigee.benchmarks.common import ANCHORS, bd_rate, images, psnr, sample_folder, table, write_report
+from perigee.benchmarks.anchors import ANCHORS, DEFAULT_ANCHORS
+from perigee.benchmarks.common import image_paths, image_size, sample_folder, table, write_report
+from perigee.benchmarks.curves import AXES, measures_with_values, plot
+from perigee.benchmarks.metrics import MS_SSIM_FULL_SIDE
+from perigee.benchmarks.points import (
+    Point,
+    Task,
+    measure_all,
+    profile_labels,
+    read_points,
+    write_header,
+    write_points,
+)
+from perigee.benchmarks.published import COLUMNS, DIFFERENCES, beside_ldm_rsic
+from perigee.benchmarks.summary import SUMMARY_COLUMNS, Group, by_image, group, image_table, measures_of, summarise
+from perigee.benchmarks.video import MissingAnchorError
+from perigee.bitstream.errors import PerigeeError
 
-Curves = dict[str, dict[str, list[tuple[float, float]]]]  # codec -> image -> (bpp, PSNR) points
-
-
-def measure(
-    folder: Path, codec: ArrayCodec, anchors: list[str], limit: int | None
-) -> tuple[Curves, list[dict[str, Any]]]:
-    """Curves of one folder and a row for every file that was coded."""
-    curves: Curves = {name: {} for name in ["perigee", *anchors]}
-    rows: list[dict[str, Any]] = []
-    found = list(images(folder))[:limit]
-    for name, pixels in tqdm(found, desc=folder.name, unit="image", disable=None):
-        area = pixels.shape[0] * pixels.shape[1]
-
-        def add(
-            which: str,
-            setting: Any,
-            data: bytes,
-            decoded: Any,
-            name: str = name,
-            pixels: Any = pixels,
-            area: int = area,
-        ) -> None:
-            point = (8 * len(data) / area, psnr(pixels, decoded))
-            curves[which].setdefault(name, []).append(point)
-            rows.append({"folder": folder.name, "image": name, "codec": which, "setting": setting, "bytes": len(data),
-                         "bpp": round(point[0], 5), "psnr": round(point[1], 4)})  # fmt: skip
-
-        for quality in QUALITIES:
-            data = codec.encode(pixels, quality)
-            add("perigee", quality, data, codec.decode(data))
-        for anchor in anchors:
-            encode, decode, settings = ANCHORS[anchor]
-            for setting in settings:
-                data = encode(pixels, setting)
-                add(anchor, setting, data, decode(data))
-    return curves, rows
+REFERENCES = ("jpeg2000", "hevc")
+UC_MERCED = "ucm"
 
 
-def summarise(folder: str, curves: Curves, reference: str = "jpeg2000") -> list[dict[str, Any]]:
-    """Per codec: median and quartiles of the per-image BD-rates against ``reference``, and the set-mean BD-rate."""
-    out = []
-    for codec, by_image in curves.items():
-        if codec == reference:
-            continue
-        rates = [bd_rate(curves[reference][image], points) for image, points in by_image.items()]
-        usable = [r for r in rates if math.isfinite(r)]
-        quartiles = np.percentile(usable, [25, 50, 75]) if usable else [math.nan] * 3
+def available(anchors: Iterable[str]) -> list[str]:
+    """Those anchors that are installed; a line on stderr for each that is not."""
+    found = []
+    for name in dict.fromkeys(anchors):
+        try:
+            ANCHORS[name].check()
+            found.append(name)
+        except MissingAnchorError as error:
+            print(f"{name} is skipped: {error}", file=sys.stderr)
+    return found
 
-        def mean_curve(which: str) -> list[tuple[float, float]]:
-            finite = [p for p in curves[which].values() if all(math.isfinite(x[1]) for x in p)]
-            return (
-                [tuple(np.mean([p[i] for p in finite], axis=0)) for i in range(min(map(len, finite)))] if finite else []
-            )
 
-        out.append({
-            "folder": folder, "codec": codec, "images": len(usable), "without overlap": len(rates) - len(usable),
-            "median %": f"{quartiles[1]:.1f}", "quartiles %": f"{quartiles[0]:.1f} .. {quartiles[2]:.1f}",
-            "set mean %": f"{bd_rate(mean_curve(reference), mean_curve(codec)):.1f}",
-        })  # fmt: skip
+def positive(text: str) -> int:
+    """A count of at least 1 from the command line."""
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a count of at least 1")
+    return value
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    out = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = out.add_argument
+    add(
+        "--data",
+        type=Path,
+        action="append",
+        default=[],
+        help="folder of 8-bit RGB images (repeatable; default: the bundled sample)",
+    )
+    add(
+        "--scenes",
+        type=Path,
+        action="append",
+        default=[],
+        help="folder of whole scenes, reported one by one and left out of 'all tiles' (repeatable)",
+    )
+    add(
+        "--profile",
+        action="append",
+        metavar="NAME[:ANALYSIS]",
+        help="name or folder, with one of its analyses (repeatable; default: lite)",
+    )
+    add(
+        "--anchors",
+        nargs="*",
+        default=list(DEFAULT_ANCHORS),
+        choices=list(ANCHORS),
+        help="codecs to compare with (default: %(default)s)",
+    )
+    add(
+        "--reference",
+        action="append",
+        choices=list(ANCHORS),
+        help="codec whose bytes are 100 %% (repeatable; default: jpeg2000 and hevc)",
+    )
+    add("--lpips", type=Path, metavar="ONNX", help="LPIPS model with inputs ref and dist in -1..1; adds the measure")
+    add(
+        "--reuse",
+        type=Path,
+        metavar="CSV",
+        help="take the anchors' points from an earlier points.csv (or .partial) where it has them",
+    )
+    add("--limit", type=positive, help="only the first N images of a folder")
+    add("--jobs", type=positive, default=1, help="images side by side, each on one thread (default %(default)s)")
+    add("--out", type=Path, default=Path("build/rate_distortion"), help="folder for CSVs, JSON, tables and plots")
     return out
 
 
-def plot(path: Path, curves: dict[str, Curves]) -> None:
-    """Mean rate-distortion curve of each folder as PNG."""
-    import matplotlib
+def measured(args: argparse.Namespace, folders: list[Path], anchors: list[str]) -> list[Point]:
+    """Points of all folders, written image by image to ``points.csv.partial``, in the end ``points.csv``.
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    Raises ValueError for a folder without images, PerigeeError where a codec or measure refuses an image.
+    """
+    known: dict[tuple[str, str, str], list[Point]] = {}
+    for point in read_points(args.reuse) if args.reuse else []:
+        complete = point.luma_psnr == point.luma_psnr and (not args.lpips or point.lpips == point.lpips)
+        if point.codec in anchors and (complete or ANCHORS[point.codec].luma_only):
+            known.setdefault((point.folder, point.image, point.codec), []).append(point)
+    profiles = tuple(profile_labels(args.profile or ["lite"]))
+    tasks, reused = [], []
+    for folder in folders:
+        paths = image_paths(folder)[: args.limit]
+        if not paths:
+            raise ValueError(f"{folder} has no images")
+        for path in paths:
+            have = [name for name in anchors if (folder.name, path.stem, name) in known]
+            lacking = tuple(name for name in anchors if name not in have)
+            threads = 1 if args.jobs > 1 else None
+            tasks.append(Task(folder.name, path, profiles, lacking, args.lpips, threads))
+            reused.append([point for name in have for point in known[folder.name, path.stem, name]])
+    small = sum(min(image_size(task.path)) < MS_SSIM_FULL_SIDE for task in tasks)
+    if small:
+        print(f"{small} images are under {MS_SSIM_FULL_SIDE} px: fewer scales in their MS-SSIM", file=sys.stderr)
+    points: list[Point] = []
+    partial = args.out / "points.csv.partial"
+    with partial.open("w", newline="", encoding="utf-8") as handle:
+        write_header(handle)
+        progress = tqdm(measure_all(tasks, args.jobs), total=len(tasks), unit="image", disable=None)
+        for found, old in zip(progress, reused, strict=True):
+            write_points(handle, found + old)
+            points += found + old
+    partial.replace(args.out / "points.csv")
+    return points
 
-    figure, axes = plt.subplots(1, len(curves), figsize=(6 * len(curves), 5), squeeze=False)
-    for axis, (folder, by_codec) in zip(axes[0], curves.items(), strict=True):
-        for codec, by_image in by_codec.items():
-            finite = [p for p in by_image.values() if all(math.isfinite(x[1]) for x in p)]
-            if finite:
-                mean = np.mean(finite, axis=0)
-                axis.plot(
-                    mean[:, 0],
-                    mean[:, 1],
-                    marker="o",
-                    markersize=3,
-                    label=codec,
-                    linewidth=2 if codec == "perigee" else 1,
-                )
-        axis.set(
-            title=f"{folder}: mean of {len(finite)} images", xlabel="bits per pixel", ylabel="PSNR, dB", xlim=(0, 2)
-        )
-        axis.grid(alpha=0.3)
-        axis.legend()
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
+
+class Report:
+    """Tables as text on the screen and as Markdown in a file."""
+
+    def __init__(self) -> None:
+        self.markdown: list[str] = []
+
+    def text(self, line: str) -> None:
+        """A paragraph."""
+        print(line + "\n")
+        self.markdown.append(line + "\n")
+
+    def table(self, rows: list[dict[str, Any]], columns: list[str]) -> None:
+        """A table."""
+        print(table(rows, columns) + "\n")
+        lines = [columns, ["---"] * len(columns), *([str(row.get(c, "")) for c in columns] for row in rows)]
+        self.markdown.append("\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n")
+
+
+def report(groups: list[Group], scenes: list[Group], references: list[str]) -> tuple[Report, list[dict[str, Any]]]:
+    """All tables, printed, and the rows of the summary."""
+    out = Report()
+    out.text("BD-rate, 0.1 to 1.5 bpp, real bytes, per image, then the set mean; negative: fewer than the reference.")
+    for name in dict.fromkeys(codec for found in groups + scenes for codec in found.curves if codec in ANCHORS):
+        out.text(f"{name}: {ANCHORS[name].label}")
+    rows = [row for found in groups + scenes for row in summarise(found, references)]
+    out.table(rows, SUMMARY_COLUMNS)
+    for found in scenes:
+        for reference in references:
+            for measure in measures_of(found):
+                lines, columns = image_table(found, reference, measure)
+                out.text(f"{found.name}, each scene coded whole: BD-rate % against {reference}, {AXES[measure]}")
+                out.table(lines, columns)
+    for found in groups:
+        if UC_MERCED in found.name.lower() and "jpeg2000" in found.curves:
+            out.text("Beside LDM-RSIC's table I (UC Merced, set mean, against JPEG 2000):")
+            out.table(beside_ldm_rsic(found), COLUMNS)
+            out.text(DIFFERENCES.format(count=len(found.images)))
+    return out, rows
 
 
 def main() -> None:
     """Entry point."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--data",
-        type=Path,
-        action="append",
-        help="folder of 8-bit RGB images (repeatable; default: the bundled sample)",
-    )
-    parser.add_argument("--profile", default="lite", help="name or folder (default %(default)s)")
-    parser.add_argument(
-        "--anchors", nargs="*", default=list(ANCHORS), choices=list(ANCHORS), help="codecs to compare with"
-    )
-    parser.add_argument("--limit", type=int, help="only the first N images of a folder")
-    parser.add_argument("--out", type=Path, default=Path("build/rate_distortion"), help="folder for CSV, JSON and plot")
-    args = parser.parse_args()
-    codec = ArrayCodec(args.profile)
-    everything: dict[str, Curves] = {}
-    rows: list[dict[str, Any]] = []
-    summary: list[dict[str, Any]] = []
+    args = parser().parse_args()
+    tiles = args.data or ([] if args.scenes else [sample_folder()])
+    folders = [*tiles, *args.scenes]
+    if len({folder.name for folder in folders}) < len(folders):
+        raise SystemExit("error: two folders have one name; results are kept by it")
     args.out.mkdir(parents=True, exist_ok=True)
-    for folder in args.data or [sample_folder()]:
-        curves, measured = measure(folder, codec, args.anchors, args.limit)
-        everything[folder.name] = curves
-        rows += measured
-        summary += summarise(folder.name, curves)
-    with (args.out / "points.csv").open("w", newline="", encoding="utf-8") as handle:
-        writer = csv.DictWriter(handle, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    write_report(args.out / "summary.json", summary)
-    plot(args.out / "curves.png", everything)
-    print(
-        "BD-rate against OpenJPEG (9/7, colour transform, rate mode), 0.1 to 1.5 bpp, RGB PSNR; negative: fewer bytes\n"
-    )
-    print(table(summary, ["folder", "codec", "images", "median %", "quartiles %", "set mean %", "without overlap"]))
-    print(f"\nwritten to {args.out}: points.csv, summary.json, curves.png")
+    try:
+        points = measured(args, folders, available(args.anchors))
+    except (PerigeeError, OSError, ValueError) as error:
+        raise SystemExit(f"error: {error}") from error
+    names = {folder.name for folder in tiles}
+    groups = [group(folder.name, [p for p in points if p.folder == folder.name]) for folder in tiles]
+    if len(groups) > 1:
+        groups.append(group("all tiles", [p for p in points if p.folder in names]))
+    scenes = [group(folder.name, [p for p in points if p.folder == folder.name]) for folder in args.scenes]
+    references = [r for r in args.reference or REFERENCES if any(p.codec == r for p in points)]
+    out, rows = report(groups, scenes, references)
+    write_report(args.out / "summary.json", rows)
+    write_report(args.out / "images.json", [row for found in groups[: len(tiles)] + scenes for row in by_image(found, references)])  # fmt: skip
+    (args.out / "tables.md").write_text("\n".join(out.markdown), encoding="utf-8")
+    plot(args.out / "curves.png", groups + scenes, ["psnr"])
+    for found in groups + scenes:
+        wanted = [m for m in measures_with_values(found, list(AXES)) if m != "luma_psnr" or m in measures_of(found)]
+        plot(args.out / f"curves_{found.name.replace(' ', '_')}.png", [found], wanted)
+    print(f"written to {args.out}: points.csv, summary.json, images.json, tables.md, curves.png and one per folder")
 
 
 if __name__ == "__main__":

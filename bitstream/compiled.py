@@ -103,28 +103,25 @@ class NativePrior:
 
     def _layer(self, name: str, shape: LayerShape, layer: Layer) -> _Layer:
         bias = layer.bias.astype(np.int64) + ((np.int64(1) << layer.shift.astype(np.int64)) >> 1)
+        order = np.arange(shape.outputs)
+        if name in ("hyper.up1", "hyper.up2"):  # pixel shuffle wants (row, col, channel)
+            order = order.reshape(-1, 4).T.reshape(-1)
+        inputs, width = shape.inputs, shape.outputs
+        packed: npt.NDArray[Any]
         if shape.depthwise:
-            weight = layer.weight.reshape(shape.outputs, -1).T.astype(np.int16)
-            width, inputs = shape.outputs, shape.inputs
+            packed = layer.weight.reshape(shape.outputs, -1).T.astype(np.int16)
         else:
             matrix = layer.weight[:, :, 0, 0]
             offset = {"hyper.up1": Z_CLAMP}.get(name, CONTEXT_CLAMP if name.endswith(".context") else 0)
             bias = bias - offset * matrix.astype(np.int64).sum(1)
             group, dtype = PACKINGS[self.packing]
-            width, inputs = _up(shape.outputs), _up(shape.inputs, group)
+            inputs, width = _up(shape.inputs, group), _up(shape.outputs)
             whole = np.zeros((width, inputs), dtype)
-            whole[: shape.outputs, : shape.inputs] = matrix
-            weight = whole
-        order = np.arange(shape.outputs)
-        if name in ("hyper.up1", "hyper.up2"):  # pixel shuffle wants (row, col, channel)
-            order = order.reshape(-1, 4).T.reshape(-1)
-        if not shape.depthwise:
-            weight[: shape.outputs] = weight[order]
-            weight = weight.reshape(width, -1, group).transpose(1, 0, 2)
-        rows = [np.zeros(width, np.int32), np.zeros(width, np.int32)]
-        rows[0][: shape.outputs] = bias[order]
-        rows[1][: shape.outputs] = layer.shift[order]
-        arrays = [np.ascontiguousarray(weight), *rows]
+            whole[: shape.outputs, : shape.inputs] = matrix[order]
+            packed = whole.reshape(width, -1, group).transpose(1, 0, 2)
+        arrays = [np.ascontiguousarray(packed), np.zeros(width, np.int32), np.zeros(width, np.int32)]
+        arrays[1][: shape.outputs] = bias[order]
+        arrays[2][: shape.outputs] = layer.shift[order]
         self._keep += arrays
         return _Layer(*(pointer(a) for a in arrays), inputs, shape.outputs, width, shape.kernel)
 

@@ -83,21 +83,27 @@ class GraphWriter:
         parts = [self.constant(np.array(v, np.int64)) for v in (starts, stops, axes, steps)]
         return self.node("Slice", x, *parts)
 
-    def convolution(self, conv: nn.Conv2d, x: str) -> str:
-        """A torch convolution."""
-        parts = [x, self.weight(conv.weight.detach().numpy())]
+    def convolution(self, conv: nn.Conv2d, x: str, order: Array | None = None) -> str:
+        """A torch convolution; with ``order``, its input's channel j is found at ``order[j]`` (see ``space_to_depth``).
+
+        A depthwise convolution leaves its output in that order, any other in its own.
+        """
+        place = slice(None) if order is None else np.argsort(order)
+        depthwise = conv.groups > 1
+        weight = conv.weight.detach().numpy()
+        parts = [x, self.weight(weight[place] if depthwise else weight[:, place])]
         if conv.bias is not None:
-            parts.append(self.weight(conv.bias.detach().numpy()))
+            bias = conv.bias.detach().numpy()
+            parts.append(self.weight(bias[place] if depthwise else bias))
         pads = [int(p) for p in conv.padding] * 2
         return self.node(
             "Conv", *parts, strides=list(conv.stride), pads=pads, group=conv.groups, kernel_shape=list(conv.kernel_size)
         )
 
-    def space_to_depth(self, x: str, side: int, channels: int) -> str:
-        """PixelUnshuffle: ONNX orders (offset, channel), torch (channel, offset); a gather puts it right."""
-        folded = self.node("SpaceToDepth", x, blocksize=side)
+    def space_to_depth(self, x: str, side: int, channels: int) -> tuple[str, Array]:
+        """PixelUnshuffle, and where ONNX puts torch's channels: it orders (offset, channel), torch (channel, offset)."""
         order = np.arange(side * side * channels).reshape(side * side, channels).T.reshape(-1)
-        return self.node("Gather", folded, self.constant(order.astype(np.int64)), axis=1)
+        return self.node("SpaceToDepth", x, blocksize=side), order
 
     def depth_to_space(self, x: str, side: int) -> str:
         return self.node("DepthToSpace", x, blocksize=side, mode="CRD")
@@ -105,16 +111,23 @@ class GraphWriter:
     def module(self, module: nn.Module, x: str, channels: int = 0) -> str:
         """Any of the flight networks' modules."""
         if isinstance(module, nn.Sequential):
+            order = None  # of the channels, since the last space-to-depth
             for part in module:
-                x = self.module(part, x, channels)
-                channels = part.out_channels if isinstance(part, nn.Conv2d) else channels
+                if isinstance(part, nn.PixelUnshuffle):
+                    x, order = self.space_to_depth(x, part.downscale_factor, channels)
+                elif isinstance(part, nn.Conv2d):
+                    x = self.convolution(part, x, order)
+                    order = order if part.groups > 1 else None
+                    channels = part.out_channels
+                elif order is None:
+                    x = self.module(part, x)
+                else:
+                    raise TypeError(f"a space-to-depth must be followed by convolutions, not {type(part).__name__}")
             return x
         if isinstance(module, nn.Conv2d):
             return self.convolution(module, x)
         if isinstance(module, nn.LeakyReLU):
             return self.node("LeakyRelu", x, alpha=module.negative_slope)
-        if isinstance(module, nn.PixelUnshuffle):
-            return self.space_to_depth(x, module.downscale_factor, channels)
         if isinstance(module, LightBlock):
             inner = self.convolution(module.point1, self.convolution(module.depth, x))
             return self.node("Add", x, self.convolution(module.point2, self.node("LeakyRelu", inner, alpha=0.1)))
@@ -285,9 +298,9 @@ def write_synthesis(synthesis: Synthesis, path: Path) -> None:
     filtered = writer.scalar("Mul", writer.clip(image, -0.75, 0.75), 4.0)
     x = writer.depth_to_space(writer.module(synthesis.level16, scaled), 2)
     x = writer.depth_to_space(writer.module(synthesis.level8, x), 2)
-    x = writer.node("Add", x, writer.convolution(synthesis.image4, writer.space_to_depth(filtered, 4, 3)))
+    x = writer.node("Add", x, writer.convolution(synthesis.image4, *writer.space_to_depth(filtered, 4, 3)))
     x = writer.depth_to_space(writer.module(synthesis.level4, x), 2)
-    x = writer.node("Add", x, writer.convolution(synthesis.image2, writer.space_to_depth(filtered, 2, 3)))
+    x = writer.node("Add", x, writer.convolution(synthesis.image2, *writer.space_to_depth(filtered, 2, 3)))
     detail = writer.depth_to_space(writer.module(synthesis.level2, x), 2)
     out = writer.scalar("Add", writer.node("Add", image, writer.scalar("Mul", detail, 0.25)), 0.5)
     writer.output(out, "image", ["N", 3, "Y", "X"])

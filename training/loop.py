@@ -25,6 +25,7 @@ from perigee.bitstream import prior as P
 from perigee.models.codec.codec import Codec, CodecConfig, loss_of
 from perigee.training.data import CropSampler, ImageSet
 
+STITCHED_PATCH = 64
 VALIDATION_STEPS = (25, 75, 125, 175, 225)
 
 
@@ -38,6 +39,7 @@ class TrainingConfig:
     learning_rate: float = 6e-4
     quantise_from: float = 0.6  # share of the time budget after which the prior is trained in its integers
     cut_share: float = 0.1  # share of samples trained as segments cut short
+    stitched_share: float = 0.3  # share of steps whose crops are coded in patches and synthesised whole, as scenes are
     seed: int = 1
     checkpoint_minutes: float = 5.0
 
@@ -144,7 +146,9 @@ class Trainer:
             count = len(codec.config.prior.slices)
             cut = torch.rand(len(x), generator=generator) < self.config.cut_share
             kept = torch.where(cut, torch.randint(0, count, (len(x),), generator=generator), count).to(self.device)
-        output = codec(x, quality, autocast=True, slices_kept=kept)
+        stitched = torch.rand((), generator=generator).item() < self.config.stitched_share
+        patch = STITCHED_PATCH if stitched else None
+        output = codec(x, quality, autocast=True, slices_kept=kept, patch=patch)
         loss, bpp, mse = loss_of(output, x, codec.config.lambda_of(quality))
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]

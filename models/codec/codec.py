@@ -137,29 +137,54 @@ class Codec(nn.Module):
         preset: str | None = None,
         autocast: bool = False,
         slices_kept: Tensor | None = None,
+        patch: int | None = None,
     ) -> Output:
         """``x`` [N, 3, H, W] in 0..1; ``noise`` uses additive noise for the rates, otherwise true rounding.
 
-        ``preset`` None divides the batch among all presets of the analysis.
+        ``preset`` None divides the batch among all presets of the analysis. ``patch`` codes patches of that side, a divisor
+        of H and W, by themselves and synthesises them together, as the ground does with a scene's.
         ``slices_kept`` [N]: the image is made as from a segment cut after so many slices, the rest at the prior's mean.
         """
-        y, z = self.latents(x, quality_step, preset, autocast)
+        samples = len(x)
+        if patch:
+            blocks = (x.shape[2] // patch) * (x.shape[3] // patch)
+            coded, steps = to_patches(x, patch), quality_step.repeat_interleave(blocks)
+        else:
+            coded, steps = x, quality_step
+        y, z = self.latents(coded, steps, preset, autocast)
         q = y + (torch.round(y) - y).detach()
         z_hat = z + (torch.round(z).clamp(-P.Z_CLAMP, P.Z_CLAMP) - z).detach()
-        mean, index = self.prior(z_hat, q, quality_step)
+        mean, index = self.prior(z_hat, q, steps)
         sigma = sigma_of(index)
         rated_y = y + torch.rand_like(y) - 0.5 if noise else q
         rated_z = z + torch.rand_like(z) - 0.5 if noise else z_hat
         distance = (rated_y - mean).abs()
         probability = phi((0.5 - distance) / sigma) - phi((-0.5 - distance) / sigma)
-        bits_y = -torch.log(probability.clamp_min(1e-7)).sum((1, 2, 3)) / LOG2
-        bits_z = -torch.log(self.hyper_prior.likelihood(rated_z)).sum((1, 2, 3)) / LOG2
+        bits_y = -torch.log(probability.clamp_min(1e-7)).reshape(samples, -1).sum(1) / LOG2
+        bits_z = -torch.log(self.hyper_prior.likelihood(rated_z)).reshape(samples, -1).sum(1) / LOG2
+        if patch:
+            rows, cols = x.shape[2] // patch, x.shape[3] // patch
+            q, mean, sigma = (from_patches(part, rows, cols) for part in (q, mean, sigma))
         if slices_kept is not None:
             sizes = torch.tensor(self.config.prior.slices, device=x.device)
             number = torch.repeat_interleave(torch.arange(len(sizes), device=x.device), sizes)
             q = torch.where((number[None] < slices_kept[:, None])[:, :, None, None], q, mean)
         image = self.synthesis(self.reconstruction(q, mean, sigma, quality_step), autocast)
         return Output(image, bits_y, bits_z)
+
+
+def to_patches(x: Tensor, side: int) -> Tensor:
+    """[N, C, rows * side, cols * side] to [N * rows * cols, C, side, side]."""
+    n, c, height, width = x.shape
+    parts = x.reshape(n, c, height // side, side, width // side, side).permute(0, 2, 4, 1, 3, 5)
+    return parts.reshape(-1, c, side, side).contiguous(memory_format=torch.channels_last)
+
+
+def from_patches(x: Tensor, rows: int, cols: int) -> Tensor:
+    """Inverse of :func:`to_patches`, for patches of any side."""
+    _, c, h, w = x.shape
+    parts = x.reshape(-1, rows, cols, c, h, w).permute(0, 3, 1, 4, 2, 5)
+    return parts.reshape(-1, c, rows * h, cols * w)
 
 
 def phi(x: Tensor) -> Tensor:
