@@ -109,8 +109,10 @@ OPERATORS: dict[str, Any] = {
     "Mul": lambda x, _: x[0] * x[1],
     "Relu": lambda x, _: x[0].relu(),
     "Round": lambda x, _: x[0].round(),
+    "Sigmoid": lambda x, _: x[0].sigmoid(),
     "Slice": _slice,
     "SpaceToDepth": _space_to_depth,
+    "Sqrt": lambda x, _: x[0].sqrt(),
     "Sub": lambda x, _: x[0] - x[1],
     "Unsqueeze": lambda x, _: x[0][(...,) + (None,) * len(x[1])],
 }
@@ -121,8 +123,8 @@ class TorchFlightEngine(FlightEngine):
 
     name = "torch"
 
-    def __init__(self, profile: Any, threads: int | None = None) -> None:
-        super().__init__(profile, threads, graph=TorchGraph)
+    def __init__(self, profile: Any, threads: int | None = None, analysis: str | None = None) -> None:
+        super().__init__(profile, threads, graph=TorchGraph, analysis=analysis)
 
 
 class TorchGroundEngine(GroundEngine):

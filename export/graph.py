@@ -18,6 +18,7 @@ from torch import nn
 from perigee.bitstream import prior as P
 from perigee.bitstream.profile import BLOCK, KNOTS
 from perigee.models.codec.flight import (
+    COSMIC_CAM,
     Analysis,
     Gains,
     HyperAnalysis,
@@ -26,6 +27,7 @@ from perigee.models.codec.flight import (
     ResidualBlock,
     Synthesis,
 )
+from perigee.models.codec.reference import GDN, CrossAttention, LightConvBlock
 
 OPSET = 18
 Array = npt.NDArray[Any]
@@ -95,7 +97,7 @@ class GraphWriter:
         if conv.bias is not None:
             bias = conv.bias.detach().numpy()
             parts.append(self.weight(bias[place] if depthwise else bias))
-        pads = [int(p) for p in conv.padding] * 2
+        pads = [int(p) for p in conv.padding] * 2  # rows, columns; before, after
         return self.node(
             "Conv", *parts, strides=list(conv.stride), pads=pads, group=conv.groups, kernel_shape=list(conv.kernel_size)
         )
@@ -120,7 +122,7 @@ class GraphWriter:
                     order = order if part.groups > 1 else None
                     channels = part.out_channels
                 elif order is None:
-                    x = self.module(part, x)
+                    x = self.module(part, x, channels)
                 else:
                     raise TypeError(f"a space-to-depth must be followed by convolutions, not {type(part).__name__}")
             return x
@@ -134,6 +136,17 @@ class GraphWriter:
         if isinstance(module, ResidualBlock):
             inner = self.node("LeakyRelu", self.convolution(module.conv1, x), alpha=0.1)
             return self.node("Add", x, self.convolution(module.conv2, inner))
+        if isinstance(module, LightConvBlock):
+            half = self.convolution(module.point, self.convolution(module.depth, x))
+            return self.node("Concat", half, self.convolution(module.cheap, half), axis=1)
+        if isinstance(module, GDN):
+            gamma = self.weight(nn.functional.softplus(module.raw_gamma.detach())[:, :, None, None].numpy())
+            beta = self.weight((nn.functional.softplus(module.raw_beta.detach()) + 1e-6).numpy())
+            squares = self.node("Conv", self.node("Mul", x, x), gamma, beta, kernel_shape=[1, 1])
+            return self.node("Div", x, self.node("Sqrt", squares))
+        if isinstance(module, CrossAttention) and module.mix is None:
+            weight = self.convolution(module.vertical, self.convolution(module.horizontal, x))
+            return self.node("Mul", self.module(module.local, x), self.node("Sigmoid", weight))
         raise TypeError(f"no ONNX form for {type(module).__name__}")
 
     def gains(self, gains: Gains, quality: str) -> str:
@@ -243,13 +256,13 @@ def write_analysis(analysis: Analysis, preset: str, gains: Gains, hyper: HyperAn
     writer = GraphWriter("analysis")
     image = writer.scalar("Sub", writer.input("image", ["N", 3, "H", "W"]), 0.5)
     quality = writer.input("quality_step", ["N", 1])
-    y = writer.convolution(analysis.linear, image)
+    y = "" if preset in COSMIC_CAM else writer.convolution(analysis.linear, image)
     if preset in analysis.networks:
         inner = writer.scalar("Mul", writer.clip(image, -0.75, 0.75), 4.0)
         network = analysis.networks[preset]
-        assert isinstance(network, ResidualAnalysis)
-        detail = writer.module(network.layers, inner, 3)
-        y = writer.node("Add", y, writer.scalar("Mul", detail, 4.0))
+        layers = network.layers if isinstance(network, ResidualAnalysis) else network
+        detail = writer.scalar("Mul", writer.module(layers, inner, 3), 4.0)
+        y = writer.node("Add", y, detail) if y else detail
     gained = writer.node("Mul", y, writer.gains(gains, quality))
     z = writer.module(hyper.layers, writer.node("Log", writer.scalar("Add", writer.node("Abs", gained), 1.0)))
     for x, low, high, name, channels in (

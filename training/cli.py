@@ -27,9 +27,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--presets",
         nargs="+",
-        choices=("swift", "lite", "light"),
+        choices=("swift", "lite", "light", "cosmic", "cosmic-cam"),
         default=["swift", "lite", "light"],
-        help="analyses to train together, for one prior and one synthesis (default: all)",
+        help="analyses to train together, for one prior and one synthesis (default: swift lite light)",
     )
     parser.add_argument(
         "--start-from", type=Path, metavar="CHECKPOINT", help="begin with the weights of another run's checkpoint"

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from perigee.bitstream import prior as P
 from perigee.bitstream.profile import BLOCK, KNOTS
-from perigee.models.codec.flight import Analysis, Gains, HyperAnalysis, Synthesis
+from perigee.models.codec.flight import COSMIC_CAM, Analysis, Gains, HyperAnalysis, Synthesis
 from perigee.models.codec.prior import TrainedPrior
 
 SIGMA_MIN, SIGMA_MAX = 0.11, 96.0
@@ -118,7 +118,8 @@ class Codec(nn.Module):
         latents = self.config.prior.latents
         basis = vectors.flip(1)[:, :latents].T.float().reshape(latents, 3, BLOCK, BLOCK)
         self.analysis.linear.weight.copy_(basis)
-        self.synthesis.linear.weight.copy_(basis)
+        # latents that are no transform coefficients have nothing to gain from the inverse transform
+        self.synthesis.linear.weight.copy_(basis if set(self.config.presets) - set(COSMIC_CAM) else 0 * basis)
         deviation = values.flip(0)[:latents].clamp_min(0).sqrt().float()
         self.synthesis.input_scale.copy_(1 / (deviation + 0.1))
 

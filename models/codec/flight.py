@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perigee.bitstream.profile import BLOCK, KNOTS
+from perigee.models.codec.reference import CamForm, CosmicAnalysis
 
 Stages = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 
@@ -25,6 +26,10 @@ ANALYSIS_STAGES: dict[str, Stages | None] = {
     "lite": ((64, 1), (96, 2), (160, 2)),
     "light": ((96, 2), (128, 4), (192, 4)),
 }
+# COSMIC's encoder in place of linear path and network: N = 96, without and with CAM
+COSMIC_CHANNELS = 96
+COSMIC_CAM: dict[str, CamForm | None] = {"cosmic": None, "cosmic-cam": "depthwise"}
+PRESETS = (*ANALYSIS_STAGES, *COSMIC_CAM)
 
 
 def start_small(layer: nn.Conv2d, std: float) -> nn.Conv2d:
@@ -88,34 +93,42 @@ class ResidualAnalysis(nn.Module):
 
 
 class Analysis(nn.Module):
-    """Image to latents before the gain: the linear path in fp32, plus one preset's network (bf16 in training)."""
+    """Image to latents before the gain: the linear path in fp32, plus one preset's network (bf16 in training).
+
+    The presets ``cosmic`` and ``cosmic-cam``, which the flight network is compared with, have no linear path.
+    """
 
     def __init__(self, presets: Sequence[str], latents: int) -> None:
         super().__init__()
         self.presets = tuple(presets)
         self.linear = nn.Conv2d(3, latents, BLOCK, stride=BLOCK, bias=False)
-        networks = {name: ANALYSIS_STAGES[name] for name in presets}
-        self.networks = nn.ModuleDict(
-            {name: ResidualAnalysis(stages, latents) for name, stages in networks.items() if stages is not None}
-        )
+        self.networks = nn.ModuleDict()
+        for name in presets:
+            stages = ANALYSIS_STAGES.get(name)
+            if name in COSMIC_CAM:
+                self.networks[name] = CosmicAnalysis(COSMIC_CHANNELS, latents, COSMIC_CAM[name])
+            elif stages is not None:
+                self.networks[name] = ResidualAnalysis(stages, latents)
 
     def forward(self, x: Tensor, preset: str | None = None, autocast: bool = False) -> Tensor:
         """With the named preset, or with all in turn: the batch in as many parts as there are presets."""
-        x = x - 0.5
-        y: Tensor = self.linear(x)
-        # outliers beyond the nominal range travel on the linear path alone
-        nominal = 4 * x.clamp(-0.75, 0.75)
         presets = self.presets if preset is None else (preset,)
-        parts = []
-        for name, part, linear in zip(
-            presets, nominal.tensor_split(len(presets)), y.tensor_split(len(presets)), strict=True
-        ):
-            if name in self.networks and len(part):
-                with torch.autocast(x.device.type, torch.bfloat16, enabled=autocast):
-                    detail = self.networks[name](part)
-                linear = linear + 4 * detail.float()
-            parts.append(linear)
+        parts = [
+            self._one(part, name, autocast)
+            for name, part in zip(presets, (x - 0.5).tensor_split(len(presets)), strict=True)
+            if len(part)
+        ]
         return torch.cat(parts)
+
+    def _one(self, x: Tensor, preset: str, autocast: bool) -> Tensor:
+        y: Tensor | float = 0.0 if preset in COSMIC_CAM else self.linear(x)
+        if preset in self.networks:
+            # outliers beyond the nominal range travel on the linear path alone
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=autocast):
+                detail = self.networks[preset](4 * x.clamp(-0.75, 0.75))
+            y = y + 4 * detail.float()
+        assert isinstance(y, Tensor)
+        return y
 
 
 class HyperAnalysis(nn.Module):

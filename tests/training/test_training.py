@@ -12,6 +12,8 @@ from perigee.benchmarks.codec import ArrayCodec
 from perigee.bitstream import format as fmt
 from perigee.bitstream.errors import ProfileError, RasterError
 from perigee.bitstream.profile import load_profile
+from perigee.engines.onnxruntime import FlightEngine
+from perigee.engines.torch import TorchFlightEngine
 from perigee.export.profile import export_profile
 from perigee.models.codec.codec import Codec, CodecConfig, loss_of
 from perigee.training import cli
@@ -76,6 +78,22 @@ def test_its_export_is_a_profile_that_decodes(run, tmp_path, tiles):
         profile.analysis("light")
     with pytest.raises(ProfileError, match="already"):
         export_profile(out / "checkpoint.pt", tmp_path / "p", "p")
+
+
+def test_cosmics_encoder_trains_and_flies(folder, tmp_path, tiles):
+    """The published encoder, with and without its attention, through training, export and both engines."""
+    presets = ["cosmic", "cosmic-cam"]
+    common = ["--data", str(folder), "--presets", *presets, "--batch", "2", "--crop", "64", "--minutes", "0.03"]
+    assert cli.main([str(tmp_path / "run"), *common]) == 0
+    manifest = export_profile(tmp_path / "run" / "checkpoint.pt", tmp_path / "p", "p")
+    assert max(manifest["parity"]["latents_differing"]) < 20
+    image = np.asarray(Image.open(tiles[0])).transpose(2, 0, 1)[None].astype(np.float32) / 255
+    profile = load_profile(tmp_path / "p")
+    for preset in presets:
+        (q1, _), (q2, _) = (
+            engine(profile, 2, analysis=preset).analyse(image, 200) for engine in (FlightEngine, TorchFlightEngine)
+        )
+        assert (q1 != q2).mean() < 1e-3 and q1.any()
 
 
 def test_a_start_from_the_klt_is_a_working_codec(folder):
