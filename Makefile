@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check check-native bench clean
 
 # The demo flies and lands without torch.
 $(VENV)/demo-ready: pyproject.toml $(wildcard bitstream/csrc/*)
@@ -31,6 +31,13 @@ check: $(VENV)/dev-ready
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python tests/check_wheel.py
+
+# The compiled coder and prior under sanitisers: mutated segments, priors of odd sizes.
+FUZZ_SEGMENTS ?= 1000000
+check-native:
+	mkdir -p build
+	$(CC) -g -O1 -Wall -Wextra -fsanitize=address,undefined -fno-sanitize-recover=all -o build/fuzz tests/native/fuzz.c
+	build/fuzz $(FUZZ_SEGMENTS)
 
 bench: $(VENV)/dev-ready
 	$(BIN)/python -m perigee.benchmarks.flops

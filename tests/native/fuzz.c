@@ -1,0 +1,147 @@
+/* Random and mutated segments through the compiled coder, random latents through the compiled prior, under sanitisers:
+ * `make check-native`. Argument: number of segments (default 1,000,000). Any finding aborts; so does a segment that does
+ * not come back as it was encoded when nothing was mutated. */
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "../../bitstream/csrc/coder.c"
+#include "../../bitstream/csrc/prior.c"
+
+enum { MOST = 96, CHANNELS = 64, WORDS = 4 * MOST + 64 };
+
+static uint64_t seed = 88172645463325252u;
+
+static uint32_t any(uint32_t below) {
+    seed ^= seed << 13, seed ^= seed >> 7, seed ^= seed << 17;
+    return (uint32_t)(seed >> 32) % below;
+}
+
+static uint32_t *cumulated, starts[TABLES + CHANNELS], entries[TABLES + CHANNELS];
+static uint16_t coarse[(TABLES + CHANNELS) * COARSE];
+
+/* Tables of random sizes and random frequencies, each at least 1, that sum to 65536. */
+static Tables make_tables(void) {
+    size_t used = 0;
+    cumulated = malloc(sizeof *cumulated * (TABLES + CHANNELS) * 1032);
+    for (uint32_t t = 0; t < TABLES + CHANNELS; t++) {
+        const uint32_t reach = t < TABLES ? 1 + any(t % 16 ? 12 : 500) : 63;
+        uint32_t left = 65536, *row = cumulated + used;
+        entries[t] = 2 * reach + 3, starts[t] = (uint32_t)used, row[0] = 0;
+        for (uint32_t e = 0; e < entries[t]; e++) {
+            const uint32_t rest = entries[t] - e - 1, most = (left - rest) / (any(4) ? 3 : 1) + 1;
+            const uint32_t f = rest ? 1 + any(most < left - rest ? most : left - rest) : left;
+            left -= f, row[e + 1] = row[e] + f;
+        }
+        for (uint32_t i = 0, e = 0; i < COARSE; i++) {
+            while (row[e + 1] <= i * 256) e++;
+            coarse[t * COARSE + i] = (uint16_t)e;
+        }
+        used += entries[t] + 1;
+    }
+    return (Tables){cumulated, starts, coarse, entries};
+}
+
+static void segment(const Tables *t) {
+    const uint32_t count = 1 + any(MOST), first = TABLES + any(CHANNELS - 2);
+    int32_t values[MOST], table[MOST], mean[MOST], z[6], got[MOST], got_z[6];
+    uint32_t order[MOST], *words = malloc(sizeof *words * WORDS);
+    for (uint32_t i = 0; i < count; i++) {
+        table[i] = (int32_t)any(TABLES), mean[i] = (int32_t)any(8192) - 4096;
+        values[i] = any(20) ? mean[i] / 16 + (int32_t)any(9) - 4 : (int32_t)any(65536) - 32768;
+    }
+    for (int i = 0; i < 6; i++) z[i] = (int32_t)any(129);
+    Coder c = {0, words, WORDS, WORDS};
+    int bad = perigee_push_pass(&c, t, count, values, table, mean, order) || perigee_push_runs(&c, t, first, 2, 3, z) ||
+              perigee_flush(&c);
+    if (bad) abort();
+    const uint64_t length = WORDS - c.position;
+    const uint32_t kind = any(8), kept = kind == 1 ? any((uint32_t)length + 1) : (uint32_t)length;
+    uint32_t *cut = malloc(sizeof *cut * (kept ? kept : 1)); /* of the very size, so that a read beyond is seen */
+    memcpy(cut, words + c.position, sizeof *cut * kept);
+    if (kind > 1 && kept) /* most segments: some bits turned, or words of noise */
+        for (uint32_t i = 1 + any(4); i--;) {
+            uint32_t *word = &cut[any(kept)];
+            *word = kind < 6 ? *word ^ 1u << any(32) : any(0xFFFFFFFFu);
+        }
+    if (kind == 7) /* predictions that no prior makes */
+        for (uint32_t i = 0; i < count; i++) table[i] = (int32_t)any(0xFFFFFFFFu);
+    Coder d = {0, cut, 0, kept};
+    while (d.position < kept && d.state < UINT64_C(1) << 32) d.state = d.state << 32 | cut[d.position++];
+    perigee_pop_runs(&d, t, first, 2, 3, got_z);
+    const int status = perigee_pop_pass(&d, t, count, got, table, mean, order);
+    if (kind == 0 && (status || memcmp(got, values, sizeof *got * count) || memcmp(got_z, z, sizeof z))) abort();
+    if (kind == 7) perigee_push_pass(&d, t, count, got, table, mean, order);
+    free(cut), free(words);
+}
+
+static void *filled(size_t bytes) {
+    uint8_t *out = malloc(bytes);
+    for (size_t i = 0; i < bytes; i++) out[i] = (uint8_t)any(256);
+    return out;
+}
+
+static Layer make_layer(int32_t packing, int32_t inputs, int32_t outputs, int32_t kernel) {
+    const int32_t group = packing == QUADS_VNNI ? 4 : packing == PAIRS_AVX2 ? 2 : 1;
+    const int32_t width = kernel > 1 ? outputs : (int32_t)padded((size_t)outputs);
+    const int32_t depth = kernel > 1 ? kernel * kernel : (inputs + group - 1) / group * group;
+    const size_t count = (size_t)depth * (size_t)width;
+    int32_t *bias = calloc((size_t)width, sizeof *bias), *shift = calloc((size_t)width, sizeof *shift);
+    void *weight = filled(count * (kernel > 1 || group == 2 ? 2 : group == 1 ? 4 : 1));
+    for (size_t i = 0; i < count; i++) {
+        const int32_t w = (int32_t)any(255) - 127;
+        if (kernel > 1 || group == 2) ((int16_t *)weight)[i] = (int16_t)w;
+        else if (group == 1) ((float *)weight)[i] = (float)w;
+    }
+    for (int32_t i = 0; i < width; i++) bias[i] = (int32_t)any(9999) - 5000, shift[i] = (int32_t)any(24);
+    return (Layer){weight, bias, shift, kernel > 1 ? inputs : depth, outputs, width, kernel};
+}
+
+/* A prior of odd sizes, every pass of it, in exactly the memory that it asks for. */
+static void prior(int32_t packing) {
+    const int32_t slices = 1 + (int32_t)any(3), hyper = 1 + (int32_t)any(70), context = 1 + (int32_t)any(70);
+    const int32_t head = 1 + (int32_t)any(70), hyper_latents = 1 + (int32_t)any(40);
+    const uint32_t rows = 4 * (1 + any(4)), cols = 4 * (1 + any(4));
+    int32_t first[5] = {0};
+    for (int32_t i = 0; i < slices; i++) first[i + 1] = first[i] + 1 + (int32_t)any(50);
+    Layer layers[PASSES + 6 * PER_PASS] = {{0}};
+    layers[UP1] = make_layer(packing, hyper_latents, 4 * hyper, 1), layers[DEPTH1] = make_layer(packing, hyper, hyper, 3);
+    layers[UP2] = make_layer(packing, hyper, 4 * hyper, 1), layers[DEPTH2] = make_layer(packing, hyper, hyper, 3);
+    layers[MIX] = make_layer(packing, hyper + 1, hyper, 1);
+    for (int32_t k = 0; k < 2 * slices; k++) {
+        const int32_t seen = k % 2 ? first[k / 2 + 1] : first[k / 2];
+        Layer *l = layers + PASSES + PER_PASS * k;
+        if (seen) l[CONTEXT] = make_layer(packing, seen, context, 1), l[DEPTH] = make_layer(packing, context, context, 5);
+        l[HEAD1] = make_layer(packing, hyper + (seen ? context : 0), head, 1), l[HEAD2] = make_layer(packing, head, head, 1);
+        l[OUT] = make_layer(packing, head, 2 * (first[k / 2 + 1] - first[k / 2]), 1);
+    }
+    const Model m = {first[slices], hyper_latents, hyper, context, head, 2 * slices, packing, first, layers};
+    const size_t positions = (size_t)rows * cols;
+    int32_t *z = malloc(sizeof *z * positions / 16 * (size_t)hyper_latents);
+    for (size_t i = 0; i < positions / 16 * (size_t)hyper_latents; i++) z[i] = (int32_t)any(129) - 64;
+    int32_t *q = malloc(sizeof *q * positions * (size_t)m.latents);
+    for (size_t i = 0; i < positions * (size_t)m.latents; i++) q[i] = (int32_t)any(65536) - 32768;
+    uint8_t *scratch = filled(perigee_prior_scratch(&m, rows, cols)), *features = filled(positions * padded((size_t)hyper));
+    perigee_prior_features(&m, z, any(33), rows, cols, features, scratch);
+    for (uint32_t k = 0; k < (uint32_t)m.passes; k++) {
+        const size_t size = (size_t)(first[k / 2 + 1] - first[k / 2]) * positions / 2;
+        int32_t *table = malloc(sizeof *table * size), *mean = malloc(sizeof *mean * size);
+        perigee_prior_pass(&m, k, features, q, rows, cols, table, mean, scratch);
+        for (size_t i = 0; i < size; i++)
+            if ((uint32_t)table[i] >= TABLES || mean[i] < OUT_MIN || mean[i] > OUT_MAX) abort();
+        free(table), free(mean);
+    }
+    for (int i = 0; i < PASSES + 6 * PER_PASS; i++)
+        free((void *)layers[i].weight), free((void *)layers[i].bias), free((void *)layers[i].shift);
+    free(z), free(q), free(scratch), free(features);
+}
+
+int main(int argc, char **argv) {
+    const long count = argc > 1 ? atol(argv[1]) : 1000000;
+    const Tables tables = make_tables();
+    for (long i = 0; i < count; i++) segment(&tables);
+    const int best = perigee_prior_packing();
+    for (long i = 0; i < count / 5000 + 1; i++) prior((int32_t)(i % (best + 1)));
+    printf("%ld segments, %ld priors in packings 0 to %d: no finding\n", count, count / 5000 + 1, best);
+    free(cumulated);
+    return 0;
+}
