@@ -24,6 +24,7 @@ from perigee.benchmarks.common import Pixels, decode_pillow, image_paths, jpeg20
 from perigee.benchmarks.points import OURS, Point, profile_labels, read_points, split_profile
 from perigee.benchmarks.summary import group, image_bd_rates
 from perigee.bitstream.errors import PerigeeError
+from perigee.bitstream.profile import DEFAULT_PROFILE
 
 RATES_BPP = (0.15, 0.3, 0.6)
 TOLERANCE = 0.03
@@ -207,7 +208,7 @@ def main() -> None:
     add("--count", type=int, default=3, help="how many of the worst (default %(default)s)")
     add("--against", default="jpeg2000", help="codec for the BD-rate of the worst (default %(default)s)")
     add("--data", type=Path, action="append", default=[], help="folder in which the CSV's images are (repeatable)")
-    add("--profile", default="lite", metavar="NAME[:ANALYSIS]", help="name or folder (default %(default)s)")
+    add("--profile", default=DEFAULT_PROFILE, metavar="NAME[:ANALYSIS]", help="name or folder (default %(default)s)")
     add("--rates", type=float, nargs="+", default=list(RATES_BPP), help="bits per pixel (default %(default)s)")
     add("--crop", type=int, default=128, help="side of the window in pixels (default %(default)s)")
     add("--zoom", type=int, default=2, help="panel pixels for one of the image (default %(default)s)")

@@ -26,6 +26,7 @@ from tqdm import tqdm
 from perigee.benchmarks.classifier import Backbone, Classifier, cross_validate, fit, load_classifier
 from perigee.benchmarks.codec import ArrayCodec
 from perigee.benchmarks.common import SUFFIXES, Pixels, decode_pillow, jpeg2000, read_rgb, table, write_report
+from perigee.bitstream.profile import DEFAULT_PROFILE
 
 RATES_BPP = (0.1, 0.25, 0.5)
 NORMAL_95 = 1.959964
@@ -166,7 +167,7 @@ def main() -> None:
     )
     parser.add_argument("--backbone", type=Path, required=True, help="ONNX file of LPIPS with SqueezeNet")
     parser.add_argument("--cache", type=Path, help="file (.npz) to keep the trained classifier in")
-    parser.add_argument("--profile", default="lite", help="name or folder (default %(default)s)")
+    parser.add_argument("--profile", default=DEFAULT_PROFILE, help="name or folder (default %(default)s)")
     parser.add_argument("--analysis", help="which of the profile's analyses (default: the profile's)")
     parser.add_argument("--threads", type=int, help="of all networks (default: all cores)")
     parser.add_argument("--limit", type=int, help="judge only the first N tiles of each class")

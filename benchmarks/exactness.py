@@ -21,7 +21,7 @@ from perigee.bitstream import compiled
 from perigee.bitstream import prior as P
 from perigee.bitstream.coders import available_coders
 from perigee.bitstream.entropy import decode_symbols, encode_symbols
-from perigee.bitstream.profile import HYPER_BLOCK, Profile, find_profile
+from perigee.bitstream.profile import DEFAULT_PROFILE, HYPER_BLOCK, Profile, find_profile
 from perigee.engines.onnxruntime import FlightEngine, GraphPrior, GroundEngine, OnnxRuntimeGraph
 from perigee.engines.torch import TorchFlightEngine, TorchGroundEngine
 from perigee.onboard.encoder import pad_to_multiple, quality_step_of
@@ -238,7 +238,7 @@ def main() -> None:
     parser.add_argument(
         "--data", type=Path, action="append", help="folder of tiles (repeatable; default: the bundled sample)"
     )
-    parser.add_argument("--profile", default="lite", help="name or folder (default %(default)s)")
+    parser.add_argument("--profile", default=DEFAULT_PROFILE, help="name or folder (default %(default)s)")
     parser.add_argument("--limit", type=int, help="only the first N tiles of a folder")
     parser.add_argument("--out", type=Path, default=Path("build/exactness.json"), help="JSON report")
     args = parser.parse_args()

@@ -21,6 +21,7 @@ from perigee.benchmarks.codec import ArrayCodec
 from perigee.benchmarks.common import images, sample_folder
 from perigee.bitstream import format as fmt
 from perigee.bitstream.errors import PerigeeError
+from perigee.bitstream.profile import DEFAULT_PROFILE
 from perigee.engines.onnxruntime import GroundEngine
 from perigee.ground.decoder import SceneDecoder
 
@@ -133,7 +134,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=2000, help="mutations (default %(default)s)")
     parser.add_argument("--url", help="send them to a running service instead")
-    parser.add_argument("--profile", default="lite", help="name or folder (default %(default)s)")
+    parser.add_argument("--profile", default=DEFAULT_PROFILE, help="name or folder (default %(default)s)")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     codec = ArrayCodec(args.profile)

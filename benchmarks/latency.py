@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from perigee.benchmarks.codec import ArrayCodec
 from perigee.benchmarks.common import images, jpeg2000, sample_folder, table, write_report
+from perigee.bitstream.profile import DEFAULT_PROFILE
 from perigee.onboard.encoder import Timings
 
 RATES_BPP = (0.25, 0.5, 1.0)
@@ -122,7 +123,7 @@ def main() -> None:
         "--data", type=Path, action="append", help="folder of 256x256 tiles (repeatable; default: the bundled sample)"
     )
     parser.add_argument("--scenes", type=Path, help="folder of larger images for ground decoding (default: the tiles)")
-    parser.add_argument("--profile", default="lite", help="name or folder (default %(default)s)")
+    parser.add_argument("--profile", default=DEFAULT_PROFILE, help="name or folder (default %(default)s)")
     parser.add_argument("--limit", type=int, help="only the first N tiles of a folder")
     parser.add_argument("--repeats", type=int, default=5, help="runs of each measurement (default %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("build/latency.json"), help="JSON report")

@@ -32,6 +32,7 @@ from perigee.benchmarks.published import COLUMNS, DIFFERENCES, beside_ldm_rsic
 from perigee.benchmarks.summary import SUMMARY_COLUMNS, Group, by_image, group, image_table, measures_of, summarise
 from perigee.benchmarks.video import MissingAnchorError
 from perigee.bitstream.errors import PerigeeError
+from perigee.bitstream.profile import DEFAULT_PROFILE
 
 REFERENCES = ("jpeg2000", "hevc")
 UC_MERCED = "ucm"
@@ -78,7 +79,7 @@ def parser() -> argparse.ArgumentParser:
         "--profile",
         action="append",
         metavar="NAME[:ANALYSIS]",
-        help="name or folder, with one of its analyses (repeatable; default: lite)",
+        help="name or folder, with one of its analyses (repeatable; default: " + DEFAULT_PROFILE + ")",
     )
     add(
         "--anchors",
@@ -116,7 +117,7 @@ def measured(args: argparse.Namespace, folders: list[Path], anchors: list[str]) 
         complete = point.luma_psnr == point.luma_psnr and (not args.lpips or point.lpips == point.lpips)
         if point.codec in anchors and (complete or ANCHORS[point.codec].luma_only):
             known.setdefault((point.folder, point.image, point.codec), []).append(point)
-    profiles = tuple(profile_labels(args.profile or ["lite"]))
+    profiles = tuple(profile_labels(args.profile or [DEFAULT_PROFILE]))
     tasks, reused = [], []
     for folder in folders:
         paths = image_paths(folder)[: args.limit]

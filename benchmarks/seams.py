@@ -34,7 +34,7 @@ from perigee.benchmarks.codec import ArrayCodec
 from perigee.benchmarks.common import Pixels, images, psnr, sample_folder, table, write_report
 from perigee.bitstream import format as fmt
 from perigee.bitstream.prior import IntArray
-from perigee.bitstream.profile import BLOCK, HYPER_BLOCK, Profile
+from perigee.bitstream.profile import BLOCK, DEFAULT_PROFILE, HYPER_BLOCK, Profile
 from perigee.engines.onnxruntime import FlightEngine
 from perigee.ground.decoder import SceneDecoder
 from perigee.onboard.encoder import Encoder, FloatArray, quality_step_of
@@ -234,7 +234,7 @@ def main() -> None:
         "--scenes", type=Path, default=sample_folder(),
         help="folder of 8-bit RGB images with sides of at least one and a half patches (default: the bundled sample)",
     )  # fmt: skip
-    parser.add_argument("--profile", default="lite", help="name or folder (default %(default)s)")
+    parser.add_argument("--profile", default=DEFAULT_PROFILE, help="name or folder (default %(default)s)")
     parser.add_argument("--analysis", help="which of the profile's analyses (default: the profile's)")
     parser.add_argument("--quality", type=float, nargs="+", default=[30, 70], help="qualities (default 30 70)")
     parser.add_argument(

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from perigee.benchmarks.codec import ArrayCodec
 from perigee.benchmarks.common import images, psnr, sample_folder, table, write_report
+from perigee.bitstream.profile import DEFAULT_PROFILE
 
 SPAN_BPP = (0.06, 2.0)
 
@@ -119,7 +120,7 @@ def main() -> None:
         action="append",
         help="folder of 8-bit RGB images (repeatable; default: the bundled sample)",
     )
-    parser.add_argument("--profile", default="lite", help="name or folder (default %(default)s)")
+    parser.add_argument("--profile", default=DEFAULT_PROFILE, help="name or folder (default %(default)s)")
     parser.add_argument("--analysis", help="which of the profile's analyses (default: the profile's)")
     parser.add_argument("--step", type=float, default=5, help="from one quality to the next (default %(default)s)")
     parser.add_argument("--threads", type=int, help="of all networks (default: all cores)")

@@ -40,6 +40,7 @@ RESERVED_MODES = {
     6: "residual layer",
 }
 CUT_FLAG = 0x10
+LINEAR_FLAG = 0x20  # q is the profile\'s linear transform rounded, and nothing else: the ground can hold on to it
 
 DTYPES = {1: "uint8", 2: "uint16", 3: "int16"}
 DTYPE_CODES = {name: code for code, name in DTYPES.items()}
@@ -117,6 +118,7 @@ class Segment(NamedTuple):
     checksum: int = 0
     words: npt.NDArray[np.uint32] = np.zeros(0, np.uint32)
     cut: bool = False
+    linear: bool = False
 
 
 @dataclass
@@ -217,7 +219,8 @@ def read_chunk(data: bytes, limits: Limits = DEFAULT_LIMITS) -> tuple[int, bytes
 
 def write_segment(segment: Segment) -> bytes:
     """The chunk of a segment."""
-    payload = write_varint(segment.unit) + bytes([segment.mode | (CUT_FLAG if segment.cut else 0)])
+    flags = (CUT_FLAG if segment.cut else 0) | (LINEAR_FLAG if segment.linear else 0)
+    payload = write_varint(segment.unit) + bytes([segment.mode | flags])
     if segment.mode == NETWORK:
         payload += bytes([segment.quality_step]) + segment.checksum.to_bytes(2, "little")
         payload += segment.words.astype("<u4").tobytes()
@@ -390,8 +393,8 @@ def _segment(payload: memoryview, start: int) -> Segment:
     mode, flags = payload[at] & 15, payload[at] & 0xF0
     if mode in RESERVED_MODES or mode > max(RESERVED_MODES):
         raise UnsupportedError(f"patch mode {mode} ({RESERVED_MODES.get(mode, 'unknown')})", start)
-    if flags & ~CUT_FLAG:
-        raise UnsupportedError(f"segment flags {flags:#04x}, this reader knows {CUT_FLAG:#04x}", start)
+    if flags & ~(CUT_FLAG | LINEAR_FLAG):
+        raise UnsupportedError(f"segment flags {flags:#04x}, this reader knows {CUT_FLAG | LINEAR_FLAG:#04x}", start)
     body = payload[at + 1 :]
     if mode != NETWORK:
         if len(body) or flags:
@@ -402,4 +405,5 @@ def _segment(payload: memoryview, start: int) -> Segment:
     if body[0] > 250:
         raise FormatError(f"quality step {body[0]}, accepted are 0 to 250", start)
     words = np.frombuffer(body[3:], "<u4").astype(np.uint32)
-    return Segment(unit, mode, body[0], int.from_bytes(body[1:3], "little"), words, bool(flags & CUT_FLAG))
+    checksum = int.from_bytes(body[1:3], "little")
+    return Segment(unit, mode, body[0], checksum, words, bool(flags & CUT_FLAG), bool(flags & LINEAR_FLAG))

@@ -22,14 +22,24 @@ import numpy as np
 import numpy.typing as npt
 
 from perigee.bitstream.errors import ProfileError
-from perigee.bitstream.prior import IntArray, Layer, NumpyPrior, Prediction, PriorEngine, Widths, check_accumulators
+from perigee.bitstream.prior import (
+    QUALITY_STEPS,
+    IntArray,
+    Layer,
+    NumpyPrior,
+    Prediction,
+    PriorEngine,
+    Widths,
+    check_accumulators,
+)
 from perigee.bitstream.tables import Tables
 
 CONTRACT_FILE = "contract.npz"
 SELF_TEST_FILE = "selftest.npz"
+CONSISTENCY_FILE = "consistency.onnx"
 MANIFEST_FILE = "manifest.json"
 MANIFEST_VERSION = 1
-DEFAULT_ANALYSIS = "lite"
+DEFAULT_PROFILE, DEFAULT_ANALYSIS = "flight", "swift"
 CONTRACT_MAX_BYTES = 16 << 20
 DIGEST_BYTES = 8
 BLOCK = 16
@@ -74,6 +84,12 @@ class Contract:
     def digest(self) -> bytes:
         """The 8 bytes that a stream's header carries."""
         return contract_digest(self.arrays())
+
+    def gains(self, quality_step: int) -> npt.NDArray[np.float32]:
+        """Gain of every latent channel at Q = 0..250, float32 [latents]: log-linear between the knots."""
+        position = quality_step * (KNOTS - 1) / QUALITY_STEPS
+        weights = np.maximum(1 - np.abs(position - np.arange(KNOTS)), 0)
+        return np.asarray(np.exp(weights @ self.gain_knots.astype(np.float64)), np.float32)
 
     def reference(self, dtype: type = np.int64) -> NumpyPrior:
         """The numpy prior: int64 is the arbiter, float64 and float32 the same integers faster."""
@@ -140,8 +156,12 @@ class Profile:
         found = self.manifest.get("analyses") or {str(self.manifest.get("preset")): "analysis.onnx"}
         return dict(found)
 
+    def is_linear(self, preset: str) -> bool:
+        """Whether an analysis is the linear transform of ``consistency.onnx`` and nothing else."""
+        return preset in self.manifest.get("linear", [])
+
     def analysis(self, preset: str | None = None) -> tuple[str, Path]:
-        """Name and checked graph file of one analysis; ``None`` takes ``lite``, or the first. Raises ProfileError."""
+        """Name and checked graph file of one analysis; ``None`` takes ``swift``, or the first. Raises ProfileError."""
         known = self.analyses
         name = preset or (DEFAULT_ANALYSIS if DEFAULT_ANALYSIS in known else next(iter(known)))
         if name not in known:

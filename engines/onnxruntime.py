@@ -28,7 +28,7 @@ from perigee.bitstream.prior import (
     split_outputs,
     unhalf,
 )
-from perigee.bitstream.profile import Profile
+from perigee.bitstream.profile import CONSISTENCY_FILE, Profile
 
 FloatArray = npt.NDArray[np.float32]
 Graph = Any  # callable: dict of arrays -> list of arrays
@@ -140,6 +140,7 @@ class FlightEngine:
     ) -> None:
         self.profile = profile
         self.analysis, file = profile.analysis(analysis)
+        self.linear = profile.is_linear(self.analysis)
         self._analysis = graph(file, threads)
         self.prior = _compiled_prior(profile, graph, compiled_prior) or GraphPrior(
             profile.contract.widths, graph(profile.file("prior.onnx"), threads)
@@ -179,6 +180,9 @@ class GroundEngine:
             profile.self_test(self.prior)
         self._reconstruction = graph(profile.file("reconstruction.onnx"), threads)
         self._synthesis = graph(profile.file("synthesis.onnx"), threads)
+        self._consistency = None
+        if CONSISTENCY_FILE in profile.manifest["files"]:
+            self._consistency = graph(profile.file(CONSISTENCY_FILE), threads)
 
     def predict(self, z: IntArray, q: IntArray, quality_step: int) -> Predicted:
         """The prior's means and scale indices where all latents are known."""
@@ -204,4 +208,15 @@ class GroundEngine:
     def synthesise(self, latents: FloatArray) -> FloatArray:
         """Images float32 [N, 3, 16H, 16W], nominally 0..1, of latents [N, latents + 1, H, W]."""
         out: FloatArray = self._synthesis({"latents": latents})[0]
+        return out
+
+    def consistent(self, image: FloatArray, low: FloatArray, high: FloatArray) -> FloatArray:
+        """The image moved to where its linear transform lies within ``low``..``high``, float32 [N, latents, H/16, W/16].
+
+        The original lies there too, so each step is towards it (projection onto convex sets). Unchanged where the profile
+        has no linear analysis.
+        """
+        if self._consistency is None:
+            return image
+        out: FloatArray = self._consistency({"image": image, "low": low, "high": high})[0]
         return out

@@ -274,6 +274,22 @@ def write_analysis(analysis: Analysis, preset: str, gains: Gains, hyper: HyperAn
     writer.save(path)
 
 
+def write_consistency(linear: nn.Conv2d, path: Path) -> None:
+    """Image [N, 3, 16H, 16W] and bounds [N, latents, H, W] of its linear transform to the nearest image within them."""
+    writer = GraphWriter("consistency")
+    latents = linear.out_channels
+    image = writer.input("image", ["N", 3, "Y", "X"])
+    low, high = (writer.input(name, ["N", latents, "H", "W"]) for name in ("low", "high"))
+    y = writer.convolution(linear, writer.scalar("Sub", image, 0.5))
+    missing = writer.node("Sub", writer.node("Max", writer.node("Min", y, high), low), y)
+    inverse = np.linalg.pinv(linear.weight.detach().double().numpy().reshape(latents, -1))
+    step = writer.node(
+        "Conv", missing, writer.constant(inverse.astype(np.float32)[:, :, None, None]), kernel_shape=[1, 1]
+    )
+    writer.output(writer.node("Add", image, writer.depth_to_space(step, BLOCK)), "consistent", ["N", 3, "Y", "X"])
+    writer.save(path)
+
+
 def write_reconstruction(reconstruction: Any, sigma_min: float, log_step: float, path: Path) -> None:
     """q, mean (latent steps), scale index [N, latents, H, W] and Q [N, 1] to latents and quality plane [N, latents + 1, H, W]."""
     writer = GraphWriter("reconstruction")

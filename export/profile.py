@@ -15,6 +15,8 @@ import perigee
 from perigee.bitstream.errors import ProfileError
 from perigee.bitstream.prior import QUALITY_STEPS, SCALE_COUNT, Widths, accumulator_bounds, layer_shapes
 from perigee.bitstream.profile import (
+    BLOCK,
+    CONSISTENCY_FILE,
     CONTRACT_FILE,
     MANIFEST_FILE,
     MANIFEST_VERSION,
@@ -24,9 +26,10 @@ from perigee.bitstream.profile import (
     load_profile,
 )
 from perigee.engines.onnxruntime import FlightEngine, GroundEngine
-from perigee.export.graph import write_analysis, write_prior, write_reconstruction, write_synthesis
+from perigee.export.graph import write_analysis, write_consistency, write_prior, write_reconstruction, write_synthesis
 from perigee.export.tables import make_tables
 from perigee.models.codec.codec import SIGMA_MAX, SIGMA_MIN, Codec, CodecConfig, sigma_of
+from perigee.models.codec.flight import ANALYSIS_STAGES
 
 PATCH_SIDE = 256
 LOG_STEP = math.log(SIGMA_MAX / SIGMA_MIN) / (SCALE_COUNT - 1)
@@ -49,8 +52,21 @@ def load_checkpoint(path: Path) -> tuple[Codec, dict[str, Any]]:
     return codec.eval(), training
 
 
-def _self_test(contract: Contract, seed: int = 20) -> dict[str, np.ndarray[Any, Any]]:
-    """Inputs and the int64 reference's answers: zeros, every input clamp hit, alternating extremes, random sizes of values."""
+def _landscape(rng: np.random.Generator, side: int) -> np.ndarray[Any, Any]:
+    """An image float32 [1, 3, side, side] in 0..1 with the spectrum of natural ones, of random contrast and colour."""
+    rows, cols = np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side)
+    falling = 1 / np.maximum(np.hypot(rows, cols), 1 / side) ** rng.uniform(0.8, 1.6)
+    shape = (3, side, side // 2 + 1)
+    bands = np.fft.irfft2((rng.normal(size=shape) + 1j * rng.normal(size=shape)) * falling, s=(side, side))
+    bands = bands.mean(0) + rng.uniform(0, 0.7) * (bands - bands.mean(0))
+    image = rng.uniform(0.15, 0.85, (3, 1, 1)) + rng.uniform(0.02, 0.3) * bands / bands.std()
+    return np.asarray(image.clip(0, 1)[None], np.float32)
+
+
+@torch.no_grad()
+def _self_test(contract: Contract, codec: Codec, seed: int = 20) -> dict[str, np.ndarray[Any, Any]]:
+    """Inputs and the int64 reference's answers: zeros, every input clamp hit, alternating extremes, random sizes of values,
+    and latents as landscapes have them, which wake the channels that noise leaves asleep."""
     rng = np.random.default_rng(seed)
     w = contract.widths
     side = 8
@@ -67,6 +83,10 @@ def _self_test(contract: Contract, seed: int = 20) -> dict[str, np.ndarray[Any, 
         for profile in (1.0, 4 * falling):
             hyper = np.round(rng.normal(0, 2 + spread / 4, shape_z)).clip(-64, 64)
             cases.append((np.round(rng.laplace(0, spread * profile, shape_q)), hyper, step))
+    for step in (15, 45, 75, 105, 135, 165, 195, 225):
+        image = torch.from_numpy(_landscape(rng, BLOCK * side))
+        y, latent_z = codec.latents(image, torch.full((1,), float(step)), codec.config.presets[0])
+        cases.append((np.rint(y[0].numpy()), np.rint(latent_z[0].numpy()).clip(-64, 64), step))
     q = np.stack([c[0] for c in cases]).astype(np.int16)
     z = np.stack([c[1] for c in cases]).astype(np.int8)
     steps = np.array([c[2] for c in cases], np.uint8)
@@ -135,13 +155,17 @@ def export_profile(checkpoint: Path, folder: Path, name: str, card: dict[str, An
         PATCH_SIDE,
     )
     np.savez_compressed(folder / CONTRACT_FILE, **contract.arrays())  # type: ignore[arg-type]
-    np.savez_compressed(folder / SELF_TEST_FILE, **_self_test(contract))  # type: ignore[arg-type]
+    np.savez_compressed(folder / SELF_TEST_FILE, **_self_test(contract, codec))  # type: ignore[arg-type]
     analyses = {preset: f"analysis-{preset}.onnx" for preset in codec.config.presets}
     for preset, file in analyses.items():
         write_analysis(codec.analysis, preset, codec.gains, codec.hyper, folder / file)
+    linear = [preset for preset in codec.config.presets if ANALYSIS_STAGES.get(preset, ...) is None]
+    if linear:
+        write_consistency(codec.analysis.linear, folder / CONSISTENCY_FILE)
     write_reconstruction(codec.reconstruction, SIGMA_MIN, LOG_STEP, folder / "reconstruction.onnx")
     write_synthesis(codec.synthesis, folder / "synthesis.onnx")
     files = [CONTRACT_FILE, SELF_TEST_FILE, *analyses.values(), "reconstruction.onnx", "synthesis.onnx"]
+    files += [CONSISTENCY_FILE] if linear else []
     files += write_prior(widths, contract.layers, folder)
     shapes = layer_shapes(widths)
     bounds = {n: int(accumulator_bounds(shapes[n], layer).max()) for n, layer in contract.layers.items()}
@@ -151,6 +175,7 @@ def export_profile(checkpoint: Path, folder: Path, name: str, card: dict[str, An
         "perigee": perigee.__version__,
         "contract": contract.digest.hex(),
         "analyses": analyses,
+        "linear": linear,
         "quality_lambda": [codec.config.lambda_min, codec.config.lambda_max],
         "training": training,
         "accumulator_proof": {"limit": 1 << 24, "largest": max(bounds.values()), "by_layer": bounds},

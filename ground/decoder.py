@@ -24,6 +24,7 @@ from perigee.engines.onnxruntime import GroundEngine
 
 MARGIN = 8  # latents on each side; the synthesis sees less than 8
 WINDOW_PATCHES = 4  # patches on the side of a synthesis window: the margin costs little and memory stays small
+HALF_STEP = 0.499  # of quantisation: a little inside, where float rounding cannot tip it over
 DTYPE_RANGE = {"uint8": (0, 255), "uint16": (0, 65535), "int16": (-32768, 32767)}
 
 
@@ -78,6 +79,9 @@ class SceneDecoder:
         if stream.ranges is None and self.header.dtype != "uint8":
             raise FormatError(f"a stream of {self.header.dtype} needs coding ranges")
         self._latents: dict[int, npt.NDArray[np.float32] | None] = {}
+        self._linear: dict[
+            int, npt.NDArray[np.int16]
+        ] = {}  # symbols of whole units that are a rounded linear transform
 
     def _metadata(self) -> Metadata:
         if self.damaged and self.stream.damage:
@@ -136,6 +140,8 @@ class SceneDecoder:
             try:
                 d = self.symbols(unit)
                 out = self.engine.reconstruct(d.q[None], d.mean[None], d.scale_index[None], segment.quality_step)[0]
+                if segment.linear and not segment.cut:
+                    self._linear[unit] = d.q.astype(np.int16)
             except BitstreamError as error:
                 if not self.damaged:
                     raise
@@ -143,26 +149,47 @@ class SceneDecoder:
         self._latents[unit] = out
         return out
 
+    def _patches(self, group: int, region: Region) -> Iterator[tuple[int, Any, Any]]:
+        """Units that touch ``region`` (in latents): number, and where their common rectangle lies in unit and region."""
+        h = self.header
+        side = h.patch_side // BLOCK
+        for row in range(region.top // side, (region.top + region.rows - 1) // side + 1):
+            for col in range(region.left // side, (region.left + region.cols - 1) // side + 1):
+                r0, r1 = max(row * side, region.top), min((row + 1) * side, region.top + region.rows)
+                c0, c1 = max(col * side, region.left), min((col + 1) * side, region.left + region.cols)
+                inner = np.s_[:, r0 - row * side : r1 - row * side, c0 - col * side : c1 - col * side]
+                outer = np.s_[:, r0 - region.top : r1 - region.top, c0 - region.left : c1 - region.left]
+                yield (row * h.grid[1] + col) * h.groups + group, inner, outer
+
     def _canvas(self, group: int, region: Region) -> npt.NDArray[np.float32] | None:
         """Stitched latents of the rectangle ``region`` (in latents), zero where there are none; None if all are."""
-        h = self.header
-        per_patch = h.patch_side // BLOCK
         channels = self.engine.profile.contract.widths.latents + 1
         out = None
-        for row in range(region.top // per_patch, (region.top + region.rows - 1) // per_patch + 1):
-            for col in range(region.left // per_patch, (region.left + region.cols - 1) // per_patch + 1):
-                part = self.latents((row * h.grid[1] + col) * h.groups + group)
-                if part is None:
-                    continue
-                if out is None:
-                    out = np.zeros((channels, region.rows, region.cols), np.float32)
-                top, left = row * per_patch, col * per_patch
-                r0, r1 = max(top, region.top), min(top + part.shape[1], region.top + region.rows)
-                c0, c1 = max(left, region.left), min(left + part.shape[2], region.left + region.cols)
-                out[:, r0 - region.top : r1 - region.top, c0 - region.left : c1 - region.left] = part[
-                    :, r0 - top : r1 - top, c0 - left : c1 - left
-                ]
+        for unit, inner, outer in self._patches(group, region):
+            part = self.latents(unit)
+            if part is None:
+                continue
+            if out is None:
+                out = np.zeros((channels, region.rows, region.cols), np.float32)
+            out[outer] = part[inner]
         return out
+
+    def _held_to_symbols(self, image: npt.NDArray[np.float32], group: int, region: Region) -> npt.NDArray[np.float32]:
+        """The image [3, 16 rows, 16 cols] of ``region`` (in latents), such that coding it again gives the received symbols.
+
+        That is possible where an analysis was linear: the original then lies in a convex set that the symbols describe.
+        """
+        contract = self.engine.profile.contract
+        shape = (contract.widths.latents, region.rows, region.cols)
+        low, high = np.full(shape, -np.inf, np.float32), np.full(shape, np.inf, np.float32)
+        bounded = False
+        for unit, inner, outer in self._patches(group, region):
+            q = self._linear.get(unit)
+            if q is not None:
+                step = 1 / contract.gains(self.stream.segments[unit].quality_step)[:, None, None]
+                low[outer], high[outer] = (q[inner] - HALF_STEP) * step, (q[inner] + HALF_STEP) * step
+                bounded = True
+        return self.engine.consistent(image[None], low[None], high[None])[0] if bounded else image
 
     def _latent_extent(self) -> tuple[int, int]:
         """Rows and columns of latents of the whole scene, the padding of its last patches included."""
@@ -184,7 +211,11 @@ class SceneDecoder:
         if canvas is None:  # nothing but empty, dropped or lost patches: the fill value will stand there
             return np.zeros((fmt.BANDS_PER_GROUP, region.rows, region.cols), np.float32)
         image = self.engine.synthesise(canvas[None])[0]
-        y, x = region.top - outer[0] * BLOCK, region.left - outer[1] * BLOCK
+        y, x = (top - outer[0]) * BLOCK, (left - outer[1]) * BLOCK
+        blocks = Region(top, left, bottom - top, right - left)
+        image = image[:, y : y + blocks.rows * BLOCK, x : x + blocks.cols * BLOCK]
+        image = self._held_to_symbols(np.ascontiguousarray(image), group, blocks)
+        y, x = region.top - top * BLOCK, region.left - left * BLOCK
         return np.asarray(image[:, y : y + region.rows, x : x + region.cols])
 
     def _validity(self, patch: int) -> Decoded:
@@ -288,3 +319,4 @@ class SceneDecoder:
     def _forget_before(self, patch_row: int) -> None:
         first = patch_row * self.header.grid[1] * self.header.groups
         self._latents = {unit: value for unit, value in self._latents.items() if unit >= first}
+        self._linear = {unit: value for unit, value in self._linear.items() if unit >= first}

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from perigee.bitstream.errors import EngineError, PerigeeError, ProfileError
+from perigee.bitstream.profile import DEFAULT_PROFILE, find_profile
 
-DEFAULT_PROFILE = "lite"
 ENGINES = ("auto", "onnxruntime")
 
 
@@ -76,7 +76,7 @@ def _parse(argv: list[str] | None) -> Options:
         "--profile", default=DEFAULT_PROFILE, metavar="NAME_OR_DIR", help="trained codec (default %(default)s)"
     )
     parser.add_argument(
-        "--analysis", metavar="PRESET", help="encoder network of the profile: swift, lite or light (default: lite)"
+        "--analysis", metavar="PRESET", help="encoder network of the profile: swift, lite or light (default: swift)"
     )
     parser.add_argument(
         "--engine", choices=ENGINES, default="auto", help="what runs the networks (default %(default)s)"
@@ -209,7 +209,6 @@ def main(argv: list[str] | None = None) -> int:
     first_failure = os.EX_OK
     written: set[Path] = set()
     try:
-        from perigee.bitstream.profile import find_profile
         from perigee.engines.onnxruntime import FlightEngine
         from perigee.onboard.encoder import Encoder
 

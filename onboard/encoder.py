@@ -151,7 +151,7 @@ class Encoder:
                 passes.append((half(q[:, start:stop], k % 2)[0], Prediction(p.table[0], p.mean[0])))
             words = encode_symbols(widths, contract.tables, z[0], passes, self.coder)
             checksum = fmt.checksum_of(q[0])
-        return fmt.Segment(unit, fmt.NETWORK, quality_step, checksum, words)
+        return fmt.Segment(unit, fmt.NETWORK, quality_step, checksum, words, linear=self.engine.linear)
 
     def verify(self, segment: fmt.Segment, shape: tuple[int, int]) -> None:
         """Decode a segment again with the numpy prior. Raises EngineError where its symbols differ."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from perigee.bitstream.profile import Profile, find_profile
+from perigee.bitstream.profile import DEFAULT_PROFILE, Profile, find_profile
 from perigee.engines.onnxruntime import FlightEngine, GroundEngine
 from perigee.onboard.encoder import Encoder
 
@@ -19,7 +19,7 @@ SHARED = Path(os.environ.get("PERIGEE_SHARED", ROOT.parent / "shared"))
 
 @pytest.fixture(scope="session")
 def profile() -> Profile:
-    return find_profile("lite")
+    return find_profile(DEFAULT_PROFILE)
 
 
 @pytest.fixture(scope="session")

@@ -25,6 +25,7 @@ Pixels = npt.NDArray[np.uint8]
 FLAT_SHARE = 0.03  # crops of hardly any contrast at any level: water, snow, saturation, filled-in nodata
 COLOUR_SHARE = 0.06  # other bands than red, green and blue: bands exchanged, contrast and saturation changed
 SATURATED_SHARE = 0.01  # each band black or full: colours that no landscape has, with hard edges
+NEAREST_SHARE = 0.25  # of the shrunk crops
 NOISE_SHARE = 0.2  # JPEG has taken the sensor's noise from the training images; real ones have it
 
 
@@ -107,7 +108,10 @@ def varied(crop: Pixels, rng: np.random.Generator) -> Pixels:
 
 
 class CropSampler:
-    """Random crops: native scale three times of four, else shrunk by 0.5 to 0.9; :func:`varied`; flips, transposition."""
+    """Random crops: native scale three times of four, else shrunk by 0.5 to 0.9; :func:`varied`; flips, transposition.
+
+    One in four of the shrunk is not filtered: nearest-neighbour resampling is what many map products come from.
+    """
 
     def __init__(self, images: ImageSet, weights: Mapping[str, float] | None = None) -> None:
         self.images = images.images
@@ -132,8 +136,8 @@ class CropSampler:
         top, left = (rng.integers(0, n - wanted + 1) for n in image.shape[:2])
         out = image[top : top + wanted, left : left + wanted]
         if wanted != side:
-            resampled = Image.fromarray(np.ascontiguousarray(out)).resize((side, side), Image.Resampling.LANCZOS)
-            out = np.asarray(resampled)
+            method = Image.Resampling.NEAREST if rng.random() < NEAREST_SHARE else Image.Resampling.LANCZOS
+            out = np.asarray(Image.fromarray(np.ascontiguousarray(out)).resize((side, side), method))
         out = varied(out, rng)
         if rng.random() < 0.5:
             out = out[::-1]

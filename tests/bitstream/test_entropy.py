@@ -34,7 +34,7 @@ def predicted(contract, q, z, step):
 
 
 def symbols(rng, spread, shape=(2, 1)):
-    q = np.rint(rng.laplace(0, spread, (1, 192, 4 * shape[0], 4 * shape[1]))).astype(np.int32).clip(P.Q_MIN, P.Q_MAX)
+    q = np.rint(rng.laplace(0, spread, (1, 288, 4 * shape[0], 4 * shape[1]))).astype(np.int32).clip(P.Q_MIN, P.Q_MAX)
     z = np.rint(rng.normal(0, 3, (1, 64, *shape))).astype(np.int32).clip(-64, 64)
     return q, z
 
@@ -47,7 +47,7 @@ def decode(contract, words, step, size, **more):
 @pytest.mark.parametrize(("spread", "step"), [(0.2, 10), (3, 125), (60, 250), (9000, 0)])
 def test_all_coders_write_the_same_bytes_and_read_them_back(contract, rng, spread, step):
     q, z = symbols(rng, spread)
-    q[0, 3, 2, 1], q[0, 191, 0, 0] = P.Q_MAX, P.Q_MIN  # far outside every table: escapes
+    q[0, 3, 2, 1], q[0, 287, 0, 0] = P.Q_MAX, P.Q_MIN  # far outside every table: escapes
     passes = predicted(contract, q, z, step)
     words = {kind: encode_symbols(contract.widths, contract.tables, z[0], passes, kind) for kind in KINDS}
     assert words["integer"].tobytes() == words["constriction"].tobytes() == words["native"].tobytes()

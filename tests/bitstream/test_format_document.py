@@ -183,7 +183,7 @@ class TestSegments:
         defined = {row[1]: mode for mode, row in MODES.items() if row[2] == "defined"}
         assert defined == {name: getattr(fmt, name) for name in ("NETWORK", "DROPPED", "EMPTY")}
         assert {mode: row[1] for mode, row in MODES.items() if row[2] == "reserved"} == fmt.RESERVED_MODES
-        assert fmt.CUT_FLAG == 0x10 and "0x10 is *cut*" in TEXT
+        assert fmt.CUT_FLAG == 0x10 and fmt.LINEAR_FLAG == 0x20 and "0x10 is *cut*, 0x20 is *linear*" in TEXT
 
     @pytest.mark.parametrize("mode", range(16))
     def test_what_a_reader_does(self, mode: int) -> None:

@@ -19,7 +19,7 @@ def copy(profile, tmp_path):
 
 
 def test_shipped_profiles_load_and_have_all_their_files():
-    assert "lite" in shipped_profiles()
+    assert {"flight", "lite"} <= set(shipped_profiles())
     for name in shipped_profiles():
         loaded = find_profile(name)
         for file in loaded.manifest["files"]:

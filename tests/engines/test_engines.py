@@ -10,6 +10,8 @@ from perigee.bitstream.errors import EngineError, ProfileError
 from perigee.engines.onnxruntime import FlightEngine, GraphPrior, GroundEngine, OnnxRuntimeGraph
 from perigee.engines.torch import TorchFlightEngine, TorchGraph
 
+LATENTS = 288
+
 
 def test_an_engine_whose_prior_is_off_is_refused(profile):
     class Biased(OnnxRuntimeGraph):
@@ -30,7 +32,7 @@ def test_an_engine_whose_prior_is_off_is_refused(profile):
 @pytest.mark.parametrize("optimise", [True, False])
 def test_prior_graph_equals_the_reference(profile, rng, threads, optimise):
     graph = GraphPrior(profile.contract.widths, OnnxRuntimeGraph(profile.file("prior.onnx"), threads, optimise))
-    q = np.rint(rng.laplace(0, 5, (3, 192, 8, 12))).astype(np.int32)
+    q = np.rint(rng.laplace(0, 5, (3, LATENTS, 8, 12))).astype(np.int32)
     z = rng.integers(-64, 65, (3, 64, 2, 3)).astype(np.int32)
     wanted = profile.contract.reference(np.float64).all_passes(z, q, 200)
     for a, b in zip(wanted, graph.all_passes(z, q, 200), strict=True):
@@ -48,7 +50,7 @@ def test_the_compiled_prior_serves_where_it_was_built(profile, flight, ground, m
 
 def test_pass_by_pass_equals_all_passes(profile, rng):
     flight, ground = FlightEngine(profile, 2, compiled_prior=False), GroundEngine(profile, 2, compiled_prior=False)
-    q = np.rint(rng.laplace(0, 2, (1, 192, 16, 16))).astype(np.int32)
+    q = np.rint(rng.laplace(0, 2, (1, LATENTS, 16, 16))).astype(np.int32)
     z = rng.integers(-9, 10, (1, 64, 4, 4)).astype(np.int32)
     for a, b in zip(flight.prior.all_passes(z, q, 99), ground.prior.all_passes(z, q, 99), strict=True):
         assert np.array_equal(a.table, b.table) and np.array_equal(a.mean, b.mean)
@@ -60,7 +62,7 @@ def test_analyses_of_engines_differ_at_most_rarely(profile, flight, rng):
     for step in (20, 120, 240):
         (q1, z1), (q2, z2) = flight.analyse(image, step), other.analyse(image, step)
         assert (q1 != q2).mean() < 1e-4 and np.abs(q1 - q2).max() <= 1 and (z1 != z2).mean() < 1e-2
-        assert q1.dtype == np.int32 and q1.shape == (2, 192, 8, 4) and z1.shape == (2, 64, 2, 1)
+        assert q1.dtype == np.int32 and q1.shape == (2, LATENTS, 8, 4) and z1.shape == (2, 64, 2, 1)
 
 
 def test_unknown_operators_are_refused(tmp_path):

@@ -121,6 +121,52 @@ def test_torch_encodes_streams_that_onnxruntime_decodes(profile, codec, ground, 
     assert np.abs(codec.decode(data).astype(float) - tile).mean() < 10
 
 
+def saturated():
+    """Quarters and stripes of pure colours: nothing that a landscape shows, and what a test card does."""
+    image = np.zeros((256, 256, 3), np.uint8)
+    image[:128, :100], image[:128, 100:, 1], image[128:, :140, 2], image[128:, 140:] = (
+        (255, 0, 0),
+        255,
+        255,
+        (255, 255, 0),
+    )
+    image[60:90, ::7] = 255
+    return image
+
+
+@pytest.mark.parametrize("quality", [20, 60, 95])
+def test_a_linear_segment_decodes_to_a_picture_of_the_same_symbols(profile, ground, tiles, quality):
+    """Coding the decoded picture again gives what was received, and the picture is nearer to the original for it."""
+    codec = ArrayCodec(profile, threads=1, analysis="swift")
+    for pixels in (tifffile.imread(tiles[1]), saturated()):
+        parsed = fmt.parse(codec.encode(pixels, quality))
+        assert parsed.segments[0].linear
+        held = SceneDecoder(parsed, ground)
+        image = held.image(0, Region(0, 0, 256, 256))
+        again, _ = codec.encoder.engine.analyse(image[None], parsed.segments[0].quality_step)
+        assert (again[0] != held.symbols(0).q).mean() < 1e-4  # ties of rounding
+        parsed.segments[0] = parsed.segments[0]._replace(linear=False)
+        free = SceneDecoder(parsed, ground).image(0, Region(0, 0, 256, 256))
+        original = pixels.transpose(2, 0, 1) / 255
+        assert np.square(image - original).mean() <= np.square(free - original).mean()
+
+
+def test_only_whole_linear_segments_are_held_to_their_symbols(profile, ground, tiles):
+    swift, lite = (ArrayCodec(profile, threads=1, analysis=name) for name in ("swift", "lite"))
+    tile = tifffile.imread(tiles[0])
+    assert not fmt.parse(lite.encode(tile, 50)).segments[0].linear
+    parsed = fmt.parse(swift.encode(np.tile(tile, (1, 2, 1)), 50))
+    whole = SceneDecoder(parsed, ground).image(0, Region(0, 0, 256, 512))
+    parsed.segments[1] = fmt.cut_segment(parsed.segments[1], len(parsed.segments[1].words) // 2)
+    cut = SceneDecoder(parsed, ground)
+    assert np.abs(cut.image(0, Region(0, 0, 256, 140))[:, :, :120] - whole[:, :, :120]).max() < 1e-3
+    assert list(cut.report.cut) == [1]
+    part = SceneDecoder(fmt.parse(swift.encode(np.tile(tile, (1, 2, 1)), 50)), ground).image(
+        0, Region(37, 41, 100, 333)
+    )
+    assert np.abs(part - whole[:, 37:137, 41:374]).max() < 1e-3
+
+
 def test_lean_streams(codec, tiles):
     """All that is not coded symbols: at most 72 bytes for a plain tile, 20 a further patch on average."""
     tile = tifffile.imread(tiles[0])

@@ -296,4 +296,4 @@ def test_command_line(tmp_path, rng, encoder):
     data[18:22] = zlib.crc32(data[:18]).to_bytes(4, "little")
     (tmp_path / "other.peri").write_bytes(data)
     result = run(tmp_path / "other.peri", "-o", tmp_path / "other.tif")
-    assert result.returncode == 78 and "0000000000000000" in result.stderr and "lite" in result.stderr
+    assert result.returncode == 78 and "0000000000000000" in result.stderr and "flight" in result.stderr
