@@ -30,11 +30,19 @@ from perigee.models.codec.flight import (
 from perigee.models.codec.reference import GDN, CrossAttention, LightConvBlock
 
 OPSET = 18
+HALF_FROM = 4096  # constants of so many values or more are stored in fp16
 Array = npt.NDArray[Any]
 
 
+def round_to_half(module: nn.Module) -> None:
+    """Give the weights the values that a graph with ``half`` stores, so that module and graph stay equal."""
+    for parameter in module.parameters():
+        if parameter.numel() >= HALF_FROM:
+            parameter.data.copy_(parameter.data.half())
+
+
 class GraphWriter:
-    """Collects nodes and constants; tensors are known by their names. ``half`` stores constants of 4096 values or more in fp16."""
+    """Collects nodes and constants; tensors are known by their names. ``half`` stores large constants in fp16."""
 
     def __init__(self, name: str, half: bool = False) -> None:
         self.name, self.half = name, half
@@ -62,7 +70,7 @@ class GraphWriter:
     def weight(self, value: Array) -> str:
         """A float constant, stored in fp16 where the graph says so."""
         value = np.asarray(value, np.float32)
-        if self.half and value.size >= 4096:
+        if self.half and value.size >= HALF_FROM:
             return self.node("Cast", self.constant(value.astype(np.float16)), to=TensorProto.FLOAT)
         return self.constant(value)
 
@@ -253,7 +261,7 @@ def channels_of(layer: nn.Module) -> int:
 
 def write_analysis(analysis: Analysis, preset: str, gains: Gains, hyper: HyperAnalysis, path: Path) -> None:
     """Image [N, 3, H, W] in 0..1 and Q [N, 1] to integers ``q`` [N, latents, H/16, W/16] and ``z``, both int32."""
-    writer = GraphWriter("analysis")
+    writer = GraphWriter("analysis", half=True)
     image = writer.scalar("Sub", writer.input("image", ["N", 3, "H", "W"]), 0.5)
     quality = writer.input("quality_step", ["N", 1])
     y = "" if preset in COSMIC_CAM else writer.convolution(analysis.linear, image)
@@ -276,16 +284,14 @@ def write_analysis(analysis: Analysis, preset: str, gains: Gains, hyper: HyperAn
 
 def write_consistency(linear: nn.Conv2d, path: Path) -> None:
     """Image [N, 3, 16H, 16W] and bounds [N, latents, H, W] of its linear transform to the nearest image within them."""
-    writer = GraphWriter("consistency")
+    writer = GraphWriter("consistency", half=True)
     latents = linear.out_channels
     image = writer.input("image", ["N", 3, "Y", "X"])
     low, high = (writer.input(name, ["N", latents, "H", "W"]) for name in ("low", "high"))
     y = writer.convolution(linear, writer.scalar("Sub", image, 0.5))
     missing = writer.node("Sub", writer.node("Max", writer.node("Min", y, high), low), y)
     inverse = np.linalg.pinv(linear.weight.detach().double().numpy().reshape(latents, -1))
-    step = writer.node(
-        "Conv", missing, writer.constant(inverse.astype(np.float32)[:, :, None, None]), kernel_shape=[1, 1]
-    )
+    step = writer.node("Conv", missing, writer.weight(inverse[:, :, None, None]), kernel_shape=[1, 1])
     writer.output(writer.node("Add", image, writer.depth_to_space(step, BLOCK)), "consistent", ["N", 3, "Y", "X"])
     writer.save(path)
 

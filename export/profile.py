@@ -26,7 +26,14 @@ from perigee.bitstream.profile import (
     load_profile,
 )
 from perigee.engines.onnxruntime import FlightEngine, GroundEngine
-from perigee.export.graph import write_analysis, write_consistency, write_prior, write_reconstruction, write_synthesis
+from perigee.export.graph import (
+    round_to_half,
+    write_analysis,
+    write_consistency,
+    write_prior,
+    write_reconstruction,
+    write_synthesis,
+)
 from perigee.export.tables import make_tables
 from perigee.models.codec.codec import SIGMA_MAX, SIGMA_MIN, Codec, CodecConfig, sigma_of
 from perigee.models.codec.flight import ANALYSIS_STAGES
@@ -145,6 +152,8 @@ def export_profile(checkpoint: Path, folder: Path, name: str, card: dict[str, An
     if (folder / MANIFEST_FILE).exists():
         raise ProfileError(f"{folder} holds a profile already; export to a new folder")
     codec, training = load_checkpoint(checkpoint)
+    for module in (codec.analysis, codec.hyper, codec.synthesis):
+        round_to_half(module)
     folder.mkdir(parents=True, exist_ok=True)
     widths = codec.config.prior
     contract = Contract(

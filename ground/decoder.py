@@ -24,7 +24,7 @@ from perigee.engines.onnxruntime import GroundEngine
 
 MARGIN = 8  # latents on each side; the synthesis sees less than 8
 WINDOW_PATCHES = 4  # patches on the side of a synthesis window: the margin costs little and memory stays small
-HALF_STEP = 0.499  # of quantisation: a little inside, where float rounding cannot tip it over
+HALF_STEP = 0.49  # of quantisation: a little inside, where rounding cannot tip it over
 DTYPE_RANGE = {"uint8": (0, 255), "uint16": (0, 65535), "int16": (-32768, 32767)}
 
 
