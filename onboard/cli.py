@@ -57,7 +57,8 @@ class Options:
 def _parse(argv: list[str] | None) -> Options:
     parser = _Parser(
         prog="onboard-encode",
-        description="Encode GeoTIFFs as Perigee streams (.peri), as the satellite does. Needs no torch.",
+        description="Encode GeoTIFFs as Perigee streams (.peri), as the satellite does. Needs no torch. "
+        "`onboard-encode doctor` examines the machine instead.",
         epilog="Exit codes: 0 all encoded, 64 usage, 65 unusable image or metadata, 66 input missing, 69 engine unavailable, "
         "73 output cannot be created, 74 I/O error, 78 unusable profile. Of several files the first failure's code is returned.",
     )
@@ -202,8 +203,37 @@ def _say(line: str) -> int:
     return os.EX_OK
 
 
+def _doctor(argv: list[str]) -> int:
+    """``onboard-encode doctor``; 0 if all is well, 69 if something failed."""
+    parser = _Parser(
+        prog="onboard-encode doctor",
+        description="Say what this machine has, which engines pass, and how fast it encodes.",
+    )
+    parser.add_argument("--profile", default=DEFAULT_PROFILE, metavar="NAME_OR_DIR", help="(default %(default)s)")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads of the engine (default: all cores)")
+    parser.add_argument("--json", action="store_true", help="one JSON line per finding")
+    args = parser.parse_args(argv)
+    failed = False
+    try:
+        from perigee.onboard.health import examine, line_of, record_of
+
+        for finding in examine(find_profile(args.profile), args.threads):
+            failed |= finding.ok is False
+            _say(json.dumps(record_of(finding)) if args.json else line_of(finding))
+    except ModuleNotFoundError as error:
+        print(f"onboard-encode: {error.name} is missing: pip install 'perigee[onboard]'", file=sys.stderr)
+        return os.EX_UNAVAILABLE
+    except PerigeeError as error:
+        print(f"onboard-encode: {error}", file=sys.stderr)
+        return _exit_code(error)
+    return os.EX_UNAVAILABLE if failed else os.EX_OK
+
+
 def main(argv: list[str] | None = None) -> int:
     """Entry point of ``onboard-encode``."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["doctor"] and not Path("doctor").is_file():
+        return _doctor(argv[1:])
     options = _parse(argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that temporary files are removed
     first_failure = os.EX_OK

@@ -1,0 +1,148 @@
+"""``onboard-encode doctor``: what this machine has, which engines pass their self-tests, and how fast it will encode."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from perigee.bitstream import compiled
+from perigee.bitstream.coders import available_coders
+from perigee.bitstream.errors import PerigeeError
+from perigee.bitstream.profile import Profile
+from perigee.engines.onnxruntime import FlightEngine
+from perigee.onboard.encoder import Encoder
+
+PACKAGES = ("numpy", "onnxruntime", "tifffile", "imagecodecs", "constriction")
+QUALITY_STEP = 100
+PATCHES = 12
+
+
+class Finding(NamedTuple):
+    """One line of the report; ``ok`` is None where nothing can be wrong."""
+
+    what: str
+    ok: bool | None
+    details: str
+
+
+def texture(side: int = 256) -> npt.NDArray[np.float32]:
+    """A patch float32 [3, side, side] in 0..1 that is busy enough to take as long as a real one."""
+    rng = np.random.default_rng(1)
+    smooth = np.cumsum(np.cumsum(rng.normal(0, 1, (3, side, side)), 1), 2)
+    scaled = 0.5 + 0.15 * (smooth - smooth.mean()) / smooth.std() + rng.normal(0, 0.03, (3, side, side))
+    return np.asarray(scaled.clip(0, 1), np.float32)
+
+
+def _machine() -> Iterator[Finding]:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    yield Finding("machine", None, f"{platform.machine()}, {cores} cores, {platform.system()} {platform.release()}")
+    model = Path("/proc/device-tree/model")
+    if model.is_file():
+        yield Finding("board", None, model.read_text(errors="replace").strip("\0"))
+    versions = []
+    for name in PACKAGES:
+        try:
+            versions.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            versions.append(f"{name} missing")
+    yield Finding("packages", None, f"Python {platform.python_version()}, " + ", ".join(versions))
+
+
+def _profile(profile: Profile) -> Finding:
+    try:
+        for name in profile.manifest["files"]:
+            profile.file(name)
+    except PerigeeError as error:
+        return Finding("profile", False, str(error))
+    count = len(profile.manifest["files"])
+    return Finding(
+        "profile", True, f"{profile.name}, contract {profile.contract.digest.hex()}, {count} files as hashed"
+    )
+
+
+def _prior(profile: Profile) -> Finding:
+    if compiled.library is None:
+        return Finding(
+            "compiled library", None, "not built here (no C compiler at installation): the graphs serve, slower"
+        )
+    kinds = ("float32", "int16 pairs (AVX2)", "int8 quads (AVX-512 VNNI)")
+    try:
+        prior = compiled.NativePrior(profile.contract.widths, profile.contract.layers)
+        profile.self_test(prior)
+    except PerigeeError as error:
+        return Finding("compiled prior", False, str(error))
+    return Finding("compiled prior", True, f"self-test passed, {kinds[prior.packing]}")
+
+
+def _engine(profile: Profile) -> Finding:
+    try:
+        FlightEngine(profile, 1, compiled_prior=False)
+    except PerigeeError as error:
+        return Finding("engine onnxruntime", False, str(error))
+    return Finding("engine onnxruntime", True, "CPU provider, self-test of the prior's graph passed")
+
+
+def _circle(profile: Profile, engine: FlightEngine) -> Iterator[Finding]:
+    """Encode and decode a patch with every coder; all must give the same bytes and the same symbols."""
+    written = set()
+    for kind in available_coders():
+        try:
+            segment = Encoder(profile, engine, kind).encode_image(texture(), QUALITY_STEP)
+            Encoder(profile, engine, kind).verify(segment, (256, 256))
+        except PerigeeError as error:
+            yield Finding(f"coder {kind}", False, str(error))
+            continue
+        written.add(segment.words.tobytes())
+        same = len(written) == 1
+        yield Finding(
+            f"coder {kind}", same, "round trip, the same bytes" if same else "other bytes than the coder before"
+        )
+
+
+def _speed(profile: Profile, threads: int | None) -> Iterator[Finding]:
+    patch = texture()
+    for name in profile.analyses:
+        engine = FlightEngine(profile, threads, check=False, analysis=name)
+        encoder = Encoder(profile, engine)
+        encoder.encode_image(patch, QUALITY_STEP)
+        times = []
+        for _ in range(PATCHES):
+            start = time.perf_counter()
+            segment = encoder.encode_image(patch, QUALITY_STEP)
+            times.append(time.perf_counter() - start)
+        middle = float(np.median(times))
+        bpp = 32 * len(segment.words) / patch[0].size
+        what = f"{1000 * middle:.1f} ms a 256x256 patch at {bpp:.2f} bpp, {patch[0].size / middle / 1e6:.1f} Mpx/s"
+        yield Finding(f"speed of {name}", None, what)
+
+
+def examine(profile: Profile, threads: int | None = None) -> Iterator[Finding]:
+    """All findings, one after the other; the first that fails says what is wrong."""
+    yield from _machine()
+    for check in (_profile, _engine, _prior):
+        finding = check(profile)
+        yield finding
+        if finding.ok is False and check is not _prior:
+            return
+    engine = FlightEngine(profile, threads, compiled_prior=False)
+    yield from _circle(profile, engine)
+    yield from _speed(profile, threads)
+
+
+def line_of(finding: Finding) -> str:
+    """A line for people."""
+    mark = {True: "ok", False: "FAILED", None: "-"}[finding.ok]
+    return f"{finding.what:20} {mark:7} {finding.details}"
+
+
+def record_of(finding: Finding) -> dict[str, Any]:
+    """A line for machines."""
+    return {"what": finding.what, "ok": finding.ok, "details": finding.details}

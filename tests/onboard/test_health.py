@@ -1,0 +1,35 @@
+"""``onboard-encode doctor`` on this machine, healthy and with something broken."""
+
+import json
+import shutil
+
+import pytest
+
+from perigee.bitstream.profile import find_profile
+from perigee.onboard import cli
+
+
+def test_a_healthy_machine_passes_and_says_how_fast_it_is(capsys):
+    assert cli.main(["doctor", "--json", "--threads", "1"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    found = {line["what"]: line for line in lines}
+    assert all(line["ok"] is not False for line in lines)
+    assert found["engine onnxruntime"]["ok"] and found["compiled prior"]["ok"] and found["coder integer"]["ok"]
+    assert "Mpx/s" in found["speed of swift"]["details"] and "speed of light" in found
+
+
+@pytest.mark.parametrize("file", ["analysis-lite.onnx", "prior.onnx"])
+def test_a_changed_file_is_found(tmp_path, capsys, profile, file):
+    folder = tmp_path / "p"
+    shutil.copytree(profile.folder, folder)
+    data = bytearray((folder / file).read_bytes())
+    data[len(data) // 2] ^= 4
+    (folder / file).write_bytes(data)
+    assert cli.main(["doctor", "--profile", str(folder)]) == 69
+    out = capsys.readouterr().out
+    assert "FAILED" in out and file in out and "SHA-256" in out
+
+
+def test_an_unknown_profile_is_a_configuration_error(capsys):
+    assert cli.main(["doctor", "--profile", "nowhere"]) == 78
+    assert find_profile("flight").name in capsys.readouterr().err
