@@ -59,7 +59,7 @@ def pointer(array: npt.NDArray[Any]) -> ctypes.c_void_p:
 
 class _Layer(ctypes.Structure):
     _fields_ = [(name, ctypes.c_void_p) for name in ("weight", "bias", "shift")] + [
-        (name, ctypes.c_int32) for name in ("inputs", "outputs", "padded", "kernel")
+        (name, ctypes.c_int32) for name in ("inputs", "outputs", "padded", "kernel", "offset")
     ]
 
 
@@ -106,15 +106,16 @@ class NativePrior:
         order = np.arange(shape.outputs)
         if name in ("hyper.up1", "hyper.up2"):  # pixel shuffle wants (row, col, channel)
             order = order.reshape(-1, 4).T.reshape(-1)
-        inputs, width = shape.inputs, shape.outputs
+        inputs, width, offset = shape.inputs, shape.outputs, 0
         packed: npt.NDArray[Any]
         if shape.depthwise:
             packed = layer.weight.reshape(shape.outputs, -1).T.astype(np.int16)
         else:
             matrix = layer.weight[:, :, 0, 0]
             offset = {"hyper.up1": Z_CLAMP}.get(name, CONTEXT_CLAMP if name.endswith(".context") else 0)
-            bias = bias - offset * matrix.astype(np.int64).sum(1)
             group, dtype = PACKINGS[self.packing]
+            if group > 1:
+                bias = bias - offset * matrix.astype(np.int64).sum(1)
             inputs, width = _up(shape.inputs, group), _up(shape.outputs)
             whole = np.zeros((width, inputs), dtype)
             whole[: shape.outputs, : shape.inputs] = matrix[order]
@@ -123,7 +124,7 @@ class NativePrior:
         arrays[1][: shape.outputs] = bias[order]
         arrays[2][: shape.outputs] = layer.shift[order]
         self._keep += arrays
-        return _Layer(*(pointer(a) for a in arrays), inputs, shape.outputs, width, shape.kernel)
+        return _Layer(*(pointer(a) for a in arrays), inputs, shape.outputs, width, shape.kernel, offset)
 
     def start(self, z: IntArray, quality_step: int) -> Step:
         patches, _, h, w = z.shape

@@ -30,11 +30,13 @@ enum { CONTEXT, DEPTH, HEAD1, HEAD2, OUT, PER_PASS };
 
 /* 1x1 layers: `weight` is [inputs / n][padded][n] with n = 1 (float), 2 (int16) or 4 (int8), zeros
  * beyond the real channels;
- * depthwise layers: int16 [kernel * kernel][outputs]. `bias` holds the rounding term; `padded` is a multiple of COLUMNS. */
+ * depthwise layers: int16 [kernel * kernel][outputs]. `bias` holds the rounding term; `padded` is a multiple of COLUMNS.
+ * `offset` is what the inputs are stored above their value: float32 subtracts it, to stay below 2^24 as proven; for the
+ * integer packings it is in the bias already. */
 typedef struct {
     const void *weight;
     const int32_t *bias, *shift;
-    int32_t inputs, outputs, padded, kernel;
+    int32_t inputs, outputs, padded, kernel, offset;
 } Layer;
 
 typedef struct {
@@ -56,7 +58,7 @@ CLONED static void tile_singles(const Layer *l, size_t column, const uint8_t *co
     const float *w = (const float *)l->weight + column;
     for (int32_t i = 0; i < l->inputs; i++, w += l->padded)
         for (int r = 0; r < ROWS; r++) {
-            const float value = x[r][i];
+            const float value = (float)(x[r][i] - l->offset);
             for (int c = 0; c < COLUMNS; c++) s[r][c] += value * w[c];
         }
     for (int r = 0; r < ROWS; r++)

@@ -67,6 +67,26 @@ def test_compiled_prior_gives_the_integers_of_the_reference(rng, packing, widths
     assert len(np.unique(wanted[-1].table)) > 20, "the case must not be trivial"
 
 
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_compiled_prior_is_exact_up_to_the_proofs_limit(packing):
+    """Context and hyper-latents at their extremes against weights whose sums come just below 2^24, in both signs."""
+    widths = P.Widths(latents=1050, hyper_latents=8, hyper=4, context=4, head=4, slices=(1040, 10))
+    layers = small_layers(widths=widths)
+    layer = layers["pass2.context"]
+    weight = np.full_like(layer.weight, 127)
+    weight[1::2] = -127
+    layers["pass2.context"] = P.Layer(weight, np.full(4, 1234, np.int32), np.full(4, 17, np.uint8))
+    bound = P.accumulator_bounds(P.layer_shapes(widths)["pass2.context"], layers["pass2.context"]).max()
+    assert 0.99 < bound / P.ACCUMULATOR_LIMIT < 1.02
+    native, reference = compiled.NativePrior(widths, layers, packing), P.NumpyPrior(widths, layers)
+    z = np.full((1, 8, 1, 1), 64, np.int32)
+    for value in (P.Q_MAX, P.Q_MIN):
+        q = np.full((1, 1050, 4, 4), value, np.int32)
+        q[0, ::7] = 3
+        for a, b in zip(reference.all_passes(z, q, 9), native.all_passes(z, q, 9), strict=True):
+            assert np.array_equal(a.table, b.table) and np.array_equal(a.mean, b.mean)
+
+
 def test_packings_beyond_the_machine_are_refused():
     with pytest.raises(EngineError, match="cannot multiply packing"):
         compiled.NativePrior(SMALL, small_layers(), len(PACKINGS))

@@ -93,7 +93,7 @@ static Layer make_layer(int32_t packing, int32_t inputs, int32_t outputs, int32_
         else if (group == 1) ((float *)weight)[i] = (float)w;
     }
     for (int32_t i = 0; i < width; i++) bias[i] = (int32_t)any(9999) - 5000, shift[i] = (int32_t)any(24);
-    return (Layer){weight, bias, shift, kernel > 1 ? inputs : depth, outputs, width, kernel};
+    return (Layer){weight, bias, shift, kernel > 1 ? inputs : depth, outputs, width, kernel, 0};
 }
 
 /* A prior of odd sizes, every pass of it, in exactly the memory that it asks for. */
