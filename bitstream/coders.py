@@ -91,6 +91,8 @@ class RunCoder(Coder):
         """Pop one bit."""
 
     def push_pass(self, values: IntArray, prediction: Prediction) -> None:
+        if values.size and (values.min() < Q_MIN or values.max() > Q_MAX):
+            raise SymbolError(f"a latent of {int(values.min())}..{int(values.max())} is outside {Q_MIN}..{Q_MAX}")
         order, ordered, runs = _runs(prediction.table)
         radius = self._tables.table_radius[ordered]
         symbols = (values - (prediction.mean >> 4)).reshape(-1)[order].astype(np.int32)
@@ -317,6 +319,10 @@ class NativeAns(Coder):
     def _pass(self, name: str, values: IntArray, prediction: Prediction) -> None:
         table = np.ascontiguousarray(prediction.table, np.int32)
         mean = np.ascontiguousarray(prediction.mean, np.int32)
+        if not values.shape == table.shape == mean.shape:
+            raise SymbolError(
+                f"{list(values.shape)} values for {list(table.shape)} tables and {list(mean.shape)} means"
+            )
         order = np.empty(values.size, np.uint32)
         pointers = (pointer(a) for a in (values, table, mean, order))
         self._call(name, ctypes.byref(self._tables), ctypes.c_uint32(values.size), *pointers)

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from perigee.bitstream.errors import EngineError
 from perigee.bitstream.prior import (
     CONTEXT_CLAMP,
+    QUALITY_STEPS,
     Z_CLAMP,
     IntArray,
     Layer,
@@ -29,27 +30,10 @@ from perigee.bitstream.prior import (
 
 FUNCTIONS = (
     "perigee_push_pass", "perigee_pop_pass", "perigee_push_runs", "perigee_pop_runs", "perigee_flush",
-    "perigee_prior_scratch", "perigee_prior_features", "perigee_prior_pass", "perigee_prior_packing",
+    "perigee_prior_scratch", "perigee_prior_features", "perigee_prior_pass", "perigee_prior_packing", "perigee_abi",
 )  # fmt: skip
 COLUMNS = 32  # output channels are stored in multiples of this
 PACKINGS = ((1, np.float32), (2, np.int16), (4, np.int8))  # for any machine, AVX2, AVX-512 VNNI: inputs side by side
-
-
-def _load() -> Any:
-    found = importlib.util.find_spec("perigee.bitstream._native")
-    if found is None or found.origin is None:
-        return None
-    try:
-        loaded = ctypes.CDLL(found.origin)
-        for name in FUNCTIONS:
-            getattr(loaded, name)
-    except (OSError, AttributeError):
-        return None
-    loaded.perigee_prior_scratch.restype = ctypes.c_uint64
-    return loaded
-
-
-library = _load()
 
 
 def pointer(array: npt.NDArray[Any]) -> ctypes.c_void_p:
@@ -67,6 +51,29 @@ class _Model(ctypes.Structure):
     _fields_ = [
         (name, ctypes.c_int32) for name in ("latents", "hyper_latents", "hyper", "context", "head", "passes", "packing")
     ] + [("starts", ctypes.c_void_p), ("layers", ctypes.c_void_p)]
+
+
+ABI = 2  # as in csrc/prior.c
+
+
+def _load() -> Any:
+    found = importlib.util.find_spec("perigee.bitstream._native")
+    if found is None or found.origin is None:
+        return None
+    try:
+        loaded = ctypes.CDLL(found.origin)
+        for name in FUNCTIONS:
+            getattr(loaded, name)
+    except (OSError, AttributeError):
+        return None
+    wanted = ABI * 1_000_000 + ctypes.sizeof(_Layer) * 1000 + ctypes.sizeof(_Model)
+    if loaded.perigee_abi() != wanted:  # left over from other sources, as after an update without a new installation
+        return None
+    loaded.perigee_prior_scratch.restype = ctypes.c_uint64
+    return loaded
+
+
+library = _load()
 
 
 def _up(n: int, multiple: int = COLUMNS) -> int:
@@ -127,6 +134,13 @@ class NativePrior:
         return _Layer(*(pointer(a) for a in arrays), inputs, shape.outputs, width, shape.kernel, offset)
 
     def start(self, z: IntArray, quality_step: int) -> Step:
+        if z.ndim != 4 or z.shape[1] != self.widths.hyper_latents or z.size and np.abs(z).max() > Z_CLAMP:
+            raise EngineError(
+                f"hyper-latents of shape {list(z.shape)}, expected {self.widths.hyper_latents} channels "
+                f"of values -{Z_CLAMP}..{Z_CLAMP}"
+            )
+        if not 0 <= quality_step <= QUALITY_STEPS:
+            raise EngineError(f"quality step {quality_step}, accepted are 0 to {QUALITY_STEPS}")
         patches, _, h, w = z.shape
         rows, cols = 4 * h, 4 * w
         sizes = (ctypes.c_uint32(rows), ctypes.c_uint32(cols))
@@ -140,6 +154,10 @@ class NativePrior:
 
         def step(k: int, q: IntArray) -> Prediction:
             start, stop = self.widths.slice_of(k)
+            if q.shape != (patches, self.widths.latents, rows, cols):
+                raise EngineError(
+                    f"latents of shape {list(q.shape)}, expected {[patches, self.widths.latents, rows, cols]}"
+                )
             q = np.ascontiguousarray(q, np.int32)
             out = np.empty((2, patches, stop - start, rows, cols // 2), np.int32)
             for i in range(patches):

@@ -39,7 +39,9 @@ def encode_symbols(
     widths: Widths, tables: Tables, z: IntArray, passes: Sequence[tuple[IntArray, Prediction]], kind: str = "auto"
 ) -> npt.NDArray[np.uint32]:
     """Words of one patch. ``z`` int [hyper_latents, h, w]; per pass the latents int [slice, H, W/2] at its half and
-    the prediction of the same shape."""
+    the prediction of the same shape. Raises SymbolError for values that no stream can carry."""
+    if np.abs(z).max() > Z_CLAMP:
+        raise SymbolError(f"a hyper-latent of {int(z.min())}..{int(z.max())} is outside -{Z_CLAMP}..{Z_CLAMP}")
     coder = new_coder(tables, kind=kind, symbols=z.size + sum(values.size for values, _ in passes))
     for values, prediction in reversed(passes):
         coder.push_pass(values, prediction)

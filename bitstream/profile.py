@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from perigee.bitstream.errors import ProfileError
+from perigee.bitstream.errors import EngineError, ProfileError
 from perigee.bitstream.prior import (
     QUALITY_STEPS,
     IntArray,
@@ -186,7 +186,10 @@ class Profile:
         vectors = load_arrays(self.file(SELF_TEST_FILE))
         for i in range(len(vectors["quality_step"])):
             z, q = vectors["z"][i : i + 1].astype(np.int32), vectors["q"][i : i + 1].astype(np.int32)
-            found = answer(prior.all_passes(z, q, int(vectors["quality_step"][i])))
+            try:
+                found = answer(prior.all_passes(z, q, int(vectors["quality_step"][i])))
+            except (EngineError, ValueError, IndexError) as error:
+                raise ProfileError(f"self-test {i} of profile {self.name} cannot be run: {error}") from error
             wanted = vectors["answers"][i]
             if not np.array_equal(found, wanted):
                 passes = np.flatnonzero((found != wanted).any(1)).tolist()

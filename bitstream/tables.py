@@ -46,6 +46,10 @@ class Tables:
         if any(part.dtype != np.uint16 for part in (self.radius, self.frequencies, self.z_frequencies)):
             raise ProfileError("tables are of type uint16")
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what coders keep: it has pointers, and is made again when needed."""
+        return {name: value for name, value in self.__dict__.items() if name != "models"}
+
     @cached_property
     def table_radius(self) -> npt.NDArray[np.int32]:
         """Radius by table number."""

@@ -58,12 +58,18 @@ class OnnxRuntimeGraph:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if not optimise:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        try:
+            self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime's exceptions have no common ancestor of their own
+            raise EngineError(f"{path.name}: ONNX Runtime cannot load it ({error})") from error
         if self._session.get_providers() != ["CPUExecutionProvider"]:
             raise EngineError(f"ONNX Runtime chose {self._session.get_providers()} instead of the CPU")
 
     def __call__(self, feeds: dict[str, npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
-        out: list[npt.NDArray[Any]] = self._session.run(None, feeds)
+        try:
+            out: list[npt.NDArray[Any]] = self._session.run(None, feeds)
+        except Exception as error:
+            raise EngineError(f"ONNX Runtime cannot run a graph of the profile ({error})") from error
         return out
 
 
@@ -209,6 +215,11 @@ class GroundEngine:
         """Images float32 [N, 3, 16H, 16W], nominally 0..1, of latents [N, latents + 1, H, W]."""
         out: FloatArray = self._synthesis({"latents": latents})[0]
         return out
+
+    @property
+    def can_hold(self) -> bool:
+        """Whether :meth:`consistent` does anything."""
+        return self._consistency is not None
 
     def consistent(self, image: FloatArray, low: FloatArray, high: FloatArray) -> FloatArray:
         """The image moved to where its linear transform lies within ``low``..``high``, float32 [N, latents, H/16, W/16].

@@ -19,6 +19,7 @@ from perigee.bitstream.entropy import DecodedPatch, decode_symbols
 from perigee.bitstream.errors import BitstreamError, ChecksumError, FormatError
 from perigee.bitstream.masks import unpack_mask
 from perigee.bitstream.metadata import Metadata, unpack_metadata
+from perigee.bitstream.prior import Q_MAX, Q_MIN
 from perigee.bitstream.profile import BLOCK, HYPER_BLOCK
 from perigee.engines.onnxruntime import GroundEngine
 
@@ -140,7 +141,7 @@ class SceneDecoder:
             try:
                 d = self.symbols(unit)
                 out = self.engine.reconstruct(d.q[None], d.mean[None], d.scale_index[None], segment.quality_step)[0]
-                if segment.linear and not segment.cut:
+                if segment.linear and not segment.cut and self.engine.can_hold:
                     self._linear[unit] = d.q.astype(np.int16)
             except BitstreamError as error:
                 if not self.damaged:
@@ -187,7 +188,9 @@ class SceneDecoder:
             q = self._linear.get(unit)
             if q is not None:
                 step = 1 / contract.gains(self.stream.segments[unit].quality_step)[:, None, None]
-                low[outer], high[outer] = (q[inner] - HALF_STEP) * step, (q[inner] + HALF_STEP) * step
+                part = q[inner]
+                low[outer] = np.where(part == Q_MIN, -np.inf, (part - HALF_STEP) * step)  # a clipped symbol says
+                high[outer] = np.where(part == Q_MAX, np.inf, (part + HALF_STEP) * step)  # "at least so far out"
                 bounded = True
         return self.engine.consistent(image[None], low[None], high[None])[0] if bounded else image
 

@@ -213,6 +213,8 @@ def _doctor(argv: list[str]) -> int:
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads of the engine (default: all cores)")
     parser.add_argument("--json", action="store_true", help="one JSON line per finding")
     args = parser.parse_args(argv)
+    if args.threads is not None and args.threads < 1:
+        parser.error("--threads must be at least 1")
     failed = False
     try:
         from perigee.onboard.health import examine, line_of, record_of

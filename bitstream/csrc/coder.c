@@ -114,6 +114,8 @@ API int perigee_push_pass(Coder *c, const Tables *t, uint32_t count, const int32
                           const int32_t *mean, uint32_t *order) {
     uint32_t ends[TABLES];
     int status = sort_by_table(table, count, order, ends);
+    for (uint32_t i = 0; i < count; i++)
+        if (values[i] < Q_MIN || values[i] > Q_MAX) return OUT_OF_RANGE;
     for (uint32_t i = count; i-- && status == OK;) {
         const uint32_t at = order[i];
         const int64_t symbol = values[at] - floor_mean(mean[at]), reach = reach_of(t, table[at]);

@@ -15,12 +15,15 @@
 #define X86 1
 #endif
 
-#if defined(X86) && defined(__gnu_linux__) && !defined(__clang__)
+#if defined(X86) && defined(__gnu_linux__) && !defined(__clang__) && __GNUC__ >= 12
 #define CLONED __attribute__((target_clones("arch=x86-64-v4", "avx2", "default"))) /* the loader takes the best */
+#elif defined(X86) && defined(__gnu_linux__) && !defined(__clang__)
+#define CLONED __attribute__((target_clones("avx2", "default")))
 #else
 #define CLONED
 #endif
 
+enum { ABI = 2 };                                    /* to be raised with every change that Python must follow */
 enum { ROWS = 8, COLUMNS = 32 };                    /* a tile: positions x output channels */
 enum { SINGLES, PAIRS_AVX2, QUADS_VNNI };           /* how the weights are packed, and what multiplies them */
 enum { Z_OFFSET = 64, CONTEXT_OFFSET = 127, CONTEXT_CLAMP = 127, DC_SHIFT = 2, SCALES = 64 };
@@ -287,6 +290,9 @@ API void perigee_prior_pass(const Model *m, uint32_t k, const uint8_t *features,
             }
     }
 }
+
+/* Sizes of what Python hands over: a library built from other sources is not to be called. */
+API uint32_t perigee_abi(void) { return (uint32_t)(ABI * 1000000 + sizeof(Layer) * 1000 + sizeof(Model)); }
 
 /* The best packing that this machine can multiply: 2 with AVX-512 VNNI, 1 with AVX2, 0 everywhere. */
 API int perigee_prior_packing(void) {

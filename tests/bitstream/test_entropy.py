@@ -1,5 +1,7 @@
 """The entropy coder: exact, the same bytes from all implementations, robust against cut and hostile words."""
 
+import pickle
+
 import numpy as np
 import pytest
 import tifffile
@@ -133,6 +135,24 @@ def test_native_coder_refuses_what_it_cannot_code(profile):
         coder.push_pass(np.zeros(1, np.int32), P.Prediction(np.array([1024], np.int32), np.zeros(1, np.int32)))
     with pytest.raises(SymbolError, match="more words"):
         coder.push_pass(np.full(40, 30000, np.int32), P.Prediction(np.zeros(40, np.int32), np.zeros(40, np.int32)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_no_stream_can_carry_is_refused(contract, kind):
+    """An encoder whose analysis went wrong (a NaN becomes the smallest integer) gets an error, not a hang."""
+    q, z = np.zeros((1, 288, 4, 4), np.int32), np.zeros((1, 64, 1, 1), np.int32)
+    passes = predicted(contract, q, z, 9)
+    for value in (-(2**31), 2**31 - 1, P.Q_MAX + 1):
+        passes[3][0][0, 0, 0] = value
+        with pytest.raises(SymbolError, match="outside -32768..32767"):
+            encode_symbols(contract.widths, contract.tables, z[0], passes, kind)
+    with pytest.raises(SymbolError, match="hyper-latent"):
+        encode_symbols(contract.widths, contract.tables, z[0] + 65, predicted(contract, q, z, 9), kind)
+
+
+def test_tables_can_be_copied_after_use(contract):
+    new_coder(contract.tables, kind="native", symbols=1)
+    assert np.array_equal(pickle.loads(pickle.dumps(contract)).tables.frequencies, contract.tables.frequencies)
 
 
 def test_code_length_is_close_to_the_information(contract, flight, tiles):

@@ -87,6 +87,20 @@ def test_compiled_prior_is_exact_up_to_the_proofs_limit(packing):
             assert np.array_equal(a.table, b.table) and np.array_equal(a.mean, b.mean)
 
 
+def test_compiled_prior_refuses_other_shapes():
+    """It is given memory by address: what does not fit must not reach it."""
+    native = compiled.NativePrior(SMALL, small_layers())
+    z, q = np.zeros((1, 8, 1, 1), np.int32), np.zeros((1, 24, 4, 4), np.int32)
+    for wrong in (z[:, :7], z[0], z + 65):
+        with pytest.raises(EngineError, match="hyper-latents"):
+            native.start(wrong, 10)
+    for wrong in (q[:, :8], q[..., :2], np.concatenate([q, q])):
+        with pytest.raises(EngineError, match="latents of shape"):
+            native.start(z, 10)(0, wrong)
+    with pytest.raises(EngineError, match="quality step"):
+        native.start(z, 251)
+
+
 def test_packings_beyond_the_machine_are_refused():
     with pytest.raises(EngineError, match="cannot multiply packing"):
         compiled.NativePrior(SMALL, small_layers(), len(PACKINGS))

@@ -1,5 +1,6 @@
 """Profiles: a flipped bit anywhere is found before it can decode anything."""
 
+import hashlib
 import json
 import shutil
 
@@ -9,6 +10,7 @@ import pytest
 from perigee.bitstream.errors import ProfileError
 from perigee.bitstream.prior import Layer, NumpyPrior
 from perigee.bitstream.profile import CONTRACT_FILE, find_profile, load_contract, load_profile, shipped_profiles
+from perigee.engines.onnxruntime import FlightEngine
 
 
 @pytest.fixture
@@ -55,6 +57,17 @@ def test_the_self_test_finds_a_weight_that_is_off_by_one(profile):
     layers["pass2.out"] = Layer(weight, layer.bias, layer.shift)
     with pytest.raises(ProfileError, match="self-test"):
         profile.self_test(NumpyPrior(profile.contract.widths, layers, np.float64))
+
+
+def test_a_self_test_of_other_shapes_is_refused(copy):
+    """Vectors of a foreign profile must not reach compiled code."""
+    np.savez(copy / "selftest.npz", q=np.zeros((1, 1, 1, 1), np.int16), z=np.zeros((1, 1, 64, 64), np.int8),
+             quality_step=np.zeros(1, np.uint8), answers=np.zeros((1, 8, 2), np.uint32))  # fmt: skip
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["files"]["selftest.npz"] = hashlib.sha256((copy / "selftest.npz").read_bytes()).hexdigest()
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ProfileError, match="cannot be run"):
+        FlightEngine(load_profile(copy), 1)
 
 
 def test_the_self_test_finds_half_precision(profile):

@@ -1,5 +1,6 @@
 """``onboard-encode doctor`` on this machine, healthy and with something broken."""
 
+import hashlib
 import json
 import shutil
 
@@ -28,6 +29,17 @@ def test_a_changed_file_is_found(tmp_path, capsys, profile, file):
     assert cli.main(["doctor", "--profile", str(folder)]) == 69
     out = capsys.readouterr().out
     assert "FAILED" in out and file in out and "SHA-256" in out
+
+
+def test_a_file_that_is_no_graph_is_a_finding(tmp_path, capsys, profile):
+    folder = tmp_path / "p"
+    shutil.copytree(profile.folder, folder)
+    (folder / "prior.onnx").write_bytes(b"garbage")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["prior.onnx"] = hashlib.sha256(b"garbage").hexdigest()
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert cli.main(["doctor", "--profile", str(folder)]) == 69
+    assert "ONNX Runtime cannot load it" in capsys.readouterr().out
 
 
 def test_an_unknown_profile_is_a_configuration_error(capsys):
