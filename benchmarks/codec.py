@@ -11,7 +11,7 @@ from perigee.engines.onnxruntime import FlightEngine, GroundEngine
 from perigee.ground.decoder import Region, SceneDecoder
 from perigee.onboard.encoder import Encoder, quality_step_of
 
-QUALITIES = (4, 14, 24, 33, 42, 50, 58, 66, 74, 82, 90)
+QUALITIES = (4, 14, 24, 33, 42, 50, 58, 66, 74, 82, 90, 97)
 
 
 class ArrayCodec:
