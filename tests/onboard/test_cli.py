@@ -163,16 +163,20 @@ def test_nothing_heavy_is_imported(tmp_path, tiles):
     assert result.returncode == 0, result.stderr
 
 
-def test_same_bytes_without_constriction(tmp_path, tiles):
-    """As on aarch64, where there is no wheel."""
+def test_same_bytes_without_compiler_and_without_constriction(tmp_path, tiles):
+    """As where nothing could be compiled, and as on aarch64, where constriction has no wheel."""
     out = []
-    for block in ("", "import sys; sys.modules['constriction'] = None; "):
+    native, other = "sys.modules['perigee.bitstream._native'] = None; ", "sys.modules['constriction'] = None; "
+    for blocked, left in (("", "native"), (native, "constriction"), (native + other, "integer"), (other, "native")):
         path = tmp_path / f"{len(out)}.peri"
-        code = f"{block}from perigee.onboard.cli import main; raise SystemExit(main([{str(tiles[1])!r}, '-o', {str(path)!r}]))"
+        code = (
+            f"import sys; {blocked}from perigee.onboard.cli import main; code = main([{str(tiles[1])!r}, '-o', {str(path)!r}]); "
+            f"from perigee.bitstream.coders import available_coders; assert available_coders()[0] == {left!r}; sys.exit(code)"
+        )
         result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
         assert result.returncode == 0, result.stderr
         out.append(path.read_bytes())
-    assert out[0] == out[1]
+    assert out[0] == out[1] == out[2] == out[3]
 
 
 def test_inputs_and_earlier_outputs_are_never_overwritten(tmp_path, rng):
