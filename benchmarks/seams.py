@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ from perigee.bitstream import format as fmt
 from perigee.bitstream.prior import IntArray
 from perigee.bitstream.profile import BLOCK, DEFAULT_PROFILE, HYPER_BLOCK, Profile
 from perigee.engines.onnxruntime import FlightEngine
-from perigee.ground.decoder import SceneDecoder
+from perigee.ground.decoder import Region, SceneDecoder
 from perigee.onboard.encoder import Encoder, FloatArray, quality_step_of
 
 BORDER_PX = 4
@@ -99,14 +100,11 @@ class HaloCodec(ArrayCodec):
 def decode_alone(codec: ArrayCodec, data: bytes) -> Pixels:
     """Pixels uint8 [row, col, 3] of a stream whose patches are synthesised without their neighbours."""
     stream = fmt.parse(data)
-    decoder = SceneDecoder(stream, codec.ground)
     out = np.empty((stream.header.height, stream.header.width, 3), np.uint8)
-    for unit in range(stream.header.units):
+    for unit, segment in stream.segments.items():
         _, top, left, rows, cols = stream.header.unit_window(unit)
-        latents = decoder.latents(unit)
-        assert latents is not None  # what ArrayCodec writes has no empty or dropped patches
-        image = codec.ground.synthesise(latents[None])[0, :, :rows, :cols]
-        samples = np.clip(np.rint(image * 255), 0, 255).astype(np.uint8)
+        alone = fmt.Stream(replace(stream.header, width=cols, height=rows), {0: segment._replace(unit=0)})
+        samples = SceneDecoder(alone, codec.ground).region(Region(0, 0, rows, cols)).samples
         out[top : top + rows, left : left + cols] = samples.transpose(1, 2, 0)
     return out
 
