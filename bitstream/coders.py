@@ -17,8 +17,8 @@ import numpy.typing as npt
 
 from perigee.bitstream.compiled import library, pointer
 from perigee.bitstream.errors import SymbolError
-from perigee.bitstream.prior import MEAN_FRACTIONS, Q_MAX, Q_MIN, SCALE_COUNT, IntArray, Prediction
-from perigee.bitstream.tables import Tables
+from perigee.bitstream.prior import Q_MAX, Q_MIN, IntArray, Prediction
+from perigee.bitstream.tables import FIRST_Z_TABLE, Tables
 
 try:
     import constriction
@@ -29,7 +29,6 @@ PRECISION = 24
 ESCAPE_BITS_MAX = 17
 WORDS_PER_SYMBOL = 2  # more than any symbol can take: 16 bits and an escape of 37
 _MASK = (1 << PRECISION) - 1
-_FIRST_Z_TABLE = SCALE_COUNT * MEAN_FRACTIONS
 
 
 class Coder(ABC):
@@ -283,7 +282,7 @@ _NATIVE_ERRORS = {
 
 def _native_tables(tables: Tables) -> tuple[_NativeTables, tuple[IntArray, ...]]:
     """The tables as ``csrc/coder.c`` wants them, and the arrays that keep them alive."""
-    rows = [tables.row(t) for t in range(_FIRST_Z_TABLE + len(tables.z_frequencies))]
+    rows = [tables.row(t) for t in range(FIRST_Z_TABLE + len(tables.z_frequencies))]
     cumulated = [np.concatenate([[0], np.cumsum(row.astype(np.int64))]) for row in rows]
     steps = np.arange(256) * 256
     arrays = (

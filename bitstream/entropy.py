@@ -22,7 +22,6 @@ from perigee.bitstream.prior import (
     MEAN_FRACTIONS,
     Q_MAX,
     Q_MIN,
-    SCALE_COUNT,
     Z_CLAMP,
     IntArray,
     Prediction,
@@ -30,9 +29,7 @@ from perigee.bitstream.prior import (
     Widths,
     unhalf,
 )
-from perigee.bitstream.tables import Tables
-
-FIRST_Z_TABLE = SCALE_COUNT * MEAN_FRACTIONS
+from perigee.bitstream.tables import FIRST_Z_TABLE, Tables
 
 
 def encode_symbols(

@@ -13,6 +13,7 @@ from perigee.bitstream.errors import ProfileError
 from perigee.bitstream.prior import MEAN_FRACTIONS, SCALE_COUNT, Z_CLAMP, IntArray
 
 FREQUENCY_TOTAL = 1 << 16
+FIRST_Z_TABLE = SCALE_COUNT * MEAN_FRACTIONS  # latent tables come before
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Tables:
 
     def row(self, table: int) -> IntArray:
         """Frequencies of one table: 0..1023 for latents, 1024 + channel for hyper-latents."""
-        if table >= SCALE_COUNT * MEAN_FRACTIONS:
-            return np.asarray(self.z_frequencies[table - SCALE_COUNT * MEAN_FRACTIONS])
+        if table >= FIRST_Z_TABLE:
+            return np.asarray(self.z_frequencies[table - FIRST_Z_TABLE])
         start = int(self.starts[table])
         return self.frequencies[start : start + int(self.sizes[table])]
