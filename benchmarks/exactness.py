@@ -24,7 +24,7 @@ from perigee.bitstream.entropy import decode_symbols, encode_symbols
 from perigee.bitstream.profile import DEFAULT_PROFILE, HYPER_BLOCK, Profile, find_profile
 from perigee.engines.onnxruntime import FlightEngine, GraphPrior, GroundEngine, OnnxRuntimeGraph
 from perigee.engines.torch import TorchFlightEngine, TorchGroundEngine
-from perigee.onboard.encoder import pad_to_multiple, quality_step_of
+from perigee.onboard.encoder import coded_latents, pad_to_multiple, quality_step_of
 
 QUALITIES = (10, 30, 50, 70, 90)
 
@@ -70,17 +70,19 @@ def naive_tables(ops: NaiveOps, widths: P.Widths, z: Any, q: Any, quality_step: 
     return np.concatenate(out)
 
 
-def _segment(engine: FlightEngine, image: Any, step: int) -> tuple[Any, Any, Any, Any]:
-    """Latents, hyper-latents, predictions and words that an engine makes of a patch."""
+def _segment(engine: FlightEngine, image: Any, step: int) -> tuple[Any, Any, int | None, Any, Any]:
+    """Latents, hyper-latents, number of coded channels, predictions and words that an engine makes of a patch."""
     contract = engine.profile.contract
     q, z = engine.analyse(image, step)
-    predictions = engine.prior.all_passes(z, q, step)
+    latents = coded_latents(q[0])
+    predictions = engine.prior.all_passes(z, q, step, latents)
     passes = []
     for k, p in enumerate(predictions):
-        start, stop = contract.widths.slice_of(k)
-        passes.append((P.half(q[:, start:stop], k % 2)[0], P.Prediction(p.table[0], p.mean[0])))
-    words = {kind: encode_symbols(contract.widths, contract.tables, z[0], passes, kind) for kind in available_coders()}
-    return q, z, predictions, words
+        start, _ = contract.widths.slice_of(k)
+        values = P.half(q[:, start : start + p.mean.shape[1]], k % 2)[0]
+        passes.append((values, P.Prediction(p.table[0], p.mean[0])))
+    words = {kind: encode_symbols(contract.widths, contract.tables, z[0], passes, step, kind) for kind in available_coders()}
+    return q, z, latents, predictions, words
 
 
 def _differing(a: list[P.Prediction], b: list[P.Prediction]) -> int:
@@ -121,13 +123,13 @@ def circle(profile: Profile, tiles: list[tuple[str, Any]]) -> list[dict[str, Any
             done: set[bytes] = set()
             answers: dict[bytes, list[P.Prediction]] = {}
             for flight_name, flight in flights.items():
-                q, z, predictions, words = _segment(flight, image, step)
+                q, z, latents, predictions, words = _segment(flight, image, step)
                 add("symbols", q.size)
                 distinct = {w.tobytes() for w in words.values()}
                 add(f"streams whose bytes differ between {', '.join(words)}", len(distinct) > 1)
                 seen = q.tobytes()
                 if seen not in answers:
-                    answers[seen] = reference.all_passes(z, q, step)
+                    answers[seen] = reference.all_passes(z, q, step, latents)
                 add(
                     f"encoded with {flight_name}: prior differs from numpy int64",
                     _differing(predictions, answers[seen]),
@@ -138,7 +140,7 @@ def circle(profile: Profile, tiles: list[tuple[str, Any]]) -> list[dict[str, Any
                 for prior_name, prior in priors.items():
                     kind = coders[prior_name.split(", ")[1]]
                     decoded = decode_symbols(
-                        contract.widths, contract.tables, prior, words["integer"], step, size, kind=kind
+                        contract.widths, contract.tables, prior, words["integer"], step, size, kind=kind, latents=latents
                     )
                     add(f"decoded with {prior_name}: differing symbols", (decoded.q != q[0]).sum())
                 if flight_name.endswith("1 thread"):
@@ -148,8 +150,8 @@ def circle(profile: Profile, tiles: list[tuple[str, Any]]) -> list[dict[str, Any
                         add(f"naive float prior, {kind} against float64: differing tables", (other != twin).sum())
                         add(f"naive float prior, {kind} against float64: patches lost", (other != twin).any())
                     found = ground.predict(z, q, step)
-                    latents = ground.reconstruct(q, found.mean, found.scale_index, step)
-                    one, two = (np.clip(np.rint(e.synthesise(latents) * 255), 0, 255) for e in (ground, torch_ground))
+                    canvas = ground.reconstruct(q, found.mean, found.scale_index, step)
+                    one, two = (np.clip(np.rint(e.synthesise(canvas) * 255), 0, 255) for e in (ground, torch_ground))
                     pixels["samples"] += one.size
                     pixels["differing"] += int((one != two).sum())
                     pixels["largest"] = max(pixels["largest"], int(np.abs(one - two).max()))

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from perigee.bitstream.prior import Widths, macs_per_position
 from perigee.bitstream.profile import BLOCK, KNOTS
-from perigee.models.codec.flight import ANALYSIS_STAGES, Analysis, Gains, HyperAnalysis, Synthesis
+from perigee.models.codec.flight import ANALYSIS_STAGES, Analysis, BlockTransform, Gains, HyperAnalysis, Synthesis
 from perigee.models.codec.reference import (
     GDN,
     LATENTS,
@@ -74,6 +74,9 @@ def multiply_adds(module: nn.Module, x: Tensor, out: Tensor) -> int:
         return out.numel() * module.weight[0].numel()
     if isinstance(module, nn.ConvTranspose2d):
         return x.numel() * module.weight[0].numel()
+    if isinstance(module, BlockTransform):
+        blocks = out.shape[0] * out.shape[2] * out.shape[3]
+        return blocks * BLOCK * BLOCK * 3 * (3 + 2 * BLOCK)  # colours, then rows and columns, of all 768 components
     if isinstance(module, GDN):
         return out.numel() * out.shape[1]
     if any(parameter.dim() > 1 for parameter in module.parameters(recurse=False)):

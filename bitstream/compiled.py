@@ -24,6 +24,7 @@ from perigee.bitstream.prior import (
     Prediction,
     Step,
     Widths,
+    coded_passes,
     layer_shapes,
     quality_plane_value,
 )
@@ -53,7 +54,7 @@ class _Model(ctypes.Structure):
     ] + [("starts", ctypes.c_void_p), ("layers", ctypes.c_void_p)]
 
 
-ABI = 2  # as in csrc/prior.c
+ABI = 3  # as in csrc/prior.c
 
 
 def _load() -> Any:
@@ -111,6 +112,10 @@ class NativePrior:
     def _layer(self, name: str, shape: LayerShape, layer: Layer) -> _Layer:
         bias = layer.bias.astype(np.int64) + ((np.int64(1) << layer.shift.astype(np.int64)) >> 1)
         order = np.arange(shape.outputs)
+        place = order
+        if shape.final:  # blocks of 16 means and their 16 scales, so that the first channels can be had alone
+            channel = order % (shape.outputs // 2)
+            place = channel // 16 * COLUMNS + order // (shape.outputs // 2) * 16 + channel % 16
         if name in ("hyper.up1", "hyper.up2"):  # pixel shuffle wants (row, col, channel)
             order = order.reshape(-1, 4).T.reshape(-1)
         inputs, width, offset = shape.inputs, shape.outputs, 0
@@ -123,13 +128,13 @@ class NativePrior:
             group, dtype = PACKINGS[self.packing]
             if group > 1:
                 bias = bias - offset * matrix.astype(np.int64).sum(1)
-            inputs, width = _up(shape.inputs, group), _up(shape.outputs)
+            inputs, width = _up(shape.inputs, group), _up(int(place.max()) + 1)
             whole = np.zeros((width, inputs), dtype)
-            whole[: shape.outputs, : shape.inputs] = matrix[order]
+            whole[place, : shape.inputs] = matrix[order]
             packed = whole.reshape(width, -1, group).transpose(1, 0, 2)
         arrays = [np.ascontiguousarray(packed), np.zeros(width, np.int32), np.zeros(width, np.int32)]
-        arrays[1][: shape.outputs] = bias[order]
-        arrays[2][: shape.outputs] = layer.shift[order]
+        arrays[1][place] = bias[order]
+        arrays[2][place] = layer.shift[order]
         self._keep += arrays
         return _Layer(*(pointer(a) for a in arrays), inputs, shape.outputs, width, shape.kernel, offset)
 
@@ -152,23 +157,25 @@ class NativePrior:
         for i in range(patches):
             library.perigee_prior_features(model, pointer(z[i]), plane, *sizes, pointer(features[i]), pointer(scratch))
 
-        def step(k: int, q: IntArray) -> Prediction:
+        def step(k: int, q: IntArray, channels: int | None = None) -> Prediction:
             start, stop = self.widths.slice_of(k)
+            count = stop - start if channels is None else channels
+            if not 1 <= count <= stop - start:
+                raise EngineError(f"{count} channels of pass {k}, accepted are 1 to {stop - start}")
             if q.shape != (patches, self.widths.latents, rows, cols):
                 raise EngineError(
                     f"latents of shape {list(q.shape)}, expected {[patches, self.widths.latents, rows, cols]}"
                 )
             q = np.ascontiguousarray(q, np.int32)
-            out = np.empty((2, patches, stop - start, rows, cols // 2), np.int32)
+            out = np.empty((2, patches, count, rows, cols // 2), np.int32)
             for i in range(patches):
                 library.perigee_prior_pass(
                     model, ctypes.c_uint32(k), pointer(features[i]), pointer(q[i]), *sizes,
-                    pointer(out[0, i]), pointer(out[1, i]), pointer(scratch),
+                    ctypes.c_uint32(count), pointer(out[0, i]), pointer(out[1, i]), pointer(scratch),
                 )  # fmt: skip
             return Prediction(out[0], out[1])
 
         return step
 
-    def all_passes(self, z: IntArray, q: IntArray, quality_step: int) -> list[Prediction]:
-        step = self.start(z, quality_step)
-        return [step(k, q) for k in range(self.widths.passes)]
+    def all_passes(self, z: IntArray, q: IntArray, quality_step: int, latents: int | None = None) -> list[Prediction]:
+        return coded_passes(self.widths, self.start(z, quality_step), q, latents)

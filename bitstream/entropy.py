@@ -29,20 +29,26 @@ from perigee.bitstream.prior import (
     Widths,
     unhalf,
 )
-from perigee.bitstream.tables import FIRST_Z_TABLE, Tables
+from perigee.bitstream.tables import Tables
 
 
 def encode_symbols(
-    widths: Widths, tables: Tables, z: IntArray, passes: Sequence[tuple[IntArray, Prediction]], kind: str = "auto"
+    widths: Widths,
+    tables: Tables,
+    z: IntArray,
+    passes: Sequence[tuple[IntArray, Prediction]],
+    quality_step: int,
+    kind: str = "auto",
 ) -> npt.NDArray[np.uint32]:
-    """Words of one patch. ``z`` int [hyper_latents, h, w]; per pass the latents int [slice, H, W/2] at its half and
-    the prediction of the same shape. Raises SymbolError for values that no stream can carry."""
+    """Words of one patch. ``z`` int [hyper_latents, h, w]; per coded pass the latents int [channels, H, W/2] at its half
+    and the prediction of the same shape. Raises SymbolError for values that no stream can carry."""
     if np.abs(z).max() > Z_CLAMP:
         raise SymbolError(f"a hyper-latent of {int(z.min())}..{int(z.max())} is outside -{Z_CLAMP}..{Z_CLAMP}")
     coder = new_coder(tables, kind=kind, symbols=z.size + sum(values.size for values, _ in passes))
     for values, prediction in reversed(passes):
         coder.push_pass(values, prediction)
-    coder.push(z.reshape(widths.hyper_latents, -1).astype(np.int32) + Z_CLAMP, FIRST_Z_TABLE)
+    first = tables.first_z_table(quality_step, widths.hyper_latents)
+    coder.push(z.reshape(widths.hyper_latents, -1).astype(np.int32) + Z_CLAMP, first)
     return coder.to_words()
 
 
@@ -65,16 +71,21 @@ def decode_symbols(
     hyper_size: tuple[int, int],
     cut: bool = False,
     kind: str = "auto",
+    latents: int | None = None,
 ) -> DecodedPatch:
-    """Inverse of :func:`encode_symbols`; ``hyper_size`` is (h, w) of z.
+    """Inverse of :func:`encode_symbols`; ``hyper_size`` is (h, w) of z. Only the first ``latents`` channels are coded
+    (None: all); the others are 0, as are their mean and scale index.
 
     Of a segment cut short, the passes that are certainly complete are used (never the last), and the latents of the
     others are the prior's mean. Raises SymbolError where the words cannot come from an encoder.
     """
+    if latents is not None and not 1 <= latents <= widths.latents:
+        raise SymbolError(f"{latents} coded channels, accepted are 1 to {widths.latents}")
     h, w = hyper_size
     rows, cols = 4 * h, 4 * w
     coder = new_coder(tables, words, kind)
-    z = coder.pop(FIRST_Z_TABLE, widths.hyper_latents, h * w).reshape(-1, h, w) - Z_CLAMP
+    first = tables.first_z_table(quality_step, widths.hyper_latents)
+    z = coder.pop(first, widths.hyper_latents, h * w).reshape(-1, h, w) - Z_CLAMP
     dry = cut and coder.words_left < 2
     if dry:
         z = np.zeros_like(z)
@@ -83,8 +94,12 @@ def decode_symbols(
     means, indices = np.zeros_like(q), np.zeros_like(q)
     complete = 0
     for k in range(widths.passes):
-        start, stop = widths.slice_of(k)
-        prediction = step(k, q)
+        start, _ = widths.slice_of(k)
+        channels = widths.coded_channels(k, latents)
+        if not channels:
+            break
+        stop = start + channels
+        prediction = step(k, q, channels)
         values = prediction.mean[0] + 8 >> 4  # the mean, rounded: stands for what was cut off
         if not dry:
             decoded = None

@@ -40,6 +40,8 @@ RESERVED_MODES = {
     6: "residual layer",
 }
 CUT_FLAG = 0x10
+FIRST_FLAG = 0x40  # only the first channels are coded: a byte says how many, in units of CHANNEL_UNIT
+CHANNEL_UNIT = 8
 LINEAR_FLAG = 0x20  # q is the profile\'s linear transform rounded, and nothing else: the ground can hold on to it
 
 DTYPES = {1: "uint8", 2: "uint16", 3: "int16"}
@@ -110,7 +112,10 @@ class Header:
 
 
 class Segment(NamedTuple):
-    """One patch of one group of bands. ``words`` is empty unless the mode is NETWORK."""
+    """One patch of one group of bands. ``words`` is empty unless the mode is NETWORK.
+
+    Only the first ``latents`` channels are coded, a multiple of 8; None stands for all.
+    """
 
     unit: int
     mode: int
@@ -119,6 +124,7 @@ class Segment(NamedTuple):
     words: npt.NDArray[np.uint32] = np.zeros(0, np.uint32)
     cut: bool = False
     linear: bool = False
+    latents: int | None = None
 
 
 @dataclass
@@ -220,9 +226,11 @@ def read_chunk(data: bytes, limits: Limits = DEFAULT_LIMITS) -> tuple[int, bytes
 def write_segment(segment: Segment) -> bytes:
     """The chunk of a segment."""
     flags = (CUT_FLAG if segment.cut else 0) | (LINEAR_FLAG if segment.linear else 0)
+    flags |= 0 if segment.latents is None else FIRST_FLAG
     payload = write_varint(segment.unit) + bytes([segment.mode | flags])
     if segment.mode == NETWORK:
         payload += bytes([segment.quality_step]) + segment.checksum.to_bytes(2, "little")
+        payload += b"" if segment.latents is None else bytes([segment.latents // CHANNEL_UNIT])
         payload += segment.words.astype("<u4").tobytes()
     return write_chunk(SEGMENT, payload)
 
@@ -393,17 +401,22 @@ def _segment(payload: memoryview, start: int) -> Segment:
     mode, flags = payload[at] & 15, payload[at] & 0xF0
     if mode in RESERVED_MODES or mode > max(RESERVED_MODES):
         raise UnsupportedError(f"patch mode {mode} ({RESERVED_MODES.get(mode, 'unknown')})", start)
-    if flags & ~(CUT_FLAG | LINEAR_FLAG):
-        raise UnsupportedError(f"segment flags {flags:#04x}, this reader knows {CUT_FLAG | LINEAR_FLAG:#04x}", start)
+    known = CUT_FLAG | LINEAR_FLAG | FIRST_FLAG
+    if flags & ~known:
+        raise UnsupportedError(f"segment flags {flags:#04x}, this reader knows {known:#04x}", start)
     body = payload[at + 1 :]
     if mode != NETWORK:
         if len(body) or flags:
             raise FormatError(f"a segment of mode {mode} carries no data and no flags", start)
         return Segment(unit, mode)
-    if len(body) < 3 or (len(body) - 3) % 4:
-        raise FormatError(f"a network segment of {len(body)} bytes; it has 3 and whole 32-bit words", start)
+    fixed = 4 if flags & FIRST_FLAG else 3
+    if len(body) < fixed or (len(body) - fixed) % 4:
+        raise FormatError(f"a network segment of {len(body)} bytes; it has {fixed} and whole 32-bit words", start)
     if body[0] > 250:
         raise FormatError(f"quality step {body[0]}, accepted are 0 to 250", start)
-    words = np.frombuffer(body[3:], "<u4").astype(np.uint32)
+    latents = CHANNEL_UNIT * body[3] if flags & FIRST_FLAG else None
+    if latents == 0:
+        raise FormatError("a network segment without a coded channel", start)
+    words = np.frombuffer(body[fixed:], "<u4").astype(np.uint32)
     checksum = int.from_bytes(body[1:3], "little")
-    return Segment(unit, mode, body[0], checksum, words, bool(flags & CUT_FLAG), bool(flags & LINEAR_FLAG))
+    return Segment(unit, mode, body[0], checksum, words, bool(flags & CUT_FLAG), bool(flags & LINEAR_FLAG), latents)

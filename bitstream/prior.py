@@ -14,7 +14,7 @@ numpy here, PyTorch for training and the ONNX writer supply their own. Arrays ar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -45,12 +45,12 @@ PASSES_PER_SLICE = 2
 class Widths:
     """Sizes of the prior's layers; ``slices`` splits the latent channels in coding order."""
 
-    latents: int = 288
+    latents: int = 448
     hyper_latents: int = 64
     hyper: int = 96
     context: int = 96
     head: int = 160
-    slices: tuple[int, ...] = (16, 24, 40, 208)
+    slices: tuple[int, ...] = (16, 24, 40, 112, 256)
 
     @property
     def passes(self) -> int:
@@ -61,6 +61,11 @@ class Widths:
         """First channel and one past the last channel that pass ``k`` codes."""
         start = sum(self.slices[: k // PASSES_PER_SLICE])
         return start, start + self.slices[k // PASSES_PER_SLICE]
+
+    def coded_channels(self, k: int, latents: int | None) -> int:
+        """How many channels pass ``k`` codes where only the first ``latents`` channels are (None: all)."""
+        start, stop = self.slice_of(k)
+        return stop - start if latents is None else min(max(latents - start, 0), stop - start)
 
     def context_channels(self, k: int) -> int:
         """How many leading latent channels pass ``k`` may look at (its own slice only in odd passes)."""
@@ -215,6 +220,10 @@ class Prediction(NamedTuple):
     table: IntArray
     mean: IntArray
 
+    def first(self, channels: int | None) -> Prediction:
+        """That of the first channels alone."""
+        return Prediction(self.table[:, :channels], self.mean[:, :channels])
+
 
 def split_outputs(outputs: IntArray) -> Prediction:
     """Outputs of :func:`pass_outputs` as table numbers and means."""
@@ -325,20 +334,29 @@ class NumpyOps:
         return half(x, parity)
 
 
-Step = Callable[[int, IntArray], Prediction]
+class Step(Protocol):
+    """One pass: (k, q) with q int [N, latents, 4h, 4w] complete for the earlier passes to the prediction of pass k, of its
+    first ``channels`` channels if not of all."""
+
+    def __call__(self, k: int, q: IntArray, channels: int | None = None) -> Prediction: ...
 
 
 class PriorEngine(Protocol):
     """What an engine offers for the prior; every implementation returns the integers of ``NumpyPrior(int64)``."""
 
     def start(self, z: IntArray, quality_step: int) -> Step:
-        """Begin a patch batch: z int [N, hyper_latents, h, w], Q = 0..250. The step takes (k, q) with q int
-        [N, latents, 4h, 4w] complete for the earlier passes, and returns the prediction of pass k."""
+        """Begin a patch batch: z int [N, hyper_latents, h, w], Q = 0..250."""
         ...
 
-    def all_passes(self, z: IntArray, q: IntArray, quality_step: int) -> list[Prediction]:
-        """All passes at once, for the encoder that knows ``q`` already."""
+    def all_passes(self, z: IntArray, q: IntArray, quality_step: int, latents: int | None = None) -> list[Prediction]:
+        """The passes of the first ``latents`` channels (None: all), for the encoder that knows ``q`` already."""
         ...
+
+
+def coded_passes(widths: Widths, step: Step, q: IntArray, latents: int | None) -> list[Prediction]:
+    """``PriorEngine.all_passes`` one by one: passes that code no channel are left out."""
+    counts = [widths.coded_channels(k, latents) for k in range(widths.passes)]
+    return [step(k, q, count) for k, count in enumerate(counts) if count]
 
 
 class NumpyPrior:
@@ -355,7 +373,7 @@ class NumpyPrior:
         features = hyper_features(self.ops, z.astype(dtype), plane)
         halves = [half(features, 0), half(features, 1)]
 
-        def step(k: int, q: IntArray) -> Prediction:
+        def step(k: int, q: IntArray, channels: int | None = None) -> Prediction:
             seen = self.widths.context_channels(k)
             context = None
             if seen:
@@ -363,10 +381,10 @@ class NumpyPrior:
                 if k % 2:
                     context = even_only(context, self.widths.slice_of(k)[0])
                 context = context.astype(dtype)
-            return split_outputs(pass_outputs(self.ops, k, halves[k % 2], context).astype(np.int32))
+            outputs = pass_outputs(self.ops, k, halves[k % 2], context).astype(np.int32)
+            return split_outputs(outputs).first(channels)
 
         return step
 
-    def all_passes(self, z: IntArray, q: IntArray, quality_step: int) -> list[Prediction]:
-        step = self.start(z, quality_step)
-        return [step(k, q) for k in range(self.widths.passes)]
+    def all_passes(self, z: IntArray, q: IntArray, quality_step: int, latents: int | None = None) -> list[Prediction]:
+        return coded_passes(self.widths, self.start(z, quality_step), q, latents)

@@ -32,7 +32,7 @@ from perigee.bitstream.prior import (
     Widths,
     check_accumulators,
 )
-from perigee.bitstream.tables import Tables
+from perigee.bitstream.tables import Z_BANDS_MAX, Tables
 
 CONTRACT_FILE = "contract.npz"
 SELF_TEST_FILE = "selftest.npz"
@@ -60,9 +60,11 @@ class Contract:
 
     def __post_init__(self) -> None:
         check_accumulators(self.widths, self.layers)
-        if self.tables.z_frequencies.shape[0] != self.widths.hyper_latents:
+        bands, rest = divmod(len(self.tables.z_frequencies), self.widths.hyper_latents)
+        if rest or not 1 <= bands <= Z_BANDS_MAX:
             raise ProfileError(
-                f"{self.tables.z_frequencies.shape[0]} tables for {self.widths.hyper_latents} hyper-latents"
+                f"{len(self.tables.z_frequencies)} tables for {self.widths.hyper_latents} hyper-latents, "
+                f"expected 1 to {Z_BANDS_MAX} for each"
             )
         if self.gain_knots.shape != (KNOTS, self.widths.latents):
             raise ProfileError(f"gain knots of shape {self.gain_knots.shape}, expected {(KNOTS, self.widths.latents)}")

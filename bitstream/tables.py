@@ -1,4 +1,5 @@
-"""The probability tables of a contract: discretised Gaussians for the latents, one table per hyper-latent channel."""
+"""The probability tables of a contract: discretised distributions for the latents, by scale and fraction of
+the mean, and one table per hyper-latent channel and band of quality."""
 
 from __future__ import annotations
 
@@ -10,19 +11,20 @@ import numpy as np
 import numpy.typing as npt
 
 from perigee.bitstream.errors import ProfileError
-from perigee.bitstream.prior import MEAN_FRACTIONS, SCALE_COUNT, Z_CLAMP, IntArray
+from perigee.bitstream.prior import MEAN_FRACTIONS, QUALITY_STEPS, SCALE_COUNT, Z_CLAMP, IntArray
 
 FREQUENCY_TOTAL = 1 << 16
 FIRST_Z_TABLE = SCALE_COUNT * MEAN_FRACTIONS  # latent tables come before
+Z_BANDS_MAX = 16
 
 
 @dataclass(frozen=True)
 class Tables:
-    """Integer frequencies: Gaussian tables for latents and one table per hyper-latent channel.
+    """Integer frequencies of the latent tables and of the hyper-latent tables.
 
     ``radius`` uint16 [64]: table (i, f) covers the symbols -radius[i] .. radius[i] + 1, then the escape.
     ``frequencies`` uint16: all latent tables one after the other, table number 16 * i + f.
-    ``z_frequencies`` uint16 [hyper_latents, 129]: for z = -64..64.
+    ``z_frequencies`` uint16 [bands * hyper_latents, 129]: for z = -64..64; quality is divided into so many equal bands.
     """
 
     radius: IntArray
@@ -71,8 +73,13 @@ class Tables:
         """What coders keep of the tables, made when first used: building it costs more than a run of symbols."""
         return {}
 
+    def first_z_table(self, quality_step: int, hyper_latents: int) -> int:
+        """Number of the table of hyper-latent channel 0 at Q = 0..250; those of the other channels follow."""
+        bands = len(self.z_frequencies) // hyper_latents
+        return FIRST_Z_TABLE + quality_step * bands // (QUALITY_STEPS + 1) * hyper_latents
+
     def row(self, table: int) -> IntArray:
-        """Frequencies of one table: 0..1023 for latents, 1024 + channel for hyper-latents."""
+        """Frequencies of one table: 0..1023 for latents, from 1024 on for hyper-latents."""
         if table >= FIRST_Z_TABLE:
             return np.asarray(self.z_frequencies[table - FIRST_Z_TABLE])
         start = int(self.starts[table])

@@ -22,6 +22,7 @@ from perigee.bitstream.prior import (
     PriorEngine,
     Step,
     Widths,
+    coded_passes,
     context_of,
     even_only,
     quality_plane_value,
@@ -88,10 +89,9 @@ class GraphPrior:
         self.widths = widths
         self._whole, self._hyper, self._steps = whole, hyper, steps or []
 
-    def all_passes(self, z: IntArray, q: IntArray, quality_step: int) -> list[Prediction]:
+    def all_passes(self, z: IntArray, q: IntArray, quality_step: int, latents: int | None = None) -> list[Prediction]:
         if self._whole is None:
-            step = self.start(z, quality_step)
-            return [step(k, q) for k in range(self.widths.passes)]
+            return coded_passes(self.widths, self.start(z, quality_step), q, latents)
         rows, cols = q.shape[2:]
         even = ((np.arange(rows)[:, None] + np.arange(cols)) % 2 == 0).astype(np.float32)[None, None]
         feeds = {
@@ -100,14 +100,16 @@ class GraphPrior:
             "context": context_of(q).astype(np.float32),
             "even": even,
         }
-        return [split_outputs(out) for out in self._whole(feeds)]
+        counts = [self.widths.coded_channels(k, latents) for k in range(self.widths.passes)]
+        outputs = self._whole(feeds)
+        return [split_outputs(out).first(n) for out, n in zip(outputs, counts, strict=True) if n]
 
     def start(self, z: IntArray, quality_step: int) -> Step:
         if self._hyper is None:
             raise EngineError("the decoding graphs of the prior are not loaded")
         features = self._hyper({"z": z.astype(np.float32), "quality_plane": quality_plane(z, quality_step)})
 
-        def step(k: int, q: IntArray) -> Prediction:
+        def step(k: int, q: IntArray, channels: int | None = None) -> Prediction:
             feeds = {"features": features[k % 2]}
             seen = self.widths.context_channels(k)
             if seen:
@@ -115,7 +117,7 @@ class GraphPrior:
                 if k % 2:
                     context = even_only(context, self.widths.slice_of(k)[0])
                 feeds["context"] = context.astype(np.float32)
-            return split_outputs(self._steps[k](feeds)[0])
+            return split_outputs(self._steps[k](feeds)[0]).first(channels)
 
         return step
 

@@ -20,6 +20,7 @@ from perigee.bitstream.profile import BLOCK, KNOTS
 from perigee.models.codec.flight import (
     COSMIC_CAM,
     Analysis,
+    BlockTransform,
     Gains,
     HyperAnalysis,
     LightBlock,
@@ -157,6 +158,15 @@ class GraphWriter:
             return self.node("Mul", self.module(module.local, x), self.node("Sigmoid", weight))
         raise TypeError(f"no ONNX form for {type(module).__name__}")
 
+    def block_transform(self, transform: BlockTransform, x: str) -> str:
+        """The transform by its factors, an eighth of the multiply-adds of the dense one."""
+        colours, rows, columns = (p.detach().numpy() for p in (transform.colours, transform.rows, transform.columns))
+        x = self.node("Conv", x, self.weight(colours[:, :, None, None]), kernel_shape=[1, 1])
+        for filters, size, group in ((rows, [BLOCK, 1], 3), (columns, [1, BLOCK], 3 * BLOCK)):
+            weight = self.weight(filters.reshape(-1, 1, *size))
+            x = self.node("Conv", x, weight, kernel_shape=size, strides=size, group=group)
+        return self.node("Gather", x, self.constant(transform.order.numpy()), axis=1)
+
     def gains(self, gains: Gains, quality: str) -> str:
         """Gains [N, latents, 1, 1] at Q [N, 1]."""
         position = self.scalar("Mul", quality, (KNOTS - 1) / P.QUALITY_STEPS)
@@ -264,7 +274,7 @@ def write_analysis(analysis: Analysis, preset: str, gains: Gains, hyper: HyperAn
     writer = GraphWriter("analysis", half=True)
     image = writer.scalar("Sub", writer.input("image", ["N", 3, "H", "W"]), 0.5)
     quality = writer.input("quality_step", ["N", 1])
-    y = "" if preset in COSMIC_CAM else writer.convolution(analysis.linear, image)
+    y = "" if preset in COSMIC_CAM else writer.block_transform(analysis.linear, image)
     if preset in analysis.networks:
         inner = writer.scalar("Mul", writer.clip(image, -0.75, 0.75), 4.0)
         network = analysis.networks[preset]
@@ -274,7 +284,7 @@ def write_analysis(analysis: Analysis, preset: str, gains: Gains, hyper: HyperAn
     gained = writer.node("Mul", y, writer.gains(gains, quality))
     z = writer.module(hyper.layers, writer.node("Log", writer.scalar("Add", writer.node("Abs", gained), 1.0)))
     for x, low, high, name, channels in (
-        (gained, P.Q_MIN, P.Q_MAX, "q", analysis.linear.out_channels),
+        (gained, P.Q_MIN, P.Q_MAX, "q", analysis.linear.latents),
         (z, -P.Z_CLAMP, P.Z_CLAMP, "z", channels_of(hyper.layers[-1])),
     ):
         whole = writer.node("Cast", writer.clip(writer.node("Round", x), low, high), to=TensorProto.INT32)
@@ -282,13 +292,13 @@ def write_analysis(analysis: Analysis, preset: str, gains: Gains, hyper: HyperAn
     writer.save(path)
 
 
-def write_consistency(linear: nn.Conv2d, path: Path) -> None:
+def write_consistency(linear: BlockTransform, path: Path) -> None:
     """Image [N, 3, 16H, 16W] and bounds [N, latents, H, W] of its linear transform to the nearest image within them."""
     writer = GraphWriter("consistency", half=True)
-    latents = linear.out_channels
+    latents = linear.latents
     image = writer.input("image", ["N", 3, "Y", "X"])
     low, high = (writer.input(name, ["N", latents, "H", "W"]) for name in ("low", "high"))
-    y = writer.convolution(linear, writer.scalar("Sub", image, 0.5))
+    y = writer.block_transform(linear, writer.scalar("Sub", image, 0.5))
     missing = writer.node("Sub", writer.node("Max", writer.node("Min", y, high), low), y)
     inverse = np.linalg.pinv(linear.weight.detach().double().numpy().reshape(latents, -1))
     step = writer.node("Conv", missing, writer.weight(inverse[:, :, None, None]), kernel_shape=[1, 1])
@@ -296,16 +306,16 @@ def write_consistency(linear: nn.Conv2d, path: Path) -> None:
     writer.save(path)
 
 
-def write_reconstruction(reconstruction: Any, sigma_min: float, log_step: float, path: Path) -> None:
+def write_reconstruction(reconstruction: Any, spread_min: float, log_step: float, path: Path) -> None:
     """q, mean (latent steps), scale index [N, latents, H, W] and Q [N, 1] to latents and quality plane [N, latents + 1, H, W]."""
     writer = GraphWriter("reconstruction")
     latents = reconstruction.pull.shape[0]
     q, mean, index = (writer.input(name, ["N", latents, "H", "W"]) for name in ("q", "mean", "scale_index"))
     quality = writer.input("quality_step", ["N", 1])
-    sigma = writer.node("Exp", writer.scalar("Add", writer.scalar("Mul", index, log_step), float(np.log(sigma_min))))
+    spread = writer.node("Exp", writer.scalar("Add", writer.scalar("Mul", index, log_step), float(np.log(spread_min))))
     strength = 2 / (1 + np.exp(-reconstruction.pull.detach().double().numpy()))
     factor = writer.constant(strength.astype(np.float32)[None, :, None, None])
-    pull = writer.node("Div", factor, writer.scalar("Add", writer.scalar("Mul", sigma, 2.0), 1.0))
+    pull = writer.node("Div", factor, writer.scalar("Add", writer.scalar("Mul", spread, 4.0), 1.0))
     offset = writer.clip(writer.node("Sub", mean, q), -0.5, 0.5)
     centred = writer.node("Add", q, writer.node("Mul", offset, pull))
     y = writer.node("Mul", centred, writer.gains(reconstruction.inverse_gains, quality))

@@ -35,11 +35,11 @@ from perigee.export.graph import (
     write_synthesis,
 )
 from perigee.export.tables import make_tables
-from perigee.models.codec.codec import SIGMA_MAX, SIGMA_MIN, Codec, CodecConfig, sigma_of
+from perigee.models.codec.codec import SPREAD_MAX, SPREAD_MIN, Codec, CodecConfig, spread_of
 from perigee.models.codec.flight import ANALYSIS_STAGES
 
 PATCH_SIDE = 256
-LOG_STEP = math.log(SIGMA_MAX / SIGMA_MIN) / (SCALE_COUNT - 1)
+LOG_STEP = math.log(SPREAD_MAX / SPREAD_MIN) / (SCALE_COUNT - 1)
 
 
 def load_checkpoint(path: Path) -> tuple[Codec, dict[str, Any]]:
@@ -138,7 +138,7 @@ def _parity(codec: Codec, folder: Path, seed: int = 7) -> dict[str, Any]:
         report["scale_indices_differing"].append(
             int((found.scale_index != index.numpy()).sum() + (found.mean != 16 * mean.numpy()).sum())
         )
-        expected = codec.synthesis(codec.reconstruction(q, mean, sigma_of(index), quality)).numpy()
+        expected = codec.synthesis(codec.reconstruction(q, mean, spread_of(index), quality)).numpy()
         got = ground.synthesise(ground.reconstruct(q_engine, found.mean, found.scale_index, step))
         report["pixels_max_difference"].append(float(np.abs(expected - got).max() * 255))
     return report
@@ -171,7 +171,7 @@ def export_profile(checkpoint: Path, folder: Path, name: str, card: dict[str, An
     linear = [preset for preset in codec.config.presets if ANALYSIS_STAGES.get(preset, ...) is None]
     if linear:
         write_consistency(codec.analysis.linear, folder / CONSISTENCY_FILE)
-    write_reconstruction(codec.reconstruction, SIGMA_MIN, LOG_STEP, folder / "reconstruction.onnx")
+    write_reconstruction(codec.reconstruction, SPREAD_MIN, LOG_STEP, folder / "reconstruction.onnx")
     write_synthesis(codec.synthesis, folder / "synthesis.onnx")
     files = [CONTRACT_FILE, SELF_TEST_FILE, *analyses.values(), "reconstruction.onnx", "synthesis.onnx"]
     files += [CONSISTENCY_FILE] if linear else []

@@ -1,4 +1,4 @@
-"""Integer frequency tables: discretised Gaussians for the latents, the trained mixtures for the hyper-latents."""
+"""Integer frequency tables: discretised logistic distributions for the latents, the trained mixtures for the hyper-latents."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch
 
 from perigee.bitstream.prior import MEAN_FRACTIONS, SCALE_COUNT, Z_CLAMP
 from perigee.bitstream.tables import FREQUENCY_TOTAL, Tables
-from perigee.models.codec.codec import SIGMA_MAX, SIGMA_MIN, HyperPrior
+from perigee.models.codec.codec import SPREAD_MAX, SPREAD_MIN, HyperPrior
 
-SUPPORT_SIGMAS = 5.2
+SUPPORT = 10.0  # spreads to either side
 
 
 def integer_frequencies(probabilities: npt.NDArray[Any]) -> npt.NDArray[np.uint16]:
@@ -24,18 +24,19 @@ def integer_frequencies(probabilities: npt.NDArray[Any]) -> npt.NDArray[np.uint1
 
 
 def make_tables(hyper_prior: HyperPrior) -> Tables:
-    """All tables of a contract. Support is +-5.2 sigma; what lies outside is the escape's probability."""
-    sigmas = SIGMA_MIN * np.exp(np.arange(SCALE_COUNT) * (np.log(SIGMA_MAX / SIGMA_MIN) / (SCALE_COUNT - 1)))
-    radius = np.maximum(1, np.ceil(SUPPORT_SIGMAS * sigmas)).astype(np.uint16)
+    """All tables of a contract; what lies outside the support is the escape's probability."""
+    spreads = SPREAD_MIN * np.exp(np.arange(SCALE_COUNT) * (np.log(SPREAD_MAX / SPREAD_MIN) / (SCALE_COUNT - 1)))
+    radius = np.maximum(1, np.ceil(SUPPORT * spreads)).astype(np.uint16)
     rows = []
-    for sigma, reach in zip(sigmas, radius.astype(int), strict=True):
+    for spread, reach in zip(spreads, radius.astype(int), strict=True):
         edges = np.arange(-reach, reach + 3) - 0.5
         for fraction in range(MEAN_FRACTIONS):
-            cdf = torch.special.ndtr(torch.from_numpy((edges - fraction / MEAN_FRACTIONS) / sigma)).numpy()
+            cdf = torch.sigmoid(torch.from_numpy((edges - fraction / MEAN_FRACTIONS) / spread)).numpy()
             inside = np.diff(cdf)
             rows.append(integer_frequencies(np.append(inside, max(1 - inside.sum(), 1e-9))))
+    bands, channels = hyper_prior.bands.shape[:2]
     z = torch.arange(-Z_CLAMP, Z_CLAMP + 1, dtype=torch.float32).reshape(1, 1, -1, 1)
-    channels = hyper_prior.logits.shape[0]
     with torch.no_grad():
-        mass = hyper_prior.likelihood(z.expand(1, channels, -1, 1))[0, :, :, 0].double().cpu().numpy()
+        mass = hyper_prior.likelihood(z.expand(bands, channels, -1, 1), torch.arange(bands))
+    mass = mass.reshape(bands * channels, -1).double().cpu().numpy()
     return Tables(radius, np.concatenate(rows), np.stack([integer_frequencies(row) for row in mass]))

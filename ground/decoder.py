@@ -122,6 +122,7 @@ class SceneDecoder:
             size,
             segment.cut,
             self.coder,
+            segment.latents,
         )
         if segment.cut:
             self.report.cut[unit] = decoded.passes

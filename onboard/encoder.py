@@ -96,6 +96,16 @@ def fill_invalid(image: FloatArray, valid: npt.NDArray[np.bool_]) -> FloatArray:
     return np.where(valid, image, blocks).astype(np.float32)
 
 
+def coded_latents(q: npt.NDArray[Any]) -> int | None:
+    """How many leading channels of ``q`` int [latents, H, W] are to be coded, a multiple of 8, or None for all.
+
+    Those behind are zero. The channels lie in the order of their power: at usual rates most patches need not half of them.
+    """
+    used = np.flatnonzero(q.reshape(len(q), -1).any(axis=1))
+    whole = (int(used[-1]) // fmt.CHANNEL_UNIT + 1 if len(used) else 1) * fmt.CHANNEL_UNIT
+    return whole if whole < len(q) else None
+
+
 def coding_ranges(raster: Raster, side: int) -> npt.NDArray[np.int32]:
     """Per band the samples that are coded as 0 and 1, int32 [bands, 2]: a robust range of the valid samples.
 
@@ -142,16 +152,19 @@ class Encoder:
         widths = contract.widths
         with timings.stage("analysis"):
             q, z = self.engine.analyse(pad_to_multiple(image)[None], quality_step)
+            latents = coded_latents(q[0])
         with timings.stage("prior"):
-            predictions = self.engine.prior.all_passes(z, q, quality_step)
+            predictions = self.engine.prior.all_passes(z, q, quality_step, latents)
         with timings.stage("entropy"):
             passes = []
             for k, p in enumerate(predictions):
-                start, stop = widths.slice_of(k)
-                passes.append((half(q[:, start:stop], k % 2)[0], Prediction(p.table[0], p.mean[0])))
-            words = encode_symbols(widths, contract.tables, z[0], passes, self.coder)
+                start, _ = widths.slice_of(k)
+                values = half(q[:, start : start + p.mean.shape[1]], k % 2)[0]
+                passes.append((values, Prediction(p.table[0], p.mean[0])))
+            words = encode_symbols(widths, contract.tables, z[0], passes, quality_step, self.coder)
             checksum = fmt.checksum_of(q[0])
-        return fmt.Segment(unit, fmt.NETWORK, quality_step, checksum, words, linear=self.engine.linear)
+        linear = self.engine.linear
+        return fmt.Segment(unit, fmt.NETWORK, quality_step, checksum, words, linear=linear, latents=latents)
 
     def verify(self, segment: fmt.Segment, shape: tuple[int, int]) -> None:
         """Decode a segment again with the numpy prior. Raises EngineError where its symbols differ."""
@@ -159,7 +172,7 @@ class Encoder:
         size = tuple(-(-n // HYPER_BLOCK) for n in shape)
         decoded = decode_symbols(
             contract.widths, contract.tables, contract.reference(np.float64), segment.words, segment.quality_step,
-            (size[0], size[1]), kind=self.coder,
+            (size[0], size[1]), kind=self.coder, latents=segment.latents,
         )  # fmt: skip
         if fmt.checksum_of(decoded.q) != segment.checksum:
             raise EngineError(f"segment {segment.unit} does not decode to the symbols that were encoded")

@@ -23,6 +23,12 @@ def profile() -> Profile:
 
 
 @pytest.fixture(scope="session")
+def three() -> Profile:
+    """A shipped profile with a linear and two non-linear analyses."""
+    return find_profile("flight")
+
+
+@pytest.fixture(scope="session")
 def flight(profile: Profile) -> FlightEngine:
     return FlightEngine(profile, threads=2)
 

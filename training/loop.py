@@ -22,10 +22,12 @@ import torch
 from torch import Tensor
 
 from perigee.bitstream import prior as P
+from perigee.bitstream.profile import BLOCK
 from perigee.models.codec.codec import Codec, CodecConfig, loss_of
 from perigee.training.data import CropSampler, ImageSet
 
 STITCHED_PATCH = 64
+RATES, RATES_SHARE = (0.07, 2.0), 0.85
 VALIDATION_STEPS = (25, 75, 125, 175, 225)
 
 
@@ -102,8 +104,8 @@ class Trainer:
         rng = np.random.default_rng(self.config.seed)
         sampler = CropSampler(images)
         blocks = torch.from_numpy(sampler.batch(1600, 128, rng)).reshape(-1, 8, 16, 8, 16, 3)
-        blocks = blocks.permute(0, 1, 3, 5, 2, 4).reshape(-1, 768).float() / 255
-        self.codec.start_from_klt(blocks)
+        blocks = blocks.permute(0, 1, 3, 5, 2, 4).reshape(-1, 3, BLOCK, BLOCK).float() / 255
+        self.codec.start_from_transform(blocks)
         self.mean.load_state_dict(self.codec.state_dict())
 
     def save(self) -> None:
@@ -126,13 +128,20 @@ class Trainer:
         warm = min(1.0, (self.step + 1) / 100)
         return warm * (0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))
 
-    def _qualities(self, generator: torch.Generator) -> Tensor:
-        """Q per sample: four of five in the middle of the range, the rest anywhere."""
-        n = self.config.batch
-        anywhere = torch.randint(0, P.QUALITY_STEPS + 1, (n,), generator=generator)
-        middle = torch.randint(40, 221, (n,), generator=generator)
-        pick = torch.rand(n, generator=generator) < 0.8
-        return torch.where(pick, middle, anywhere).float().to(self.device)
+    def _qualities(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Q [N] for images [N, 3, H, W]: mostly those at which the image takes ``RATES`` bits per pixel, else any.
+
+        What an image takes is guessed from the mean absolute difference of neighbouring pixels, to a factor of 1.4.
+        """
+        luma = 255 * x.mean(1)
+        activity = 0.5 * (luma.diff(dim=1).abs().mean((1, 2)) + luma.diff(dim=2).abs().mean((1, 2))) + 0.5
+        low, high = (
+            self.codec.config.quality_of(torch.exp(1.06 + 1.864 * math.log(rate) - 1.82 * torch.log(activity)))
+            for rate in RATES
+        )
+        drawn = [torch.rand(len(x), generator=generator).to(x.device) for _ in range(3)]
+        there = low + drawn[0] * (high - low)
+        return torch.where(drawn[1] < RATES_SHARE, there, P.QUALITY_STEPS * drawn[2]).round()
 
     def train_step(self, x: Tensor, generator: torch.Generator) -> tuple[float, float]:
         """One step on images [N, 3, H, W]; returns bpp and MSE, means over the batch."""
@@ -140,7 +149,7 @@ class Trainer:
         codec.prior.quantised = progress >= self.config.quantise_from
         for group in self.optimiser.param_groups:
             group["lr"] = self.config.learning_rate * group["factor"] * self._rate_factor(progress)
-        quality = self._qualities(generator)
+        quality = self._qualities(x, generator)
         kept = None
         if self.config.cut_share:
             count = len(codec.config.prior.slices)

@@ -23,8 +23,8 @@
 #define CLONED
 #endif
 
-enum { ABI = 2 };                                    /* to be raised with every change that Python must follow */
-enum { ROWS = 8, COLUMNS = 32 };                    /* a tile: positions x output channels */
+enum { ABI = 3 };                                    /* to be raised with every change that Python must follow */
+enum { ROWS = 8, COLUMNS = 32, HALF_COLUMNS = 16 }; /* a tile: positions x output channels */
 enum { SINGLES, PAIRS_AVX2, QUADS_VNNI };           /* how the weights are packed, and what multiplies them */
 enum { Z_OFFSET = 64, CONTEXT_OFFSET = 127, CONTEXT_CLAMP = 127, DC_SHIFT = 2, SCALES = 64 };
 enum { OUT_MIN = -4096, OUT_MAX = 4095 };
@@ -47,6 +47,8 @@ typedef struct {
     const int32_t *starts; /* first channel of each slice, and the end */
     const Layer *layers;
 } Model;
+
+static const size_t ALL = SIZE_MAX;
 
 static size_t padded(size_t channels) { return (channels + COLUMNS - 1) / COLUMNS * COLUMNS; }
 
@@ -122,11 +124,11 @@ static Tile *tile_of(int32_t packing) {
 
 static int32_t clamp(int32_t x, int32_t low, int32_t high) { return x < low ? low : x > high ? high : x; }
 
-/* One layer at `count` positions, `stride` bytes apart in x. Activations go to `out` ([count][out_stride]); of the last
+/* The first `wanted` (a multiple of COLUMNS, or ALL) outputs of one layer at `count` positions, `stride` bytes apart in x. Activations go to `out` ([count][out_stride]); of the last
  * layer of a pass (`out` NULL) the clamped sums go to `last` ([count][padded]). */
-CLONED static void pointwise(Tile *tile, const Layer *l, const uint8_t *x, size_t stride, size_t count, uint8_t *out,
-                      size_t out_stride, int32_t *last) {
-    for (size_t column = 0; column < (size_t)l->padded; column += COLUMNS) {
+CLONED static void pointwise(Tile *tile, const Layer *l, size_t wanted, const uint8_t *x, size_t stride, size_t count,
+                             uint8_t *out, size_t out_stride, int32_t *last) {
+    for (size_t column = 0; column < (size_t)l->padded && column < wanted; column += COLUMNS) {
         const int32_t *bias = l->bias + column, *shift = l->shift + column;
         for (size_t first = 0; first < count; first += ROWS) {
             const size_t rows = count - first < ROWS ? count - first : ROWS;
@@ -195,7 +197,7 @@ API uint64_t perigee_prior_scratch(const Model *m, uint32_t rows, uint32_t cols)
 static void upsample(Tile *tile, const Layer *up, const Layer *depth, const uint8_t *x, size_t in_stride, size_t rows,
                      size_t cols, uint8_t *wide, uint8_t *map, uint8_t *out, size_t out_stride) {
     const size_t channels = (size_t)depth->outputs, line = 2 * cols + 2;
-    pointwise(tile, up, x, in_stride, rows * cols, wide, 4 * channels, NULL);
+    pointwise(tile, up, ALL, x, in_stride, rows * cols, wide, 4 * channels, NULL);
     memset(map, 0, bordered(2 * rows, 2 * cols, 1) * channels);
     for (size_t row = 0; row < 2 * rows; row++)
         for (size_t col = 0; col < 2 * cols; col++) {
@@ -222,7 +224,7 @@ API void perigee_prior_features(const Model *m, const int32_t *z, uint32_t quali
     upsample(tile, &m->layers[UP1], &m->layers[DEPTH1], hyper_z, in_stride, h, w, wide, map, half, mix_stride);
     upsample(tile, &m->layers[UP2], &m->layers[DEPTH2], half, mix_stride, 2 * h, 2 * w, wide, map, full, mix_stride);
     for (size_t p = 0; p < positions; p++) full[p * mix_stride + hyper] = (uint8_t)quality_plane;
-    pointwise(tile, &m->layers[MIX], full, mix_stride, positions, features, padded(hyper), NULL);
+    pointwise(tile, &m->layers[MIX], ALL, full, mix_stride, positions, features, padded(hyper), NULL);
 }
 
 /* --- a pass ---------------------------------------------------------------------------------------------------- */
@@ -244,10 +246,11 @@ CLONED static void gather(const int32_t *q, size_t rows, size_t cols, size_t sta
     for (size_t p = 0; p < positions; p++) memset(given + p * stride + seen, 0, stride - seen);
 }
 
-/* Pass k from the features and q int32 [latents][rows][cols], complete for the earlier passes: table numbers and means,
- * int32 [slice][rows][cols / 2], in the order of `half` in prior.py. */
+/* Pass k from the features and q int32 [latents][rows][cols], complete for the earlier passes: table numbers and means of
+ * the slice's first `channels`, int32 [channels][rows][cols / 2], in the order of `half` in prior.py. The last layer's outputs
+ * are packed in blocks of HALF_COLUMNS means and as many scales. */
 API void perigee_prior_pass(const Model *m, uint32_t k, const uint8_t *features, const int32_t *q, uint32_t rows,
-                            uint32_t cols, int32_t *table, int32_t *mean, uint8_t *scratch) {
+                            uint32_t cols, uint32_t channels, int32_t *table, int32_t *mean, uint8_t *scratch) {
     Tile *tile = tile_of(m->packing);
     const Layer *layers = m->layers + PASSES + PER_PASS * k;
     const size_t positions = (size_t)rows * cols, half = positions / 2, parity = k % 2, line = cols + 4;
@@ -263,7 +266,7 @@ API void perigee_prior_pass(const Model *m, uint32_t k, const uint8_t *features,
         gather(q, rows, cols, start, seen, given, seen_stride);
         memset(map, 0, bordered(rows, cols, 2) * context);
         for (size_t row = 0; row < rows; row++)
-            pointwise(tile, &layers[CONTEXT], given + row * cols * seen_stride, seen_stride, cols,
+            pointwise(tile, &layers[CONTEXT], ALL, given + row * cols * seen_stride, seen_stride, cols,
                       map + ((row + 2) * line + 2) * context, context, NULL);
     }
     size_t at = 0;
@@ -276,15 +279,16 @@ API void perigee_prior_pass(const Model *m, uint32_t k, const uint8_t *features,
                 memset(to + hyper + (seen ? context : 0), 0, join_stride - hyper - (seen ? context : 0));
             }
     memset(first, 0, 2 * half * head);
-    pointwise(tile, &layers[HEAD1], joined, join_stride, half, first, head, NULL);
-    pointwise(tile, &layers[HEAD2], first, head, half, second, head, NULL);
-    const size_t width = (size_t)layers[OUT].padded;
+    pointwise(tile, &layers[HEAD1], ALL, joined, join_stride, half, first, head, NULL);
+    pointwise(tile, &layers[HEAD2], ALL, first, head, half, second, head, NULL);
+    const size_t width = (size_t)layers[OUT].padded, wanted = (channels + HALF_COLUMNS - 1) / HALF_COLUMNS * COLUMNS;
     for (size_t p = 0; p < half; p += ROWS) {
         const size_t count = half - p < ROWS ? half - p : ROWS;
-        pointwise(tile, &layers[OUT], second + p * head, head, count, NULL, 0, sums);
-        for (size_t c = 0; c < slice; c++)
+        pointwise(tile, &layers[OUT], wanted, second + p * head, head, count, NULL, 0, sums);
+        for (size_t c = 0; c < channels; c++)
             for (size_t r = 0; r < count; r++) {
-                const int32_t mu = sums[r * width + c], scale = sums[r * width + slice + c];
+                const int32_t *block = sums + r * width + c / HALF_COLUMNS * COLUMNS + c % HALF_COLUMNS;
+                const int32_t mu = block[0], scale = block[HALF_COLUMNS];
                 mean[c * half + p + r] = mu;
                 table[c * half + p + r] = clamp((8 * scale + 328) >> 4, 0, SCALES - 1) * 16 + (mu & 15);
             }

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perigee.bitstream import prior as P
-from perigee.bitstream.profile import BLOCK, KNOTS
+from perigee.bitstream.profile import KNOTS
 from perigee.models.codec.flight import COSMIC_CAM, Analysis, Gains, HyperAnalysis, Synthesis
 from perigee.models.codec.prior import TrainedPrior
 
-SIGMA_MIN, SIGMA_MAX = 0.11, 96.0
+SPREAD_MIN, SPREAD_MAX = 0.045, 56.0  # of the logistic distributions, in latent steps
 LOG2 = math.log(2.0)
+Z_BANDS = 8  # parts of the quality range with hyper-latent tables of their own
 COST_FLOOR = 0.03  # bits per pixel: below this a sample no longer gains weight
 
 
@@ -26,7 +27,7 @@ class CodecConfig:
 
     presets: tuple[str, ...] = ("swift", "lite", "light")
     lambda_min: float = 0.00015
-    lambda_max: float = 0.5
+    lambda_max: float = 1.0
     prior: P.Widths = field(default_factory=P.Widths)
     synthesis_widths: tuple[int, int, int, int] = (192, 128, 64, 32)
     synthesis_blocks: tuple[int, int, int, int] = (2, 3, 2, 1)
@@ -51,21 +52,21 @@ class Output(NamedTuple):
 
 
 class HyperPrior(nn.Module):
-    """Distribution of z: per channel a mixture of three logistics, frozen into a table at export."""
+    """Distribution of z: per channel and band of quality a mixture of three logistics, frozen into a table at export."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.logits = nn.Parameter(torch.tensor([1.0, 0.0, -1.0]).repeat(channels, 1))
-        self.means = nn.Parameter(torch.tensor([0.0, -1.0, 1.0]).repeat(channels, 1))
-        self.log_scales = nn.Parameter(torch.tensor([-1.6, -0.7, 0.5]).repeat(channels, 1))
+        start = torch.tensor([[1.0, 0.0, -1.0], [0.0, -1.0, 1.0], [-1.6, -0.7, 0.5]])  # logits, means, log scales
+        self.shared = nn.Parameter(start.repeat(channels, 1, 1))
+        self.bands = nn.Parameter(torch.zeros(Z_BANDS, channels, 3, 3))
 
-    def likelihood(self, z: Tensor) -> Tensor:
-        """Probability of the unit interval around ``z`` [N, C, H, W]."""
-        scale = torch.exp(-self.log_scales)[None, :, :, None, None]
-        centred = (z[:, :, None] - self.means[None, :, :, None, None]).abs()  # symmetric: stable tails
+    def likelihood(self, z: Tensor, band: Tensor) -> Tensor:
+        """Probability of the unit interval around ``z`` [N, C, H, W] in the bands of quality [N] (int64)."""
+        logits, means, log_scales = (self.shared + self.bands[band])[..., None, None].unbind(2)
+        scale = torch.exp(-log_scales)
+        centred = (z[:, :, None] - means).abs()  # symmetric: stable tails
         parts = torch.sigmoid((0.5 - centred) * scale) - torch.sigmoid((-0.5 - centred) * scale)
-        weights = torch.softmax(self.logits, -1)[None, :, :, None, None]
-        return (parts * weights).sum(2).clamp_min(1e-7)
+        return (parts * torch.softmax(logits, 2)).sum(2).clamp_min(1e-7)
 
 
 class Reconstruction(nn.Module):
@@ -79,18 +80,18 @@ class Reconstruction(nn.Module):
         self.pull = nn.Parameter(torch.zeros(latents))
         self.inverse_gains = Gains(latents, -gain_start)
 
-    def forward(self, q: Tensor, mean: Tensor, sigma: Tensor, quality_step: Tensor) -> Tensor:
+    def forward(self, q: Tensor, mean: Tensor, spread: Tensor, quality_step: Tensor) -> Tensor:
         """Latents with the quality plane appended: [N, latents + 1, H, W]."""
-        factor = 2 * torch.sigmoid(self.pull)[None, :, None, None] / (1 + 2 * sigma)
+        factor = 2 * torch.sigmoid(self.pull)[None, :, None, None] / (1 + 4 * spread)
         y = (q + (mean - q).clamp(-0.5, 0.5) * factor) * self.inverse_gains(quality_step)
         n, _, rows, cols = q.shape
         plane = (quality_step / P.QUALITY_STEPS).reshape(n, 1, 1, 1).expand(n, 1, rows, cols)
         return torch.cat([y, plane], 1)
 
 
-def sigma_of(index: Tensor) -> Tensor:
-    """Scale index 0..63 (real in training) to sigma in latent steps, log-spaced."""
-    return SIGMA_MIN * torch.exp(index * (math.log(SIGMA_MAX / SIGMA_MIN) / (P.SCALE_COUNT - 1)))
+def spread_of(index: Tensor) -> Tensor:
+    """Scale index 0..63 (real in training) to the spread of the logistic distribution in latent steps, log-spaced."""
+    return SPREAD_MIN * torch.exp(index * (math.log(SPREAD_MAX / SPREAD_MIN) / (P.SCALE_COUNT - 1)))
 
 
 class Codec(nn.Module):
@@ -111,16 +112,13 @@ class Codec(nn.Module):
         self.synthesis = Synthesis(latents, config.synthesis_widths, config.synthesis_blocks)
 
     @torch.no_grad()
-    def start_from_klt(self, blocks: Tensor) -> None:
-        """Set both linear paths to the leading eigenvectors of ``blocks`` [K, 768], flattened 3x16x16 pixels in 0..1."""
-        centred = (blocks - 0.5).double()
-        values, vectors = torch.linalg.eigh(centred.T @ centred / len(blocks))
-        latents = self.config.prior.latents
-        basis = vectors.flip(1)[:, :latents].T.float().reshape(latents, 3, BLOCK, BLOCK)
-        self.analysis.linear.weight.copy_(basis)
+    def start_from_transform(self, blocks: Tensor) -> None:
+        """Set both linear paths to the block transform that suits ``blocks`` [K, 3, 16, 16], pixels in 0..1."""
+        self.analysis.linear.fit(blocks - 0.5)
+        basis = self.analysis.linear.weight
         # latents that are no transform coefficients have nothing to gain from the inverse transform
         self.synthesis.linear.weight.copy_(basis if set(self.config.presets) - set(COSMIC_CAM) else 0 * basis)
-        deviation = values.flip(0)[:latents].clamp_min(0).sqrt().float()
+        deviation = self.analysis.linear(blocks - 0.5).square().mean((0, 2, 3)).sqrt()
         self.synthesis.input_scale.copy_(1 / (deviation + 0.1))
 
     def latents(
@@ -156,21 +154,22 @@ class Codec(nn.Module):
         q = y + (torch.round(y) - y).detach()
         z_hat = z + (torch.round(z).clamp(-P.Z_CLAMP, P.Z_CLAMP) - z).detach()
         mean, index = self.prior(z_hat, q, steps)
-        sigma = sigma_of(index)
+        spread = spread_of(index)
         rated_y = y + torch.rand_like(y) - 0.5 if noise else q
         rated_z = z + torch.rand_like(z) - 0.5 if noise else z_hat
         distance = (rated_y - mean).abs()
-        probability = phi((0.5 - distance) / sigma) - phi((-0.5 - distance) / sigma)
+        probability = torch.sigmoid((0.5 - distance) / spread) - torch.sigmoid((-0.5 - distance) / spread)
         bits_y = -torch.log(probability.clamp_min(1e-7)).reshape(samples, -1).sum(1) / LOG2
-        bits_z = -torch.log(self.hyper_prior.likelihood(rated_z)).reshape(samples, -1).sum(1) / LOG2
+        bands = torch.div(steps.long() * Z_BANDS, P.QUALITY_STEPS + 1, rounding_mode="floor")
+        bits_z = -torch.log(self.hyper_prior.likelihood(rated_z, bands)).reshape(samples, -1).sum(1) / LOG2
         if patch:
             rows, cols = x.shape[2] // patch, x.shape[3] // patch
-            q, mean, sigma = (from_patches(part, rows, cols) for part in (q, mean, sigma))
+            q, mean, spread = (from_patches(part, rows, cols) for part in (q, mean, spread))
         if slices_kept is not None:
             sizes = torch.tensor(self.config.prior.slices, device=x.device)
             number = torch.repeat_interleave(torch.arange(len(sizes), device=x.device), sizes)
             q = torch.where((number[None] < slices_kept[:, None])[:, :, None, None], q, mean)
-        image = self.synthesis(self.reconstruction(q, mean, sigma, quality_step), autocast)
+        image = self.synthesis(self.reconstruction(q, mean, spread, quality_step), autocast)
         return Output(image, bits_y, bits_z)
 
 
@@ -186,11 +185,6 @@ def from_patches(x: Tensor, rows: int, cols: int) -> Tensor:
     _, c, h, w = x.shape
     parts = x.reshape(-1, rows, cols, c, h, w).permute(0, 3, 1, 4, 2, 5)
     return parts.reshape(-1, c, rows * h, cols * w)
-
-
-def phi(x: Tensor) -> Tensor:
-    """Standard normal cumulative distribution."""
-    return 0.5 * torch.erfc(-x * 0.7071067811865476)
 
 
 def loss_of(output: Output, x: Tensor, lam: Tensor) -> tuple[Tensor, Tensor, Tensor]:

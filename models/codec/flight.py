@@ -1,14 +1,15 @@
 """The flight codec: a linear 16x16 block transform with a light residual analysis, and the ground synthesis.
 
-``y = KLT(x) + g_a(x)`` on board, ``x' = KLT^T(y) + g_s(y)`` on the ground; the last layer of each network starts near
+``y = T(x) + g_a(x)`` on board, ``x' = T^-1(y) + g_s(y)`` on the ground; the last layer of each network starts near
 zero, so that training starts from a working transform codec. Presets differ in the analysis alone: ``swift`` has none
-beside the linear path, ``lite`` and ``light`` add space-to-depth stages of residual depthwise blocks. They are trained
-together and share everything else, so one prior and one synthesis on the ground serve whichever flies.
-Images are RGB in 0..1, [N, 3, H, W] with H and W multiples of 64; latents [N, 288, H/16, W/16].
+beside the linear path, ``lite`` and ``light`` add space-to-depth stages of residual depthwise blocks. They share
+everything else, so one prior and one synthesis on the ground serve whichever flies.
+Images are RGB in 0..1, [N, 3, H, W] with H and W multiples of 64; latents [N, M, H/16, W/16].
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -38,6 +39,53 @@ def start_small(layer: nn.Conv2d, std: float) -> nn.Conv2d:
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
     return layer
+
+
+class BlockTransform(nn.Module):
+    """Separable linear transform of 16x16 blocks: colours, then rows, then columns, each with learned filters.
+
+    It starts as the colour KLT followed by the DCT, which compacts overhead imagery as well as the full KLT of the
+    blocks does, for an eighth of the multiply-adds. Row filters are learned for each colour, column filters for each
+    colour and row frequency; ``order`` picks the latents out of the 768 components, the strongest first.
+    """
+
+    order: Tensor
+
+    def __init__(self, latents: int) -> None:
+        super().__init__()
+        n = torch.arange(BLOCK, dtype=torch.float64)
+        cosine = torch.cos(math.pi / BLOCK * (n + 0.5) * n[:, None]) * math.sqrt(2 / BLOCK)
+        cosine[0] /= math.sqrt(2)
+        self.colours = nn.Parameter(torch.eye(3))
+        self.rows = nn.Parameter(cosine.float().repeat(3, 1, 1))  # [colour, row frequency, row]
+        self.columns = nn.Parameter(cosine.float().repeat(3, BLOCK, 1, 1))  # [colour, row frequency, frequency, column]
+        self.register_buffer("order", torch.arange(latents))
+
+    @torch.no_grad()
+    def fit(self, blocks: Tensor) -> None:
+        """Colour KLT and order of the components by their power, from ``blocks`` [K, 3, 16, 16] of pixels in -0.5..0.5."""
+        planes = blocks.permute(1, 0, 2, 3).reshape(3, -1).double()
+        _, vectors = torch.linalg.eigh(planes @ planes.T / planes.shape[1])
+        self.colours.copy_(vectors.flip(1).T.float())
+        power = torch.einsum("knij,pnij->kp", self._all_filters(), blocks).square().mean(1)
+        self.order.copy_(power.argsort(descending=True)[: len(self.order)])
+
+    def _all_filters(self) -> Tensor:
+        filters = torch.einsum("cuvj,cui,ck->cuvkij", self.columns, self.rows, self.colours)
+        return filters.reshape(-1, 3, BLOCK, BLOCK)
+
+    @property
+    def latents(self) -> int:
+        """How many components are latents."""
+        return len(self.order)
+
+    @property
+    def weight(self) -> Tensor:
+        """The same transform as one dense convolution of stride 16: [latents, 3, 16, 16]."""
+        return self._all_filters()[self.order]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight, stride=BLOCK)
 
 
 class LightBlock(nn.Module):
@@ -101,7 +149,7 @@ class Analysis(nn.Module):
     def __init__(self, presets: Sequence[str], latents: int) -> None:
         super().__init__()
         self.presets = tuple(presets)
-        self.linear = nn.Conv2d(3, latents, BLOCK, stride=BLOCK, bias=False)
+        self.linear = BlockTransform(latents)
         self.networks = nn.ModuleDict()
         for name in presets:
             stages = ANALYSIS_STAGES.get(name)
@@ -132,7 +180,7 @@ class Analysis(nn.Module):
 
 
 class HyperAnalysis(nn.Module):
-    """Magnitudes of the gained latents [N, 288, H, W] to hyper-latents [N, 64, H/4, W/4]."""
+    """Magnitudes of the gained latents [N, M, H, W] to hyper-latents [N, 64, H/4, W/4]."""
 
     def __init__(self, latents: int, hyper_latents: int, width: int = 96) -> None:
         super().__init__()
@@ -154,7 +202,7 @@ class HyperAnalysis(nn.Module):
 class Synthesis(nn.Module):
     """Dequantised latents and the quality plane to the image, the linear path plus a residual network.
 
-    Input [N, 289, H, W]: 288 latents and the quality (0..1) as the last channel; output [N, 3, 16H, 16W].
+    Input [N, M + 1, H, W]: latents and the quality (0..1) as the last channel; output [N, 3, 16H, 16W].
     The linear path's image is fed back at half and quarter resolution, so that the network can also work as a filter.
     """
 

@@ -15,6 +15,7 @@ from perigee.bitstream.errors import ProfileError, SymbolError
 from perigee.bitstream.tables import Tables
 
 KINDS = ("native", "constriction", "integer")
+LATENTS = P.Widths().latents
 
 
 def test_every_coder_is_here():
@@ -36,7 +37,7 @@ def predicted(contract, q, z, step):
 
 
 def symbols(rng, spread, shape=(2, 1)):
-    q = np.rint(rng.laplace(0, spread, (1, 288, 4 * shape[0], 4 * shape[1]))).astype(np.int32).clip(P.Q_MIN, P.Q_MAX)
+    q = np.rint(rng.laplace(0, spread, (1, LATENTS, 4 * shape[0], 4 * shape[1]))).astype(np.int32).clip(P.Q_MIN, P.Q_MAX)
     z = np.rint(rng.normal(0, 3, (1, 64, *shape))).astype(np.int32).clip(-64, 64)
     return q, z
 
@@ -49,14 +50,14 @@ def decode(contract, words, step, size, **more):
 @pytest.mark.parametrize(("spread", "step"), [(0.2, 10), (3, 125), (60, 250), (9000, 0)])
 def test_all_coders_write_the_same_bytes_and_read_them_back(contract, rng, spread, step):
     q, z = symbols(rng, spread)
-    q[0, 3, 2, 1], q[0, 287, 0, 0] = P.Q_MAX, P.Q_MIN  # far outside every table: escapes
+    q[0, 3, 2, 1], q[0, LATENTS - 1, 0, 0] = P.Q_MAX, P.Q_MIN  # far outside every table: escapes
     passes = predicted(contract, q, z, step)
-    words = {kind: encode_symbols(contract.widths, contract.tables, z[0], passes, kind) for kind in KINDS}
+    words = {kind: encode_symbols(contract.widths, contract.tables, z[0], passes, step, kind) for kind in KINDS}
     assert words["integer"].tobytes() == words["constriction"].tobytes() == words["native"].tobytes()
     for kind in KINDS:
         decoded = decode(contract, words[kind], step, z.shape[2:], kind=kind)
         assert np.array_equal(decoded.q, q[0])
-        assert decoded.passes == 8
+        assert decoded.passes == contract.widths.passes
 
 
 DRAWS = st.lists(st.tuples(st.integers(0, 1087), st.integers(0, 2**31)), max_size=60)
@@ -140,14 +141,14 @@ def test_native_coder_refuses_what_it_cannot_code(profile):
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_no_stream_can_carry_is_refused(contract, kind):
     """An encoder whose analysis went wrong (a NaN becomes the smallest integer) gets an error, not a hang."""
-    q, z = np.zeros((1, 288, 4, 4), np.int32), np.zeros((1, 64, 1, 1), np.int32)
+    q, z = np.zeros((1, LATENTS, 4, 4), np.int32), np.zeros((1, 64, 1, 1), np.int32)
     passes = predicted(contract, q, z, 9)
     for value in (-(2**31), 2**31 - 1, P.Q_MAX + 1):
         passes[3][0][0, 0, 0] = value
         with pytest.raises(SymbolError, match="outside -32768..32767"):
-            encode_symbols(contract.widths, contract.tables, z[0], passes, kind)
+            encode_symbols(contract.widths, contract.tables, z[0], passes, 9, kind)
     with pytest.raises(SymbolError, match="hyper-latent"):
-        encode_symbols(contract.widths, contract.tables, z[0] + 65, predicted(contract, q, z, 9), kind)
+        encode_symbols(contract.widths, contract.tables, z[0] + 65, predicted(contract, q, z, 9), 9, kind)
 
 
 def test_tables_can_be_copied_after_use(contract):
@@ -159,21 +160,22 @@ def test_code_length_is_close_to_the_information(contract, flight, tiles):
     image = tifffile.imread(tiles[0]).transpose(2, 0, 1)[None].astype(np.float32) / 255
     q, z = flight.analyse(image, 100)
     passes = predicted(contract, q, z, 100)
-    words = encode_symbols(contract.widths, contract.tables, z[0], passes)
+    words = encode_symbols(contract.widths, contract.tables, z[0], passes, 100)
     bits = 0.0
     for values, p in passes:
         radius = contract.tables.table_radius[p.table]
         entry = np.clip(values - (p.mean >> 4) + radius, 0, 2 * radius + 2)
         start = contract.tables.starts[p.table]
         bits -= np.log2(contract.tables.frequencies[start + entry] / 65536).sum()
+    first = contract.tables.first_z_table(100, 64)
     for c in range(64):
-        bits -= np.log2(contract.tables.z_frequencies[c][z[0, c] + 64] / 65536).sum()
+        bits -= np.log2(contract.tables.row(first + c)[z[0, c] + 64] / 65536).sum()
     assert 0 < 32 * len(words) - bits < 64 + 0.005 * bits  # the state's last word, and the bits of escapes
 
 
 def test_every_cut_decodes_to_whole_passes(contract, rng):
     q, z = symbols(rng, 3)
-    words = encode_symbols(contract.widths, contract.tables, z[0], predicted(contract, q, z, 120))
+    words = encode_symbols(contract.widths, contract.tables, z[0], predicted(contract, q, z, 120), 120)
     passes_seen = []
     for count in sorted({0, 1, 2, *np.linspace(3, len(words), 12).astype(int).tolist()}):
         results = [decode(contract, words[:count], 120, z.shape[2:], cut=True, kind=kind) for kind in KINDS]
@@ -183,7 +185,7 @@ def test_every_cut_decodes_to_whole_passes(contract, rng):
             assert np.array_equal(P.half(results[0].q[None, start:stop], k % 2), P.half(q[:, start:stop], k % 2))
         passes_seen.append(results[0].passes)
     assert passes_seen == sorted(passes_seen)
-    assert passes_seen[0] == 0 and passes_seen[-1] == 7 and len(set(passes_seen)) > 3
+    assert passes_seen[0] == 0 and passes_seen[-1] == contract.widths.passes - 1 and len(set(passes_seen)) > 3
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -210,3 +212,42 @@ def test_broken_tables_are_refused(contract, fault):
         z[3, 0] += 1
     with pytest.raises(ProfileError):
         Tables(t.radius, frequencies, z)
+
+
+@pytest.mark.parametrize("latents", [8, 16, 64, LATENTS - 8])
+def test_only_the_first_channels_are_coded(contract, rng, latents):
+    q, z = symbols(rng, 2)
+    q[:, latents:] = 0
+    everything = encode_symbols(contract.widths, contract.tables, z[0], predicted(contract, q, z, 90), 90)
+    predictions = contract.reference(np.float64).all_passes(z, q, 90, latents)
+    assert len(predictions) == sum(contract.widths.coded_channels(k, latents) > 0 for k in range(contract.widths.passes))
+    passes = []
+    for k, p in enumerate(predictions):
+        start, _ = contract.widths.slice_of(k)
+        channels = P.half(q[:, start : start + p.mean.shape[1]], k % 2)[0]
+        passes.append((channels, P.Prediction(p.table[0], p.mean[0])))
+    for kind in KINDS:
+        words = encode_symbols(contract.widths, contract.tables, z[0], passes, 90, kind)
+        assert len(words) <= len(everything)
+        decoded = decode(contract, words, 90, z.shape[2:], kind=kind, latents=latents)
+        assert np.array_equal(decoded.q, q[0]) and not decoded.mean[latents:].any()
+    with pytest.raises(SymbolError, match=f"coded channels, accepted are 1 to {LATENTS}"):
+        decode(contract, words, 90, z.shape[2:], latents=LATENTS + 8)
+
+
+def test_hyper_latent_tables_go_by_quality(contract, rng):
+    """Two bands: the second band's tables are used from Q = 126 on, by every coder."""
+    t = contract.tables
+    swapped = np.concatenate([t.z_frequencies[:64], t.z_frequencies[:64, ::-1]])
+    tables = Tables(t.radius, t.frequencies, np.ascontiguousarray(swapped))
+    assert [tables.first_z_table(step, 64) for step in (0, 125, 126, 250)] == [1024, 1024, 1088, 1088]
+    q, z = symbols(rng, 1)
+    mirrored = -z
+    for kind in KINDS:
+        words = encode_symbols(contract.widths, tables, mirrored[0], predicted(contract, q, mirrored, 200), 200, kind)
+        again = decode_symbols(
+            contract.widths, tables, contract.reference(np.float64), words, 200, z.shape[2:], kind=kind
+        )
+        assert np.array_equal(again.q, q[0])
+        first = new_coder(tables, words, kind).pop(1088, 64, 2)
+        assert np.array_equal(first, mirrored[0].reshape(64, 2) + 64)

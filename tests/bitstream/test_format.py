@@ -287,9 +287,20 @@ class TestChunks:
         segment = Segment(0, fmt.NETWORK, 7, 3, np.array([5], np.uint32), cut, True)
         chunk = fmt.write_segment(segment)
         assert parse(join(ONE, chunk)).segments[0].linear and parse(join(ONE, chunk)).segments[0].cut is cut
-        flagged = fmt.write_chunk(fmt.SEGMENT, bytes([0, 0x40, 7, 3, 0]))
-        with pytest.raises(UnsupportedError, match="flags 0x40, this reader knows 0x30"):
+        flagged = fmt.write_chunk(fmt.SEGMENT, bytes([0, 0x80, 7, 3, 0]))
+        with pytest.raises(UnsupportedError, match="flags 0x80, this reader knows 0x70"):
             parse(join(ONE, flagged))
+
+    @pytest.mark.parametrize("latents", [None, 8, 440, 2040])
+    def test_a_segment_says_how_many_channels_are_coded(self, latents: int | None) -> None:
+        segment = Segment(0, fmt.NETWORK, 7, 3, np.array([5], np.uint32), latents=latents)
+        chunk = fmt.write_segment(segment)
+        assert parse(join(ONE, chunk)).segments[0].latents == latents
+        assert len(chunk) == len(fmt.write_segment(segment._replace(latents=None))) + (latents is not None)
+
+    def test_no_coded_channel_is_refused(self) -> None:
+        with pytest.raises(FormatError, match="without a coded channel"):
+            parse(join(ONE, fmt.write_chunk(fmt.SEGMENT, bytes([0, 0x40, 7, 3, 0, 0]))))
 
     @pytest.mark.parametrize("mode", [1, *range(4, 16)])
     def test_reserved_and_unknown_modes_are_refused(self, mode: int) -> None:
@@ -316,7 +327,7 @@ class TestChunks:
             ("a unit beyond the last", join(ONE, EMPTY_ONE, fmt.write_segment(Segment(1, fmt.EMPTY))), FormatError),
             ("a segment without a unit", join(ONE, fmt.write_chunk(fmt.SEGMENT, b"")), TruncatedError),
             ("a segment without a mode", join(ONE, fmt.write_chunk(fmt.SEGMENT, b"\0")), FormatError),
-            ("an unknown segment flag", join(ONE, fmt.write_chunk(fmt.SEGMENT, b"\0\x40\0\0\0")), UnsupportedError),
+            ("an unknown segment flag", join(ONE, fmt.write_chunk(fmt.SEGMENT, b"\0\x80\0\0\0")), UnsupportedError),
             ("a flag on an empty segment", join(ONE, fmt.write_chunk(fmt.SEGMENT, b"\0\x13")), FormatError),
             ("data in a dropped segment", join(ONE, fmt.write_chunk(fmt.SEGMENT, b"\0\x02\0")), FormatError),
             ("a network segment too short", join(ONE, fmt.write_chunk(fmt.SEGMENT, b"\0\0\0\0")), FormatError),

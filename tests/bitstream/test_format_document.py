@@ -183,7 +183,8 @@ class TestSegments:
         defined = {row[1]: mode for mode, row in MODES.items() if row[2] == "defined"}
         assert defined == {name: getattr(fmt, name) for name in ("NETWORK", "DROPPED", "EMPTY")}
         assert {mode: row[1] for mode, row in MODES.items() if row[2] == "reserved"} == fmt.RESERVED_MODES
-        assert fmt.CUT_FLAG == 0x10 and fmt.LINEAR_FLAG == 0x20 and "0x10 is *cut*, 0x20 is *linear*" in TEXT
+        assert (fmt.CUT_FLAG, fmt.LINEAR_FLAG, fmt.FIRST_FLAG) == (0x10, 0x20, 0x40) and fmt.CHANNEL_UNIT == 8
+        assert "0x10 is *cut*, 0x20 is *linear*, 0x40 is *first*" in TEXT and "first 8 * coded latent channels" in TEXT
 
     @pytest.mark.parametrize("mode", range(16))
     def test_what_a_reader_does(self, mode: int) -> None:
@@ -200,11 +201,13 @@ class TestSegments:
         tables = [body for head, body in _tables() if head[-1] == "What a reader does with anything else"]
         first = next(body for body in tables if body[0][2] == "unit")
         second = next(body for body in tables if body[0][2] == "quality_step")
-        assert [row[2] for row in first + second] == ["unit", "mode", "quality_step", "checksum", "words"]
-        assert [row[1] for row in first + second] == ["1-5", "1", "1", "2", "4n"]
+        assert [row[2] for row in first + second] == ["unit", "mode", "quality_step", "checksum", "coded", "words"]
+        assert [row[1] for row in first + second] == ["1-5", "1", "1", "2", "0 or 1", "4n"]
         segment = Segment(300, fmt.NETWORK, 250, 0x1234, np.array([0x0A0B0C0D, 0x01020304], np.uint32), True)
         payload = bytes.fromhex("ac02 10 fa 3412 0d0c0b0a 04030201")
         assert fmt.write_segment(segment) == fmt.write_chunk(fmt.SEGMENT, payload)
+        payload = bytes.fromhex("ac02 50 fa 3412 25 0d0c0b0a 04030201")
+        assert fmt.write_segment(segment._replace(latents=296)) == fmt.write_chunk(fmt.SEGMENT, payload)
 
 
 class TestMaskTable:
@@ -410,7 +413,7 @@ class TestContract:
     def test_arrays(self) -> None:
         contract = example_contract()
         w = contract.widths
-        names = {"latents": w.latents, "hyper_latents": w.hyper_latents, "slices": len(w.slices)}
+        names = {"latents": w.latents, "hyper_latents": w.hyper_latents, "slices": len(w.slices), "bands": 1}
         found = contract.arrays()
         stated = set()
         for name, kind, shape, _ in rows("Array", "Type", "Shape"):
@@ -527,7 +530,7 @@ class TestExamples:
             start, stop = contract.widths.slice_of(k)
             passes.append((half(q[None, start:stop], k % 2)[0], Prediction(p.table[0], p.mean[0])))
         for kind in coders.available_coders():
-            words = entropy.encode_symbols(contract.widths, contract.tables, z, passes, kind)
+            words = entropy.encode_symbols(contract.widths, contract.tables, z, passes, 125, kind)
             assert words.tolist() == segment.words.tolist(), kind
             assert fmt.write_segment(segment._replace(words=words)) == example("example-segment")
             decoded = entropy.decode_symbols(

@@ -64,6 +64,12 @@ def test_compiled_prior_gives_the_integers_of_the_reference(rng, packing, widths
         wanted = P.NumpyPrior(widths, layers).all_passes(z, q, step)
         for a, b in zip(wanted, native.all_passes(z, q, step), strict=True):
             assert np.array_equal(a.table, b.table) and np.array_equal(a.mean, b.mean)
+        for latents in (1, widths.slices[0] + 1, widths.latents - 1):
+            found = native.all_passes(z, q, step, latents)
+            assert sum(p.mean.shape[1] for p in found) == 2 * latents
+            for a, b in zip(wanted, found, strict=False):
+                n = b.mean.shape[1]
+                assert np.array_equal(a.table[:, :n], b.table) and np.array_equal(a.mean[:, :n], b.mean)
     assert len(np.unique(wanted[-1].table)) > 20, "the case must not be trivial"
 
 

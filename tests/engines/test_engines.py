@@ -7,10 +7,11 @@ from onnx import TensorProto, helper
 
 from perigee.bitstream import compiled
 from perigee.bitstream.errors import EngineError, ProfileError
+from perigee.bitstream.prior import Widths
 from perigee.engines.onnxruntime import FlightEngine, GraphPrior, GroundEngine, OnnxRuntimeGraph
 from perigee.engines.torch import TorchFlightEngine, TorchGraph
 
-LATENTS = 288
+LATENTS = Widths().latents
 
 
 def test_an_engine_whose_prior_is_off_is_refused(profile):

@@ -123,9 +123,10 @@ static void prior(int32_t packing) {
     uint8_t *scratch = filled(perigee_prior_scratch(&m, rows, cols)), *features = filled(positions * padded((size_t)hyper));
     perigee_prior_features(&m, z, any(33), rows, cols, features, scratch);
     for (uint32_t k = 0; k < (uint32_t)m.passes; k++) {
-        const size_t size = (size_t)(first[k / 2 + 1] - first[k / 2]) * positions / 2;
+        const uint32_t channels = 1 + any((uint32_t)(first[k / 2 + 1] - first[k / 2]));
+        const size_t size = channels * positions / 2;
         int32_t *table = malloc(sizeof *table * size), *mean = malloc(sizeof *mean * size);
-        perigee_prior_pass(&m, k, features, q, rows, cols, table, mean, scratch);
+        perigee_prior_pass(&m, k, features, q, rows, cols, channels, table, mean, scratch);
         for (size_t i = 0; i < size; i++)
             if ((uint32_t)table[i] >= TABLES || mean[i] < OUT_MIN || mean[i] > OUT_MAX) abort();
         free(table), free(mean);

@@ -16,6 +16,7 @@ from perigee.engines.onnxruntime import FlightEngine
 from perigee.engines.torch import TorchFlightEngine
 from perigee.export.profile import export_profile
 from perigee.models.codec.codec import Codec, CodecConfig, loss_of
+from perigee.models.codec.flight import BlockTransform
 from perigee.training import cli
 from perigee.training.data import (
     COLOUR_SHARE,
@@ -27,6 +28,7 @@ from perigee.training.data import (
     split,
     varied,
 )
+from perigee.training.loop import Trainer, TrainingConfig
 
 
 @pytest.fixture(scope="module")
@@ -96,19 +98,48 @@ def test_cosmics_encoder_trains_and_flies(folder, tmp_path, tiles):
         assert (q1 != q2).mean() < 1e-3 and q1.any()
 
 
-def test_a_start_from_the_klt_is_a_working_codec(folder):
+def blocks_of(crops):
+    """Crops float [N, 64, 64, 3] as blocks [16 N, 3, 16, 16]."""
+    return crops.reshape(-1, 4, 16, 4, 16, 3).permute(0, 1, 3, 5, 2, 4).reshape(-1, 3, 16, 16)
+
+
+def test_a_start_from_the_block_transform_is_a_working_codec(folder):
     """Before any training the transform codec already reconstructs."""
     torch.manual_seed(0)
     codec = Codec(CodecConfig())
     sampler = CropSampler(load_folders([folder]))
     crops = torch.from_numpy(sampler.batch(300, 64, np.random.default_rng(1))).float() / 255
-    blocks = crops.reshape(-1, 4, 16, 4, 16, 3).permute(0, 1, 3, 5, 2, 4).reshape(-1, 768)
-    codec.start_from_klt(blocks)
+    codec.start_from_transform(blocks_of(crops))
     x = crops[:4].permute(0, 3, 1, 2)
     quality = torch.full((4,), 230.0)
     with torch.no_grad():
         _, bpp, mse = loss_of(codec(x, quality, noise=False, preset="lite"), x, codec.config.lambda_of(quality))
     assert -10 * torch.log10(mse.mean()) > 27 and 0 < bpp.mean() < 8
+
+
+def test_the_block_transform_is_separable_orthonormal_and_ordered_by_power(folder):
+    crops = torch.from_numpy(CropSampler(load_folders([folder])).batch(200, 64, np.random.default_rng(1))).float() / 255
+    blocks = blocks_of(crops) - 0.5
+    transform = BlockTransform(768)
+    transform.fit(blocks)
+    basis = transform.weight.detach().reshape(768, 768)
+    assert torch.allclose(basis @ basis.T, torch.eye(768), atol=1e-5)
+    y = transform(blocks).detach().reshape(len(blocks), 768)
+    assert torch.allclose(y @ basis, blocks.reshape(len(blocks), 768), atol=1e-5)
+    power = y.square().mean(0)
+    assert (power[1:] <= power[:-1] * 1.0001).all() and power[:32].sum() > 0.9 * power.sum()
+    assert torch.equal(BlockTransform(100).weight, BlockTransform(768).weight[:100])
+
+
+def test_qualities_are_drawn_where_an_image_takes_usual_rates(folder, tmp_path):
+    """A smooth image is trained at higher quality than a busy one."""
+    trainer = Trainer(CodecConfig(("swift",)), TrainingConfig(), tmp_path)
+    generator = torch.Generator().manual_seed(3)
+    noise = torch.rand(400, 3, 64, 64, generator=generator)
+    smooth, busy = (trainer._qualities(0.5 + contrast * (noise - 0.5), generator) for contrast in (0.02, 0.5))
+    for drawn in (smooth, busy):
+        assert torch.equal(drawn, drawn.round()) and drawn.min() >= 0 and drawn.max() <= 250
+    assert smooth.median() > busy.median() + 60
 
 
 def test_crops_are_balanced_by_source_and_stay_inside(folder, tmp_path):
