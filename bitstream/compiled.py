@@ -54,7 +54,7 @@ class _Model(ctypes.Structure):
     ] + [("starts", ctypes.c_void_p), ("layers", ctypes.c_void_p)]
 
 
-ABI = 3  # as in csrc/prior.c
+ABI = 4  # as in csrc/prior.c
 
 
 def _load() -> Any:
@@ -71,6 +71,7 @@ def _load() -> Any:
     if loaded.perigee_abi() != wanted:  # left over from other sources, as after an update without a new installation
         return None
     loaded.perigee_prior_scratch.restype = ctypes.c_uint64
+    loaded.perigee_prior_pass.restype = ctypes.c_uint32
     return loaded
 
 
@@ -152,6 +153,8 @@ class NativePrior:
         model = ctypes.byref(self._model)
         scratch = np.empty(library.perigee_prior_scratch(model, *sizes), np.uint8)
         features = np.empty((patches, rows * cols, _up(self.widths.hyper)), np.uint8)
+        given = np.empty((patches, rows * cols, _up(self.widths.latents)), np.uint8)
+        filled = 0  # passes for which ``given`` is prepared
         z = np.ascontiguousarray(z, np.int32)
         plane = ctypes.c_uint32(quality_plane_value(quality_step))
         for i in range(patches):
@@ -166,12 +169,15 @@ class NativePrior:
                 raise EngineError(
                     f"latents of shape {list(q.shape)}, expected {[patches, self.widths.latents, rows, cols]}"
                 )
+            nonlocal filled
+            before = filled
             q = np.ascontiguousarray(q, np.int32)
             out = np.empty((2, patches, count, rows, cols // 2), np.int32)
             for i in range(patches):
-                library.perigee_prior_pass(
+                filled = library.perigee_prior_pass(
                     model, ctypes.c_uint32(k), pointer(features[i]), pointer(q[i]), *sizes,
-                    ctypes.c_uint32(count), pointer(out[0, i]), pointer(out[1, i]), pointer(scratch),
+                    ctypes.c_uint32(count), pointer(given[i]), ctypes.c_uint32(before), pointer(out[0, i]),
+                    pointer(out[1, i]), pointer(scratch),
                 )  # fmt: skip
             return Prediction(out[0], out[1])
 

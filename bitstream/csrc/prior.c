@@ -23,7 +23,7 @@
 #define CLONED
 #endif
 
-enum { ABI = 3 };                                    /* to be raised with every change that Python must follow */
+enum { ABI = 4 };                                    /* to be raised with every change that Python must follow */
 enum { ROWS = 8, COLUMNS = 32, HALF_COLUMNS = 16 }; /* a tile: positions x output channels */
 enum { SINGLES, PAIRS_AVX2, QUADS_VNNI };           /* how the weights are packed, and what multiplies them */
 enum { Z_OFFSET = 64, CONTEXT_OFFSET = 127, CONTEXT_CLAMP = 127, DC_SHIFT = 2, SCALES = 64 };
@@ -186,7 +186,7 @@ API uint64_t perigee_prior_scratch(const Model *m, uint32_t rows, uint32_t cols)
     const size_t positions = (size_t)rows * cols, half = positions / 2;
     const size_t hyper = positions / 16 * padded((size_t)m->hyper_latents) + positions / 4 * 4 * (size_t)m->hyper +
                          bordered(rows, cols, 1) * padded((size_t)m->hyper) + 2 * positions * padded((size_t)m->hyper + 1);
-    const size_t pass = positions * padded((size_t)m->latents) + bordered(rows, cols, 2) * padded((size_t)m->context) +
+    const size_t pass = bordered(rows, cols, 2) * padded((size_t)m->context) +
                         half * (padded((size_t)m->hyper + (size_t)m->context) + 2 * padded((size_t)m->head)) +
                         ROWS * 2 * sizeof(int32_t) * padded(2 * (size_t)m->latents);
     return most(hyper, pass) + 256;
@@ -229,41 +229,58 @@ API void perigee_prior_features(const Model *m, const int32_t *z, uint32_t quali
 
 /* --- a pass ---------------------------------------------------------------------------------------------------- */
 
-/* The first `seen` channels of q as bytes, position by position; those from `start` on only where (row + col) is even. */
-CLONED static void gather(const int32_t *q, size_t rows, size_t cols, size_t start, size_t seen, uint8_t *given,
-                          size_t stride) {
+/* Channels start..stop - 1 of q as bytes, position by position, where (row + col) % 2 == parity. */
+CLONED static void gather(const int32_t *q, size_t rows, size_t cols, size_t parity, size_t start, size_t stop,
+                          uint8_t *given, size_t stride) {
     const size_t positions = rows * cols;
-    for (size_t c = 0; c < seen; c++) {
-        const int32_t *from = q + c * positions;
-        const int shift = c == 0 ? DC_SHIFT : 0;
-        uint8_t *to = given + c;
-        for (size_t p = 0; p < positions; p++)
-            to[p * stride] = (uint8_t)(clamp(from[p] >> shift, -CONTEXT_CLAMP, CONTEXT_CLAMP) + CONTEXT_OFFSET);
+    for (size_t first = start; first < stop; first += COLUMNS) { /* few channels at a time: they stay in the cache */
+        const size_t last = first + COLUMNS < stop ? first + COLUMNS : stop;
+        for (size_t row = 0; row < rows; row++)
+            for (size_t col = (row + parity) % 2; col < cols; col += 2) {
+                const int32_t *from = q + row * cols + col;
+                uint8_t *to = given + (row * cols + col) * stride;
+                for (size_t c = first; c < last; c++)
+                    to[c] = (uint8_t)(clamp(from[c * positions] >> (c == 0 ? DC_SHIFT : 0), -CONTEXT_CLAMP, CONTEXT_CLAMP) +
+                                      CONTEXT_OFFSET);
+            }
     }
-    for (size_t row = 0; row < rows; row++) /* the other half of its own slice is not known yet: zero */
-        for (size_t col = (row + 1) % 2; col < cols; col += 2)
-            memset(given + (row * cols + col) * stride + start, CONTEXT_OFFSET, seen - start);
-    for (size_t p = 0; p < positions; p++) memset(given + p * stride + seen, 0, stride - seen);
+}
+
+/* What pass k may see of q, as bytes [rows * cols][padded(latents)], where `filled` passes have prepared it before: a latent
+ * not known yet counts as 0. Returns for how many passes it is prepared now. */
+static uint32_t prepare(const Model *m, uint32_t k, uint32_t filled, const int32_t *q, uint32_t rows, uint32_t cols,
+                        uint8_t *given) {
+    const size_t stride = padded((size_t)m->latents);
+    if (filled == 0 || filled > k) {
+        memset(given, CONTEXT_OFFSET, (size_t)rows * cols * stride);
+        filled = 1; /* pass 0 sees nothing */
+    }
+    for (; filled <= k; filled++) { /* what the pass before has coded */
+        const uint32_t coded = filled - 1;
+        gather(q, rows, cols, coded % 2, (size_t)m->starts[coded / 2], (size_t)m->starts[coded / 2 + 1], given, stride);
+    }
+    return filled;
 }
 
 /* Pass k from the features and q int32 [latents][rows][cols], complete for the earlier passes: table numbers and means of
  * the slice's first `channels`, int32 [channels][rows][cols / 2], in the order of `half` in prior.py. The last layer's outputs
- * are packed in blocks of HALF_COLUMNS means and as many scales. */
-API void perigee_prior_pass(const Model *m, uint32_t k, const uint8_t *features, const int32_t *q, uint32_t rows,
-                            uint32_t cols, uint32_t channels, int32_t *table, int32_t *mean, uint8_t *scratch) {
+ * are packed in blocks of HALF_COLUMNS means and as many scales. `given` (rows * cols * padded(latents) bytes) is kept from
+ * pass to pass; `filled` is 0 at first, then what the call before returned. */
+API uint32_t perigee_prior_pass(const Model *m, uint32_t k, const uint8_t *features, const int32_t *q, uint32_t rows,
+                            uint32_t cols, uint32_t channels, uint8_t *given, uint32_t filled, int32_t *table, int32_t *mean,
+                            uint8_t *scratch) {
     Tile *tile = tile_of(m->packing);
     const Layer *layers = m->layers + PASSES + PER_PASS * k;
-    const size_t positions = (size_t)rows * cols, half = positions / 2, parity = k % 2, line = cols + 4;
+    const size_t half = (size_t)rows * cols / 2, parity = k % 2, line = cols + 4;
     const size_t start = (size_t)m->starts[k / 2], slice = (size_t)m->starts[k / 2 + 1] - start;
-    const size_t seen = parity ? start + slice : start, seen_stride = padded(seen), hyper = (size_t)m->hyper;
+    const size_t seen = parity ? start + slice : start, seen_stride = padded((size_t)m->latents), hyper = (size_t)m->hyper;
     const size_t context = (size_t)m->context, join_stride = padded(hyper + context), head = padded((size_t)m->head);
-    uint8_t *given = scratch, *map = given + positions * padded((size_t)m->latents);
-    uint8_t *joined = map + bordered(rows, cols, 2) * padded(context), *first = joined + half * join_stride;
+    uint8_t *map = scratch, *joined = map + bordered(rows, cols, 2) * padded(context), *first = joined + half * join_stride;
     uint8_t *second = first + half * head;
     int32_t *sums = (int32_t *)(((uintptr_t)(second + half * head) + 63) / 64 * 64);
 
+    filled = prepare(m, k, filled, q, rows, cols, given);
     if (seen) {
-        gather(q, rows, cols, start, seen, given, seen_stride);
         memset(map, 0, bordered(rows, cols, 2) * context);
         for (size_t row = 0; row < rows; row++)
             pointwise(tile, &layers[CONTEXT], ALL, given + row * cols * seen_stride, seen_stride, cols,
@@ -293,6 +310,7 @@ API void perigee_prior_pass(const Model *m, uint32_t k, const uint8_t *features,
                 table[c * half + p + r] = clamp((8 * scale + 328) >> 4, 0, SCALES - 1) * 16 + (mu & 15);
             }
     }
+    return filled;
 }
 
 /* Sizes of what Python hands over: a library built from other sources is not to be called. */

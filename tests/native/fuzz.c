@@ -74,7 +74,7 @@ static void segment(const Tables *t) {
     free(cut), free(words);
 }
 
-static void *filled(size_t bytes) {
+static void *random_bytes(size_t bytes) {
     uint8_t *out = malloc(bytes);
     for (size_t i = 0; i < bytes; i++) out[i] = (uint8_t)any(256);
     return out;
@@ -86,7 +86,7 @@ static Layer make_layer(int32_t packing, int32_t inputs, int32_t outputs, int32_
     const int32_t depth = kernel > 1 ? kernel * kernel : (inputs + group - 1) / group * group;
     const size_t count = (size_t)depth * (size_t)width;
     int32_t *bias = calloc((size_t)width, sizeof *bias), *shift = calloc((size_t)width, sizeof *shift);
-    void *weight = filled(count * (kernel > 1 || group == 2 ? 2 : group == 1 ? 4 : 1));
+    void *weight = random_bytes(count * (kernel > 1 || group == 2 ? 2 : group == 1 ? 4 : 1));
     for (size_t i = 0; i < count; i++) {
         const int32_t w = (int32_t)any(255) - 127;
         if (kernel > 1 || group == 2) ((int16_t *)weight)[i] = (int16_t)w;
@@ -120,20 +120,22 @@ static void prior(int32_t packing) {
     for (size_t i = 0; i < positions / 16 * (size_t)hyper_latents; i++) z[i] = (int32_t)any(129) - 64;
     int32_t *q = malloc(sizeof *q * positions * (size_t)m.latents);
     for (size_t i = 0; i < positions * (size_t)m.latents; i++) q[i] = (int32_t)any(65536) - 32768;
-    uint8_t *scratch = filled(perigee_prior_scratch(&m, rows, cols)), *features = filled(positions * padded((size_t)hyper));
+    uint8_t *scratch = random_bytes(perigee_prior_scratch(&m, rows, cols)), *features = random_bytes(positions * padded((size_t)hyper));
+    uint8_t *given = random_bytes(positions * padded((size_t)m.latents));
+    uint32_t filled = 0;
     perigee_prior_features(&m, z, any(33), rows, cols, features, scratch);
     for (uint32_t k = 0; k < (uint32_t)m.passes; k++) {
         const uint32_t channels = 1 + any((uint32_t)(first[k / 2 + 1] - first[k / 2]));
         const size_t size = channels * positions / 2;
         int32_t *table = malloc(sizeof *table * size), *mean = malloc(sizeof *mean * size);
-        perigee_prior_pass(&m, k, features, q, rows, cols, channels, table, mean, scratch);
+        filled = perigee_prior_pass(&m, k, features, q, rows, cols, channels, given, filled, table, mean, scratch);
         for (size_t i = 0; i < size; i++)
             if ((uint32_t)table[i] >= TABLES || mean[i] < OUT_MIN || mean[i] > OUT_MAX) abort();
         free(table), free(mean);
     }
     for (int i = 0; i < PASSES + 6 * PER_PASS; i++)
         free((void *)layers[i].weight), free((void *)layers[i].bias), free((void *)layers[i].shift);
-    free(z), free(q), free(scratch), free(features);
+    free(z), free(q), free(scratch), free(features), free(given);
 }
 
 int main(int argc, char **argv) {
