@@ -35,6 +35,20 @@ def _parser() -> argparse.ArgumentParser:
         "--start-from", type=Path, metavar="CHECKPOINT", help="begin with the weights of another run's checkpoint"
     )
     parser.add_argument(
+        "--only",
+        choices=("synthesis",),
+        default="",
+        help="train the ground's part alone on frozen symbols: streams and contract stay as they are",
+    )
+    parser.add_argument(
+        "--synthesis-blocks",
+        nargs=4,
+        type=int,
+        metavar="N",
+        default=(2, 3, 2, 1),
+        help="residual blocks of the synthesis at 1/16, 1/8, 1/4 and 1/2 (default: 2 3 2 1)",
+    )
+    parser.add_argument(
         "--minutes", type=float, default=90.0, help="time budget over all resumed parts (default %(default)s)"
     )
     parser.add_argument("--batch", type=int, default=8, help="crops a step (default %(default)s)")
@@ -76,12 +90,14 @@ def main(argv: list[str] | None = None) -> int:
         learning_rate=args.learning_rate,
         quantise_from=args.quantise_from,
         seed=args.seed,
+        only=args.only,
     )
     try:
         weights = {name: float(value) for name, value in (item.rsplit("=", 1) for item in args.weight)}
         args.run.mkdir(parents=True, exist_ok=True)
         training, validation = split(load_folders(args.data, args.exclude), 0.02)
-        trainer = Trainer(CodecConfig(tuple(args.presets)), config, args.run, args.device)
+        codec_config = CodecConfig(tuple(args.presets), synthesis_blocks=tuple(args.synthesis_blocks))
+        trainer = Trainer(codec_config, config, args.run, args.device)
         trainer.start(training, args.start_from)
         command = " ".join(["perigee-train", *(sys.argv[1:] if argv is None else argv)])
         with (args.run / "commands.log").open("a", encoding="utf-8") as handle:

@@ -24,9 +24,11 @@ from torch import Tensor
 from perigee.bitstream import prior as P
 from perigee.bitstream.profile import BLOCK
 from perigee.models.codec.codec import Codec, CodecConfig, loss_of
+from perigee.models.codec.flight import with_more_blocks
 from perigee.training.data import CropSampler, ImageSet
 
 STITCHED_PATCH = 64
+GROUND_PARTS = ("synthesis.", "reconstruction.")  # what no stream depends on
 RATES, RATES_SHARE = (0.07, 2.0), 0.85
 VALIDATION_STEPS = (25, 75, 125, 175, 225)
 
@@ -43,12 +45,15 @@ class TrainingConfig:
     cut_share: float = 0.1  # share of samples trained as segments cut short
     stitched_share: float = 0.3  # share of steps whose crops are coded in patches and synthesised whole, as scenes are
     seed: int = 1
+    only: str = ""  # part of the codec to train, all else frozen: "synthesis", or everything
     checkpoint_minutes: float = 5.0
 
 
 def _optimiser(codec: Codec, rate: float) -> torch.optim.Optimizer:
-    slow = [p for n, p in codec.named_parameters() if not n.startswith("hyper_prior.")]
-    groups = [{"params": slow, "factor": 1.0}, {"params": list(codec.hyper_prior.parameters()), "factor": 15.0}]
+    trained = {n: p for n, p in codec.named_parameters() if p.requires_grad}
+    fast = [p for n, p in trained.items() if n.startswith("hyper_prior.")]
+    groups = [{"params": [p for n, p in trained.items() if not n.startswith("hyper_prior.")], "factor": 1.0}]
+    groups += [{"params": fast, "factor": 15.0}] if fast else []
     return torch.optim.Adam(groups, lr=rate, betas=(0.9, 0.99), fused=True)
 
 
@@ -68,6 +73,20 @@ def _batches(sampler: CropSampler, config: TrainingConfig, seed: int) -> Iterato
             yield ready
 
 
+def _start_from(codec: Codec, checkpoint: dict[str, Any]) -> None:
+    """Load the averaged weights of a checkpoint."""
+    state = checkpoint["mean"]
+    have = checkpoint["codec_config"]["synthesis_blocks"]
+    want = codec.config.synthesis_blocks
+    ours = {name.removeprefix("synthesis."): v for name, v in state.items() if name.startswith("synthesis.")}
+    moved = {f"synthesis.{name}": v for name, v in with_more_blocks(ours, have, want).items()}
+    known = {name: v for name, v in state.items() if not name.startswith("synthesis.")} | moved
+    for name, parameter in codec.named_parameters():
+        if name not in known and name.startswith("synthesis.level"):
+            known[name] = torch.zeros_like(parameter) if ".conv2." in name else parameter.detach()
+    codec.load_state_dict(known)
+
+
 class Trainer:
     """State of a run in ``folder``: ``checkpoint.pt``, ``log.csv``."""
 
@@ -78,13 +97,17 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.codec = Codec(codec_config).to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.mean = Codec(codec_config).to(self.device)
+        if config.only:
+            for name, parameter in self.codec.named_parameters():
+                parameter.requires_grad_(name.startswith(GROUND_PARTS))
         self.optimiser = _optimiser(self.codec, config.learning_rate)
         self.step, self.seconds = 0, 0.0
 
     def start(self, images: ImageSet, start_from: Path | None = None) -> None:
         """Resume from the folder's checkpoint; else begin with another run's weights, or the transform codec of the data.
 
-        Raises ValueError where ``start_from`` holds a codec of another shape.
+        Of another run the synthesis may have fewer blocks: the new ones start as the identity. Raises ValueError where
+        ``start_from`` holds a codec of another shape.
         """
         path = self.folder / "checkpoint.pt"
         if path.is_file():
@@ -96,7 +119,7 @@ class Trainer:
             return
         if start_from is not None:
             try:
-                self.codec.load_state_dict(torch.load(start_from, map_location=self.device, weights_only=True)["mean"])
+                _start_from(self.codec, torch.load(start_from, map_location=self.device, weights_only=True))
             except (OSError, KeyError, RuntimeError) as error:
                 raise ValueError(f"{start_from}: not a checkpoint of such a codec ({error})") from error
             self.mean.load_state_dict(self.codec.state_dict())
@@ -146,7 +169,7 @@ class Trainer:
     def train_step(self, x: Tensor, generator: torch.Generator) -> tuple[float, float]:
         """One step on images [N, 3, H, W]; returns bpp and MSE, means over the batch."""
         codec, progress = self.codec, self.seconds / (60 * self.config.minutes)
-        codec.prior.quantised = progress >= self.config.quantise_from
+        codec.prior.quantised = progress >= self.config.quantise_from or bool(self.config.only)
         for group in self.optimiser.param_groups:
             group["lr"] = self.config.learning_rate * group["factor"] * self._rate_factor(progress)
         quality = self._qualities(x, generator)
@@ -161,7 +184,7 @@ class Trainer:
         loss, bpp, mse = loss_of(output, x, codec.config.lambda_of(quality))
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        norm = torch.nn.utils.clip_grad_norm_(codec.parameters(), 1.0)
+        norm = torch.nn.utils.clip_grad_norm_([p for p in codec.parameters() if p.requires_grad], 1.0)
         if torch.isfinite(norm):
             self.optimiser.step()
         decay = min(0.999, (self.step + 1) / (self.step + 10))

@@ -37,7 +37,11 @@ def predicted(contract, q, z, step):
 
 
 def symbols(rng, spread, shape=(2, 1)):
-    q = np.rint(rng.laplace(0, spread, (1, LATENTS, 4 * shape[0], 4 * shape[1]))).astype(np.int32).clip(P.Q_MIN, P.Q_MAX)
+    q = (
+        np.rint(rng.laplace(0, spread, (1, LATENTS, 4 * shape[0], 4 * shape[1])))
+        .astype(np.int32)
+        .clip(P.Q_MIN, P.Q_MAX)
+    )
     z = np.rint(rng.normal(0, 3, (1, 64, *shape))).astype(np.int32).clip(-64, 64)
     return q, z
 
@@ -220,7 +224,9 @@ def test_only_the_first_channels_are_coded(contract, rng, latents):
     q[:, latents:] = 0
     everything = encode_symbols(contract.widths, contract.tables, z[0], predicted(contract, q, z, 90), 90)
     predictions = contract.reference(np.float64).all_passes(z, q, 90, latents)
-    assert len(predictions) == sum(contract.widths.coded_channels(k, latents) > 0 for k in range(contract.widths.passes))
+    assert len(predictions) == sum(
+        contract.widths.coded_channels(k, latents) > 0 for k in range(contract.widths.passes)
+    )
     passes = []
     for k, p in enumerate(predictions):
         start, _ = contract.widths.slice_of(k)

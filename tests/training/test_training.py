@@ -14,7 +14,7 @@ from perigee.bitstream.errors import ProfileError, RasterError
 from perigee.bitstream.profile import load_profile
 from perigee.engines.onnxruntime import FlightEngine
 from perigee.engines.torch import TorchFlightEngine
-from perigee.export.profile import export_profile
+from perigee.export.profile import export_profile, load_checkpoint
 from perigee.models.codec.codec import Codec, CodecConfig, loss_of
 from perigee.models.codec.flight import BlockTransform
 from perigee.training import cli
@@ -180,6 +180,38 @@ def test_a_run_starts_from_another_ones_weights(run, folder, tmp_path):
     assert all(torch.allclose(first[name], second[name], atol=1e-5) for name in first)
     wrong = ["--start-from", str(out / "checkpoint.pt"), "--presets", "light"]
     assert cli.main([str(tmp_path / "c"), *common, *wrong]) == 65
+
+
+def test_the_synthesis_grows_and_trains_alone(run, folder, tmp_path):
+    """New blocks start as the identity; frozen parts stay, so that the contract is the same and old streams decode."""
+    out, _ = run
+    common = ["--data", str(folder), "--presets", "swift", "lite", "--batch", "2", "--crop", "64", "--minutes", "0.02"]
+    deeper = [
+        "--start-from",
+        str(out / "checkpoint.pt"),
+        "--only",
+        "synthesis",
+        "--synthesis-blocks",
+        "3",
+        "3",
+        "4",
+        "1",
+    ]
+    assert cli.main([str(tmp_path / "a"), *common, *deeper, "--learning-rate", "1e-9"]) == 0
+    assert cli.main([str(tmp_path / "b"), *common, *deeper, "--learning-rate", "1e-3"]) == 0
+    (first, _), (same, _), (other, _) = (
+        load_checkpoint(p / "checkpoint.pt") for p in (out, tmp_path / "a", tmp_path / "b")
+    )
+    x = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    quality = torch.full((1,), 150.0)
+    with torch.no_grad():
+        images = [codec(x, quality, noise=False, preset="swift").image for codec in (first, same, other)]
+    assert torch.allclose(images[0], images[1], atol=1e-4) and not torch.allclose(images[0], images[2], atol=1e-4)
+    for name, value in first.state_dict().items():
+        if not name.startswith(("synthesis.", "reconstruction.")):
+            assert torch.allclose(value, other.state_dict()[name]), name
+    shallower = ["--start-from", str(out / "checkpoint.pt"), "--synthesis-blocks", "1", "3", "2", "1"]
+    assert cli.main([str(tmp_path / "c"), *common, *shallower]) == 65
 
 
 def test_sources_of_an_index_can_be_left_out(folder, tmp_path):
