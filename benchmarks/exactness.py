@@ -81,7 +81,9 @@ def _segment(engine: FlightEngine, image: Any, step: int) -> tuple[Any, Any, int
         start, _ = contract.widths.slice_of(k)
         values = P.half(q[:, start : start + p.mean.shape[1]], k % 2)[0]
         passes.append((values, P.Prediction(p.table[0], p.mean[0])))
-    words = {kind: encode_symbols(contract.widths, contract.tables, z[0], passes, step, kind) for kind in available_coders()}
+    words = {
+        kind: encode_symbols(contract.widths, contract.tables, z[0], passes, step, kind) for kind in available_coders()
+    }
     return q, z, latents, predictions, words
 
 
@@ -140,7 +142,14 @@ def circle(profile: Profile, tiles: list[tuple[str, Any]]) -> list[dict[str, Any
                 for prior_name, prior in priors.items():
                     kind = coders[prior_name.split(", ")[1]]
                     decoded = decode_symbols(
-                        contract.widths, contract.tables, prior, words["integer"], step, size, kind=kind, latents=latents
+                        contract.widths,
+                        contract.tables,
+                        prior,
+                        words["integer"],
+                        step,
+                        size,
+                        kind=kind,
+                        latents=latents,
                     )
                     add(f"decoded with {prior_name}: differing symbols", (decoded.q != q[0]).sum())
                 if flight_name.endswith("1 thread"):

@@ -36,7 +36,9 @@ def main() -> None:
     linear = codec.analysis.linear
     with torch.no_grad():
         # which new component is which old latent, and with which sign; the rest follow by power
-        like = old["analysis.linear.weight"].reshape(OLD_LATENTS, -1) @ linear.weight.reshape(config.prior.latents, -1).T
+        like = (
+            old["analysis.linear.weight"].reshape(OLD_LATENTS, -1) @ linear.weight.reshape(config.prior.latents, -1).T
+        )
         _, new_of = linear_sum_assignment(-like.abs().numpy())
         flip = torch.ones(768)
         flip[linear.order[new_of]] = torch.sign(like[torch.arange(OLD_LATENTS), new_of])

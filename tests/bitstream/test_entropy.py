@@ -91,11 +91,11 @@ def test_run_coders_agree_on_any_sequence(profile, draws, bits):
         assert coder.words_left == 0
 
 
-LATENTS = st.tuples(st.integers(-32768, 32767), st.integers(0, 1023), st.integers(-4096, 4095))
+PREDICTED = st.tuples(st.integers(-32768, 32767), st.integers(0, 1023), st.integers(-4096, 4095))
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(LATENTS, min_size=1, max_size=60), st.lists(st.integers(0, 1000), max_size=20))
+@given(st.lists(PREDICTED, min_size=1, max_size=60), st.lists(st.integers(0, 1000), max_size=20))
 def test_coders_agree_on_any_pass(profile, latents, near):
     """Values anywhere: far from the mean they are escapes, close to it (``near``) they are in the tables."""
     tables = profile.contract.tables
@@ -116,7 +116,7 @@ def test_coders_agree_on_any_pass(profile, latents, near):
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(LATENTS, min_size=1, max_size=40), st.lists(st.integers(0, 2**32 - 1), max_size=12))
+@given(st.lists(PREDICTED, min_size=1, max_size=40), st.lists(st.integers(0, 2**32 - 1), max_size=12))
 def test_coders_read_the_same_from_any_words(profile, latents, words):
     """Also past the end, and what is refused is refused by all."""
     _, table, mean = (np.array(part, np.int32) for part in zip(*latents, strict=True))

@@ -11,7 +11,7 @@ from perigee.onboard import cli
 
 
 def test_a_healthy_machine_passes_and_says_how_fast_it_is(capsys):
-    assert cli.main(["doctor", "--json", "--threads", "1"]) == 0
+    assert cli.main(["doctor", "--json", "--threads", "1", "--profile", "flight"]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     found = {line["what"]: line for line in lines}
     assert all(line["ok"] is not False for line in lines)
@@ -20,9 +20,9 @@ def test_a_healthy_machine_passes_and_says_how_fast_it_is(capsys):
 
 
 @pytest.mark.parametrize("file", ["analysis-lite.onnx", "prior.onnx"])
-def test_a_changed_file_is_found(tmp_path, capsys, profile, file):
+def test_a_changed_file_is_found(tmp_path, capsys, three, file):
     folder = tmp_path / "p"
-    shutil.copytree(profile.folder, folder)
+    shutil.copytree(three.folder, folder)
     data = bytearray((folder / file).read_bytes())
     data[len(data) // 2] ^= 4
     (folder / file).write_bytes(data)
