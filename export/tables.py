@@ -37,6 +37,6 @@ def make_tables(hyper_prior: HyperPrior) -> Tables:
     bands, channels = hyper_prior.bands.shape[:2]
     z = torch.arange(-Z_CLAMP, Z_CLAMP + 1, dtype=torch.float32).reshape(1, 1, -1, 1)
     with torch.no_grad():
-        mass = hyper_prior.likelihood(z.expand(bands, channels, -1, 1), torch.arange(bands))
-    mass = mass.reshape(bands * channels, -1).double().cpu().numpy()
+        likelihood = hyper_prior.likelihood(z.expand(bands, channels, -1, 1), torch.arange(bands))
+    mass = likelihood.reshape(bands * channels, -1).double().cpu().numpy()
     return Tables(radius, np.concatenate(rows), np.stack([integer_frequencies(row) for row in mass]))
