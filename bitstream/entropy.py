@@ -74,7 +74,7 @@ def decode_symbols(
     latents: int | None = None,
 ) -> DecodedPatch:
     """Inverse of :func:`encode_symbols`; ``hyper_size`` is (h, w) of z. Only the first ``latents`` channels are coded
-    (None: all); the others are 0, as are their mean and scale index.
+    (None: all); the others are 0, and have a mean and a scale index all the same.
 
     Of a segment cut short, the passes that are certainly complete are used (never the last), and the latents of the
     others are the prior's mean. Raises SymbolError where the words cannot come from an encoder.
@@ -94,24 +94,22 @@ def decode_symbols(
     means, indices = np.zeros_like(q), np.zeros_like(q)
     complete = 0
     for k in range(widths.passes):
-        start, _ = widths.slice_of(k)
+        start, stop = widths.slice_of(k)
         channels = widths.coded_channels(k, latents)
-        if not channels:
-            break
-        stop = start + channels
-        prediction = step(k, q, channels)
-        values = prediction.mean[0] + 8 >> 4  # the mean, rounded: stands for what was cut off
-        if not dry:
+        prediction = step(k, q)
+        coded = prediction.first(channels)
+        values = coded.mean[0] + 8 >> 4  # the mean, rounded: stands for what was cut off
+        if channels and not dry:
             decoded = None
             try:
-                decoded = coder.pop_pass(Prediction(prediction.table[0], prediction.mean[0]))
+                decoded = coder.pop_pass(Prediction(coded.table[0], coded.mean[0]))
             except SymbolError:
                 if not cut:  # past the end of a cut segment anything can be read
                     raise
             dry = decoded is None or (cut and coder.words_left < 2)
             if decoded is not None and not dry:
                 values, complete = decoded, k + 1
-        unhalf(np.clip(values, Q_MIN, Q_MAX)[None], k % 2, q[:, start:stop])
+        unhalf(np.clip(values, Q_MIN, Q_MAX)[None], k % 2, q[:, start : start + channels])
         unhalf(prediction.mean, k % 2, means[:, start:stop])
         unhalf(prediction.table // MEAN_FRACTIONS, k % 2, indices[:, start:stop])
     if not cut and coder.words_left:
