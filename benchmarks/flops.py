@@ -76,7 +76,9 @@ def multiply_adds(module: nn.Module, x: Tensor, out: Tensor) -> int:
         return x.numel() * module.weight[0].numel()
     if isinstance(module, BlockTransform):
         blocks = out.shape[0] * out.shape[2] * out.shape[3]
-        return blocks * BLOCK * BLOCK * 3 * (3 + 2 * BLOCK)  # colours, then rows and columns, of all 768 components
+        return (
+            blocks * BLOCK * BLOCK * 3 * (3 * BLOCK + BLOCK)
+        )  # rows with colours, then columns, of all 768 components
     if isinstance(module, GDN):
         return out.numel() * out.shape[1]
     if any(parameter.dim() > 1 for parameter in module.parameters(recurse=False)):

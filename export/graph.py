@@ -159,12 +159,14 @@ class GraphWriter:
         raise TypeError(f"no ONNX form for {type(module).__name__}")
 
     def block_transform(self, transform: BlockTransform, x: str) -> str:
-        """The transform by its factors, an eighth of the multiply-adds of the dense one."""
+        """The transform of ``x`` - 0.5 in two steps, colours with rows and columns: a sixth of the dense one's multiply-adds."""
         colours, rows, columns = (p.detach().numpy() for p in (transform.colours, transform.rows, transform.columns))
-        x = self.node("Conv", x, self.weight(colours[:, :, None, None]), kernel_shape=[1, 1])
-        for filters, size, group in ((rows, [BLOCK, 1], 3), (columns, [1, BLOCK], 3 * BLOCK)):
-            weight = self.weight(filters.reshape(-1, 1, *size))
-            x = self.node("Conv", x, weight, kernel_shape=size, strides=size, group=group)
+        first = np.einsum("cui,ck->cuki", rows, colours).reshape(-1, 3, BLOCK, 1)
+        for filters, size, group in ((first, [BLOCK, 1], 1), (columns.reshape(-1, 1, 1, BLOCK), [1, BLOCK], 3 * BLOCK)):
+            parts = [x, self.weight(filters)]
+            if group == 1:
+                parts.append(self.weight(-0.5 * filters.sum((1, 2, 3))))
+            x = self.node("Conv", *parts, kernel_shape=size, strides=size, group=group)
         return self.node("Gather", x, self.constant(transform.order.numpy()), axis=1)
 
     def gains(self, gains: Gains, quality: str) -> str:
@@ -272,11 +274,11 @@ def channels_of(layer: nn.Module) -> int:
 def write_analysis(analysis: Analysis, preset: str, gains: Gains, hyper: HyperAnalysis, path: Path) -> None:
     """Image [N, 3, H, W] in 0..1 and Q [N, 1] to integers ``q`` [N, latents, H/16, W/16] and ``z``, both int32."""
     writer = GraphWriter("analysis", half=True)
-    image = writer.scalar("Sub", writer.input("image", ["N", 3, "H", "W"]), 0.5)
+    image = writer.input("image", ["N", 3, "H", "W"])
     quality = writer.input("quality_step", ["N", 1])
     y = "" if preset in COSMIC_CAM else writer.block_transform(analysis.linear, image)
     if preset in analysis.networks:
-        inner = writer.scalar("Mul", writer.clip(image, -0.75, 0.75), 4.0)
+        inner = writer.scalar("Mul", writer.clip(writer.scalar("Sub", image, 0.5), -0.75, 0.75), 4.0)
         network = analysis.networks[preset]
         layers = network.layers if isinstance(network, ResidualAnalysis) else network
         detail = writer.scalar("Mul", writer.module(layers, inner, 3), 4.0)
@@ -298,7 +300,7 @@ def write_consistency(linear: BlockTransform, path: Path) -> None:
     latents = linear.latents
     image = writer.input("image", ["N", 3, "Y", "X"])
     low, high = (writer.input(name, ["N", latents, "H", "W"]) for name in ("low", "high"))
-    y = writer.block_transform(linear, writer.scalar("Sub", image, 0.5))
+    y = writer.block_transform(linear, image)
     missing = writer.node("Sub", writer.node("Max", writer.node("Min", y, high), low), y)
     inverse = np.linalg.pinv(linear.weight.detach().double().numpy().reshape(latents, -1))
     step = writer.node("Conv", missing, writer.weight(inverse[:, :, None, None]), kernel_shape=[1, 1])
