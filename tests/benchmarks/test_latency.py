@@ -9,8 +9,8 @@ from perigee.benchmarks.latency import STAGES, bisected, measure, runs_at
 
 
 @pytest.fixture(scope="module")
-def codecs(profile):
-    return {name: ArrayCodec(profile, threads=1, analysis=name) for name in ("swift", "lite")}
+def codecs(three):
+    return {name: ArrayCodec(three, threads=1, analysis=name) for name in ("swift", "lite")}
 
 
 def test_all_codecs_are_timed_at_the_same_bytes(codecs, tiles):
