@@ -46,7 +46,7 @@ class BlockTransform(nn.Module):
     """Separable linear transform of 16x16 blocks: colours, then rows, then columns, each with learned filters.
 
     It starts as the colour KLT followed by the DCT, which compacts overhead imagery as well as the full KLT of the
-    blocks does, for an eighth of the multiply-adds. Row filters are learned for each colour, column filters for each
+    blocks does, for a fraction of the multiply-adds. Row filters are learned for each colour, column filters for each
     colour and row frequency; ``order`` picks the latents out of the 768 components, the strongest first.
     """
 
