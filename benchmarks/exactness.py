@@ -60,11 +60,8 @@ def naive_tables(ops: NaiveOps, widths: P.Widths, z: Any, q: Any, quality_step: 
     features = P.hyper_features(ops, torch.from_numpy(z).to(ops.dtype), plane)
     out = []
     for k in range(widths.passes):
-        seen = widths.context_channels(k)
-        context = None
-        if seen:
-            clamped = P.context_of(q[:, :seen])
-            context = torch.from_numpy(P.even_only(clamped, widths.slice_of(k)[0]) if k % 2 else clamped).to(ops.dtype)
+        given = P.context_of_pass(widths, k, q)
+        context = None if given is None else torch.from_numpy(given).to(ops.dtype)
         outputs = P.pass_outputs(ops, k, ops.half(features, k % 2), context).float().numpy()
         out.append(P.split_outputs(np.floor(outputs + 0.5)).table.reshape(-1))
     return np.concatenate(out)
@@ -212,7 +209,7 @@ def matrix(profile: Profile, tiles: list[tuple[str, Any]]) -> list[dict[str, Any
         "numpy float32": contract.reference(np.float32),
     }
     for packing in range(compiled.library.perigee_prior_packing() + 1):
-        name = ("float32", "int16 pairs, AVX2", "int8 quads, AVX-512 VNNI")[packing]
+        name = ("float32", "int16 quads, AVX2", "int8 quads, AVX-512 VNNI")[packing]
         engines[f"compiled, {name}"] = compiled.NativePrior(contract.widths, contract.layers, packing)
     for threads in (1, 2, 4):
         for optimise in (True, False):

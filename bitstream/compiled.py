@@ -34,7 +34,7 @@ FUNCTIONS = (
     "perigee_prior_scratch", "perigee_prior_features", "perigee_prior_pass", "perigee_prior_packing", "perigee_abi",
 )  # fmt: skip
 COLUMNS = 32  # output channels are stored in multiples of this
-PACKINGS = ((1, np.float32), (2, np.int16), (4, np.int8))  # for any machine, AVX2, AVX-512 VNNI: inputs side by side
+PACKINGS = ((1, np.float32), (4, np.int16), (4, np.int8))  # for any machine, AVX2, AVX-512 VNNI: inputs side by side
 
 
 def pointer(array: npt.NDArray[Any]) -> ctypes.c_void_p:
@@ -51,10 +51,10 @@ class _Layer(ctypes.Structure):
 class _Model(ctypes.Structure):
     _fields_ = [
         (name, ctypes.c_int32) for name in ("latents", "hyper_latents", "hyper", "context", "head", "passes", "packing")
-    ] + [("starts", ctypes.c_void_p), ("layers", ctypes.c_void_p)]
+    ] + [(name, ctypes.c_void_p) for name in ("starts", "layers", "magnitudes")]
 
 
-ABI = 4  # as in csrc/prior.c
+ABI = 5  # as in csrc/prior.c
 
 
 def _load() -> Any:
@@ -104,10 +104,11 @@ class NativePrior:
             *(self._layer(name, shapes[name], layers[name]) if name in shapes else _Layer() for name in names)
         )
         starts = np.array([0, *np.cumsum(widths.slices)], np.int32)
-        self._keep.append(starts)
+        magnitudes = np.array(widths.magnitudes, np.uint8)
+        self._keep += [starts, magnitudes]
         self._model = _Model(
             widths.latents, widths.hyper_latents, widths.hyper, widths.context, widths.head, widths.passes, self.packing,
-            pointer(starts), ctypes.addressof(self._layers),
+            pointer(starts), ctypes.addressof(self._layers), pointer(magnitudes) if len(magnitudes) else None,
         )  # fmt: skip
 
     def _layer(self, name: str, shape: LayerShape, layer: Layer) -> _Layer:
@@ -125,6 +126,8 @@ class NativePrior:
             packed = layer.weight.reshape(shape.outputs, -1).T.astype(np.int16)
         else:
             matrix = layer.weight[:, :, 0, 0]
+            if self.widths.magnitudes and name.endswith(".context"):  # each latent's magnitude lies behind it
+                matrix = np.stack(np.split(matrix, 2, axis=1), axis=2).reshape(shape.outputs, -1)
             offset = {"hyper.up1": Z_CLAMP}.get(name, CONTEXT_CLAMP if name.endswith(".context") else 0)
             group, dtype = PACKINGS[self.packing]
             if group > 1:
@@ -153,7 +156,8 @@ class NativePrior:
         model = ctypes.byref(self._model)
         scratch = np.empty(library.perigee_prior_scratch(model, *sizes), np.uint8)
         features = np.empty((patches, rows * cols, _up(self.widths.hyper)), np.uint8)
-        given = np.empty((patches, rows * cols, _up(self.widths.latents)), np.uint8)
+        views = 2 if self.widths.magnitudes else 1
+        given = np.empty((patches, rows * cols, _up(views * self.widths.latents)), np.uint8)
         filled = 0  # passes for which ``given`` is prepared
         z = np.ascontiguousarray(z, np.int32)
         plane = ctypes.c_uint32(quality_plane_value(quality_step))

@@ -43,7 +43,11 @@ PASSES_PER_SLICE = 2
 
 @dataclass(frozen=True)
 class Widths:
-    """Sizes of the prior's layers; ``slices`` splits the latent channels in coding order."""
+    """Sizes of the prior's layers; ``slices`` splits the latent channels in coding order.
+
+    ``magnitudes``: how a clamped latent's absolute value 0..127 enters the context beside the latent itself, 128 integers
+    0..127 that begin with 0; empty where the prior sees latents alone.
+    """
 
     latents: int = 448
     hyper_latents: int = 64
@@ -51,6 +55,7 @@ class Widths:
     context: int = 96
     head: int = 160
     slices: tuple[int, ...] = (16, 24, 40, 112, 256)
+    magnitudes: tuple[int, ...] = ()
 
     @property
     def passes(self) -> int:
@@ -71,6 +76,10 @@ class Widths:
         """How many leading latent channels pass ``k`` may look at (its own slice only in odd passes)."""
         start, stop = self.slice_of(k)
         return start if k % 2 == 0 else stop
+
+    def context_inputs(self, k: int) -> int:
+        """How many channels the context of pass ``k`` has."""
+        return self.context_channels(k) * (2 if self.magnitudes else 1)
 
 
 class LayerShape(NamedTuple):
@@ -109,7 +118,7 @@ def layer_shapes(widths: Widths) -> dict[str, LayerShape]:
     }
     for k in range(widths.passes):
         start, stop = widths.slice_of(k)
-        seen = widths.context_channels(k)
+        seen = widths.context_inputs(k)
         if seen:
             shapes[f"pass{k}.context"] = point(seen, c, CONTEXT_CLAMP, 2)
             shapes[f"pass{k}.depth"] = depth(c, 5)
@@ -164,8 +173,8 @@ def hyper_features(ops: Ops[Tensor], z: Tensor, quality_plane: Tensor) -> Tensor
 def pass_outputs(ops: Ops[Tensor], k: int, features_half: Tensor, context: Tensor | None) -> Tensor:
     """Outputs [N, 2 * slice, H, W/2] of pass ``k``: first the means, then the scales, for the half that it codes.
 
-    ``features_half`` is :func:`hyper_features` at the positions of the pass; ``context`` the clamped latents
-    [N, context_channels(k), H, W] (own slice zero at uncoded positions), None where the pass sees none.
+    ``features_half`` is :func:`hyper_features` at the positions of the pass; ``context`` is :func:`context_of_pass`
+    [N, context_inputs(k), H, W], None where the pass sees nothing.
     """
     x = features_half
     if context is not None:
@@ -207,6 +216,22 @@ def even_only(context: IntArray, first_channel: int) -> IntArray:
     out[:, first_channel:, 0::2, 1::2] = 0
     out[:, first_channel:, 1::2, 0::2] = 0
     return out
+
+
+def context_of_pass(widths: Widths, k: int, q: IntArray) -> IntArray | None:
+    """What pass ``k`` sees of latents q [N, latents, H, W]: int32 [N, context_inputs(k), H, W], or None for nothing.
+
+    The clamped latents, its own slice's zero at uncoded positions; then their magnitudes where the contract has such.
+    """
+    seen = widths.context_channels(k)
+    if not seen:
+        return None
+    context = context_of(q[:, :seen])
+    if k % 2:
+        context = even_only(context, widths.slice_of(k)[0])
+    if widths.magnitudes:
+        context = np.concatenate([context, np.array(widths.magnitudes, np.int32)[np.abs(context)]], axis=1)
+    return context
 
 
 def scale_index(scale: IntArray) -> IntArray:
@@ -255,6 +280,9 @@ def check_accumulators(widths: Widths, layers: Mapping[str, Layer]) -> dict[str,
     Raises ProfileError for a missing or misshapen layer, a shift above 23 or a bound of 2**24 or more.
     """
     bounds = {}
+    table = widths.magnitudes
+    if table and (len(table) != CONTEXT_CLAMP + 1 or table[0] or not 0 <= min(table) <= max(table) <= CONTEXT_CLAMP):
+        raise ProfileError(f"magnitudes must be {CONTEXT_CLAMP + 1} integers 0..{CONTEXT_CLAMP}, the first of them 0")
     shapes = layer_shapes(widths)
     if set(shapes) != set(layers):
         raise ProfileError(f"the prior has other layers than its widths ask for: {sorted(set(shapes) ^ set(layers))}")
@@ -374,13 +402,8 @@ class NumpyPrior:
         halves = [half(features, 0), half(features, 1)]
 
         def step(k: int, q: IntArray, channels: int | None = None) -> Prediction:
-            seen = self.widths.context_channels(k)
-            context = None
-            if seen:
-                context = context_of(q[:, :seen])
-                if k % 2:
-                    context = even_only(context, self.widths.slice_of(k)[0])
-                context = context.astype(dtype)
+            context = context_of_pass(self.widths, k, q)
+            context = None if context is None else context.astype(dtype)
             outputs = pass_outputs(self.ops, k, halves[k % 2], context).astype(np.int32)
             return split_outputs(outputs).first(channels)
 

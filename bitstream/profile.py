@@ -76,6 +76,8 @@ class Contract:
         w = self.widths
         geometry = [w.latents, w.hyper_latents, w.hyper, w.context, w.head, self.patch_side, *w.slices]
         out: dict[str, npt.NDArray[Any]] = {"geometry": np.array(geometry, np.int32), "gain_knots": self.gain_knots}
+        if w.magnitudes:
+            out["magnitudes"] = np.array(w.magnitudes, np.uint8)
         for name in ("radius", "frequencies", "z_frequencies"):
             out[f"tables.{name}"] = getattr(self.tables, name)
         for name, layer in self.layers.items():
@@ -131,7 +133,8 @@ def load_contract(path: Path) -> Contract:
         slices = tuple(geometry[6:])
         if not slices or sum(slices) != latents or min(geometry) < 1 or max(geometry) > 4096:
             raise ProfileError(f"{path}: geometry {geometry} is not consistent")
-        widths = Widths(latents, hyper_latents, hyper, context, head, slices)
+        magnitudes = tuple(int(v) for v in arrays["magnitudes"]) if "magnitudes" in arrays else ()
+        widths = Widths(latents, hyper_latents, hyper, context, head, slices, magnitudes)
         tables = Tables(*(arrays[f"tables.{name}"] for name in ("radius", "frequencies", "z_frequencies")))
         names = {name.rsplit(".", 1)[0] for name in arrays if name.endswith(".weight")}
         layers = {n: Layer(arrays[f"{n}.weight"], arrays[f"{n}.bias"], arrays[f"{n}.shift"]) for n in names}

@@ -24,7 +24,7 @@ from perigee.bitstream.prior import (
     Widths,
     coded_passes,
     context_of,
-    even_only,
+    context_of_pass,
     quality_plane_value,
     split_outputs,
     unhalf,
@@ -100,6 +100,9 @@ class GraphPrior:
             "context": context_of(q).astype(np.float32),
             "even": even,
         }
+        if self.widths.magnitudes:
+            table = np.array(self.widths.magnitudes, np.float32)
+            feeds["magnitudes"] = table[np.abs(context_of(q))]
         counts = [self.widths.coded_channels(k, latents) for k in range(self.widths.passes)]
         outputs = self._whole(feeds)
         return [split_outputs(out).first(n) for out, n in zip(outputs, counts, strict=True) if n]
@@ -111,11 +114,8 @@ class GraphPrior:
 
         def step(k: int, q: IntArray, channels: int | None = None) -> Prediction:
             feeds = {"features": features[k % 2]}
-            seen = self.widths.context_channels(k)
-            if seen:
-                context = context_of(q[:, :seen])
-                if k % 2:
-                    context = even_only(context, self.widths.slice_of(k)[0])
+            context = context_of_pass(self.widths, k, q)
+            if context is not None:
                 feeds["context"] = context.astype(np.float32)
             return split_outputs(self._steps[k](feeds)[0]).first(channels)
 

@@ -233,16 +233,19 @@ def write_prior(widths: P.Widths, layers: dict[str, P.Layer], folder: Path) -> l
     writer = GraphWriter("prior")
     ops = OnnxOps(writer, widths, layers)
     halves = hyper(writer, ops)
-    context = writer.input("context", ["N", widths.latents, "H", "W"])
+    views = [writer.input("context", ["N", widths.latents, "H", "W"])]
     even = writer.input("even", ["1", 1, "H", "W"])
+    if widths.magnitudes:
+        views.append(writer.input("magnitudes", ["N", widths.latents, "H", "W"]))
     for k in range(widths.passes):
         start, stop = widths.slice_of(k)
-        given = None
-        if k % 2 == 0 and start:
-            given = writer.slice(context, [0], [start], [1], [1])
-        elif k % 2:
-            own = writer.node("Mul", writer.slice(context, [start], [stop], [1], [1]), even)
-            given = ops.concat([writer.slice(context, [0], [start], [1], [1]), own]) if start else own
+        parts = []
+        for view in views:
+            if start:
+                parts.append(writer.slice(view, [0], [start], [1], [1]))
+            if k % 2:
+                parts.append(writer.node("Mul", writer.slice(view, [start], [stop], [1], [1]), even))
+        given = ops.concat(parts) if len(parts) > 1 else parts[0] if parts else None
         out = P.pass_outputs(ops, k, halves[k % 2], given)
         writer.output(out, f"pass{k}", ["N", 2 * (stop - start), "H", "V"])
     writer.save(folder / names[0])
@@ -255,7 +258,7 @@ def write_prior(widths: P.Widths, layers: dict[str, P.Layer], folder: Path) -> l
     for k in range(widths.passes):
         writer = GraphWriter(f"prior_pass{k}")
         features = writer.input("features", ["N", widths.hyper, "H", "V"])
-        seen = widths.context_channels(k)
+        seen = widths.context_inputs(k)
         given = writer.input("context", ["N", seen, "H", "W"]) if seen else None
         start, stop = widths.slice_of(k)
         out = P.pass_outputs(OnnxOps(writer, widths, layers), k, features, given)

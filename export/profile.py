@@ -13,7 +13,7 @@ import torch
 
 import perigee
 from perigee.bitstream.errors import ProfileError
-from perigee.bitstream.prior import QUALITY_STEPS, SCALE_COUNT, Widths, accumulator_bounds, layer_shapes
+from perigee.bitstream.prior import QUALITY_STEPS, SCALE_COUNT, accumulator_bounds, layer_shapes
 from perigee.bitstream.profile import (
     BLOCK,
     CONSISTENCY_FILE,
@@ -35,7 +35,7 @@ from perigee.export.graph import (
     write_synthesis,
 )
 from perigee.export.tables import make_tables
-from perigee.models.codec.codec import SPREAD_MAX, SPREAD_MIN, Codec, CodecConfig, spread_of
+from perigee.models.codec.codec import SPREAD_MAX, SPREAD_MIN, Codec, config_from, spread_of
 from perigee.models.codec.flight import ANALYSIS_STAGES
 
 PATCH_SIDE = 256
@@ -46,12 +46,7 @@ def load_checkpoint(path: Path) -> tuple[Codec, dict[str, Any]]:
     """The codec with its averaged weights, and what the checkpoint says of its training. Raises ProfileError."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        config = dict(state["codec_config"])
-        widths = dict(config.pop("prior"))
-        widths["slices"] = tuple(widths["slices"])
-        for name in ("presets", "synthesis_widths", "synthesis_blocks"):
-            config[name] = tuple(config[name])
-        codec = Codec(CodecConfig(prior=Widths(**widths), **config))
+        codec = Codec(config_from(state["codec_config"]))
         codec.load_state_dict(state["mean"])
     except (OSError, KeyError, RuntimeError, TypeError, EOFError) as error:
         raise ProfileError(f"{path}: not a perigee-train checkpoint ({error})") from error

@@ -73,7 +73,7 @@ def _prior(profile: Profile) -> Finding:
         return Finding(
             "compiled library", None, "not built here (no C compiler at installation): the graphs serve, slower"
         )
-    kinds = ("float32", "int16 pairs (AVX2)", "int8 quads (AVX-512 VNNI)")
+    kinds = ("float32", "int16 quads (AVX2)", "int8 quads (AVX-512 VNNI)")
     try:
         prior = compiled.NativePrior(profile.contract.widths, profile.contract.layers)
         profile.self_test(prior)

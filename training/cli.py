@@ -32,13 +32,23 @@ def _parser() -> argparse.ArgumentParser:
         help="analyses to train together, for one prior and one synthesis (default: swift lite light)",
     )
     parser.add_argument(
-        "--start-from", type=Path, metavar="CHECKPOINT", help="begin with the weights of another run's checkpoint"
+        "--start-from",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="begin with the weights of another run's checkpoint, whose prior and synthesis may be smaller",
     )
     parser.add_argument(
         "--only",
-        choices=("synthesis",),
+        choices=("prior", "synthesis"),
         default="",
-        help="train the ground's part alone on frozen symbols: streams and contract stay as they are",
+        help="train one part alone on frozen symbols: the prior for fewer bytes (a new contract), the synthesis for better "
+        "pictures (streams and contract stay as they are)",
+    )
+    parser.add_argument(
+        "--prior",
+        choices=("small", "large"),
+        default="small",
+        help="size of the prior, the largest part of the work on board (default %(default)s)",
     )
     parser.add_argument(
         "--synthesis-blocks",
@@ -75,6 +85,7 @@ def main(argv: list[str] | None = None) -> int:
         import torch
 
         from perigee.models.codec.codec import CodecConfig
+        from perigee.models.codec.prior import PRIORS
         from perigee.training.data import load_folders, split
         from perigee.training.loop import Trainer, TrainingConfig, evaluate
     except ModuleNotFoundError as error:
@@ -96,7 +107,9 @@ def main(argv: list[str] | None = None) -> int:
         weights = {name: float(value) for name, value in (item.rsplit("=", 1) for item in args.weight)}
         args.run.mkdir(parents=True, exist_ok=True)
         training, validation = split(load_folders(args.data, args.exclude), 0.02)
-        codec_config = CodecConfig(tuple(args.presets), synthesis_blocks=tuple(args.synthesis_blocks))
+        codec_config = CodecConfig(
+            tuple(args.presets), prior=PRIORS[args.prior], synthesis_blocks=tuple(args.synthesis_blocks)
+        )
         trainer = Trainer(codec_config, config, args.run, args.device)
         trainer.start(training, args.start_from)
         command = " ".join(["perigee-train", *(sys.argv[1:] if argv is None else argv)])

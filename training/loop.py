@@ -23,12 +23,13 @@ from torch import Tensor
 
 from perigee.bitstream import prior as P
 from perigee.bitstream.profile import BLOCK
-from perigee.models.codec.codec import Codec, CodecConfig, loss_of
-from perigee.models.codec.flight import with_more_blocks
+from perigee.models.codec.codec import COST_FLOOR, Codec, CodecConfig, config_from, loss_of
+from perigee.models.codec.grow import grow
 from perigee.training.data import CropSampler, ImageSet
 
 STITCHED_PATCH = 64
-GROUND_PARTS = ("synthesis.", "reconstruction.")  # what no stream depends on
+# parts that can be trained alone: what no stream depends on, and what only predicts the symbols
+PARTS = {"synthesis": ("synthesis.", "reconstruction."), "prior": ("prior.", "hyper.", "hyper_prior.")}
 RATES, RATES_SHARE = (0.07, 2.0), 0.85
 VALIDATION_STEPS = (25, 75, 125, 175, 225)
 
@@ -45,7 +46,7 @@ class TrainingConfig:
     cut_share: float = 0.1  # share of samples trained as segments cut short
     stitched_share: float = 0.3  # share of steps whose crops are coded in patches and synthesised whole, as scenes are
     seed: int = 1
-    only: str = ""  # part of the codec to train, all else frozen: "synthesis", or everything
+    only: str = ""  # one of PARTS to train, all else frozen; or everything
     checkpoint_minutes: float = 5.0
 
 
@@ -55,6 +56,11 @@ def _optimiser(codec: Codec, rate: float) -> torch.optim.Optimizer:
     groups = [{"params": [p for n, p in trained.items() if not n.startswith("hyper_prior.")], "factor": 1.0}]
     groups += [{"params": fast, "factor": 15.0}] if fast else []
     return torch.optim.Adam(groups, lr=rate, betas=(0.9, 0.99), fused=True)
+
+
+def _half_precision(device: torch.device) -> bool:
+    """Whether bfloat16 is faster than float32 there: every GPU, and CPUs with AVX-512; emulated it is ten times slower."""
+    return device.type != "cpu" or "AVX512" in torch.backends.cpu.get_cpu_capability()
 
 
 def _to_tensor(pixels: np.ndarray[Any, Any], device: torch.device) -> Tensor:
@@ -73,20 +79,6 @@ def _batches(sampler: CropSampler, config: TrainingConfig, seed: int) -> Iterato
             yield ready
 
 
-def _start_from(codec: Codec, checkpoint: dict[str, Any]) -> None:
-    """Load the averaged weights of a checkpoint."""
-    state = checkpoint["mean"]
-    have = checkpoint["codec_config"]["synthesis_blocks"]
-    want = codec.config.synthesis_blocks
-    ours = {name.removeprefix("synthesis."): v for name, v in state.items() if name.startswith("synthesis.")}
-    moved = {f"synthesis.{name}": v for name, v in with_more_blocks(ours, have, want).items()}
-    known = {name: v for name, v in state.items() if not name.startswith("synthesis.")} | moved
-    for name, parameter in codec.named_parameters():
-        if name not in known and name.startswith("synthesis.level"):
-            known[name] = torch.zeros_like(parameter) if ".conv2." in name else parameter.detach()
-    codec.load_state_dict(known)
-
-
 class Trainer:
     """State of a run in ``folder``: ``checkpoint.pt``, ``log.csv``."""
 
@@ -99,15 +91,15 @@ class Trainer:
         self.mean = Codec(codec_config).to(self.device)
         if config.only:
             for name, parameter in self.codec.named_parameters():
-                parameter.requires_grad_(name.startswith(GROUND_PARTS))
+                parameter.requires_grad_(name.startswith(PARTS[config.only]))
         self.optimiser = _optimiser(self.codec, config.learning_rate)
         self.step, self.seconds = 0, 0.0
+        self.autocast = _half_precision(self.device)
 
     def start(self, images: ImageSet, start_from: Path | None = None) -> None:
         """Resume from the folder's checkpoint; else begin with another run's weights, or the transform codec of the data.
 
-        Of another run the synthesis may have fewer blocks: the new ones start as the identity. Raises ValueError where
-        ``start_from`` holds a codec of another shape.
+        The other run's codec may be smaller, see ``models.codec.grow``. Raises ValueError where it does not fit into this one.
         """
         path = self.folder / "checkpoint.pt"
         if path.is_file():
@@ -119,8 +111,9 @@ class Trainer:
             return
         if start_from is not None:
             try:
-                _start_from(self.codec, torch.load(start_from, map_location=self.device, weights_only=True))
-            except (OSError, KeyError, RuntimeError) as error:
+                state = torch.load(start_from, map_location=self.device, weights_only=True)
+                grow(self.codec, state["mean"], config_from(state["codec_config"]))
+            except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
                 raise ValueError(f"{start_from}: not a checkpoint of such a codec ({error})") from error
             self.mean.load_state_dict(self.codec.state_dict())
             return
@@ -180,8 +173,13 @@ class Trainer:
             kept = torch.where(cut, torch.randint(0, count, (len(x),), generator=generator), count).to(self.device)
         stitched = torch.rand((), generator=generator).item() < self.config.stitched_share
         patch = STITCHED_PATCH if stitched else None
-        output = codec(x, quality, autocast=True, slices_kept=kept, patch=patch)
-        loss, bpp, mse = loss_of(output, x, codec.config.lambda_of(quality))
+        if self.config.only == "prior":
+            coded = codec.code(x, quality, autocast=self.autocast)
+            bpp, mse = (coded.bits_y + coded.bits_z) / (x.shape[2] * x.shape[3]), torch.zeros(len(x))
+            loss = (bpp / (bpp.detach() + COST_FLOOR)).mean()
+        else:
+            output = codec(x, quality, autocast=self.autocast, slices_kept=kept, patch=patch)
+            loss, bpp, mse = loss_of(output, x, codec.config.lambda_of(quality))
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         norm = torch.nn.utils.clip_grad_norm_([p for p in codec.parameters() if p.requires_grad], 1.0)

@@ -23,15 +23,15 @@
 #define CLONED
 #endif
 
-enum { ABI = 4 };                                    /* to be raised with every change that Python must follow */
+enum { ABI = 5 };                                    /* to be raised with every change that Python must follow */
 enum { ROWS = 8, COLUMNS = 32, HALF_COLUMNS = 16 }; /* a tile: positions x output channels */
-enum { SINGLES, PAIRS_AVX2, QUADS_VNNI };           /* how the weights are packed, and what multiplies them */
+enum { SINGLES, QUADS_AVX2, QUADS_VNNI };           /* how the weights are packed, and what multiplies them */
 enum { Z_OFFSET = 64, CONTEXT_OFFSET = 127, CONTEXT_CLAMP = 127, DC_SHIFT = 2, SCALES = 64 };
 enum { OUT_MIN = -4096, OUT_MAX = 4095 };
 enum { UP1, DEPTH1, UP2, DEPTH2, MIX, PASSES };      /* layers of the hyper-decoder, then five of each pass */
 enum { CONTEXT, DEPTH, HEAD1, HEAD2, OUT, PER_PASS };
 
-/* 1x1 layers: `weight` is [inputs / n][padded][n] with n = 1 (float), 2 (int16) or 4 (int8), zeros
+/* 1x1 layers: `weight` is [inputs / n][padded][n] with n = 1 (float) or 4 (int16 or int8), zeros
  * beyond the real channels;
  * depthwise layers: int16 [kernel * kernel][outputs]. `bias` holds the rounding term; `padded` is a multiple of COLUMNS.
  * `offset` is what the inputs are stored above their value: float32 subtracts it, to stay below 2^24 as proven; for the
@@ -46,6 +46,7 @@ typedef struct {
     int32_t latents, hyper_latents, hyper, context, head, passes, packing;
     const int32_t *starts; /* first channel of each slice, and the end */
     const Layer *layers;
+    const uint8_t *magnitudes; /* of 0..127 in the context, beside each latent; NULL where the context has latents alone */
 } Model;
 
 static const size_t ALL = SIZE_MAX;
@@ -71,24 +72,31 @@ CLONED static void tile_singles(const Layer *l, size_t column, const uint8_t *co
 }
 
 #ifdef X86
+/* Four inputs as 16-bit words against four columns a vector: sums of two products stand side by side until the end. */
 __attribute__((target("avx2"))) static void tile_avx2(const Layer *l, size_t column, const uint8_t *const x[ROWS],
                                                       int32_t sums[ROWS][COLUMNS]) {
-    for (int r = 0; r < ROWS; r += 4)
+    const __m256i zero = _mm256_setzero_si256();
+    for (int r = 0; r < ROWS; r += 2)
         for (int c = 0; c < COLUMNS; c += 16) {
-            const int16_t *w = (const int16_t *)l->weight + 2 * (column + (size_t)c);
-            __m256i s[4][2];
-            for (int k = 0; k < 4; k++) s[k][0] = s[k][1] = _mm256_setzero_si256();
-            for (int32_t i = 0; i < l->inputs; i += 2, w += 2 * (size_t)l->padded) {
-                const __m256i w0 = _mm256_loadu_si256((const __m256i *)w);
-                const __m256i w1 = _mm256_loadu_si256((const __m256i *)(w + 16));
-                for (int k = 0; k < 4; k++) {
-                    const __m256i pair = _mm256_set1_epi32(x[r + k][i] | x[r + k][i + 1] << 16);
-                    s[k][0] = _mm256_add_epi32(s[k][0], _mm256_madd_epi16(pair, w0));
-                    s[k][1] = _mm256_add_epi32(s[k][1], _mm256_madd_epi16(pair, w1));
+            const int16_t *w = (const int16_t *)l->weight + 4 * (column + (size_t)c);
+            __m256i s[2][4];
+            for (int k = 0; k < 2; k++)
+                for (int j = 0; j < 4; j++) s[k][j] = zero;
+            for (int32_t i = 0; i < l->inputs; i += 4, w += 4 * (size_t)l->padded)
+                for (int k = 0; k < 2; k++) {
+                    int32_t four;
+                    memcpy(&four, x[r + k] + i, sizeof four);
+                    const __m256i words = _mm256_unpacklo_epi8(_mm256_set1_epi32(four), zero);
+                    for (int j = 0; j < 4; j++) {
+                        const __m256i weights = _mm256_loadu_si256((const __m256i *)(w + 16 * j));
+                        s[k][j] = _mm256_add_epi32(s[k][j], _mm256_madd_epi16(words, weights));
+                    }
                 }
-            }
-            for (int k = 0; k < 4; k++)
-                for (int h = 0; h < 2; h++) _mm256_storeu_si256((__m256i *)&sums[r + k][c + 8 * h], s[k][h]);
+            for (int k = 0; k < 2; k++)
+                for (int h = 0; h < 2; h++) { /* columns 0 1 4 5 2 3 6 7, put in order */
+                    const __m256i whole = _mm256_hadd_epi32(s[k][2 * h], s[k][2 * h + 1]);
+                    _mm256_storeu_si256((__m256i *)&sums[r + k][c + 8 * h], _mm256_permute4x64_epi64(whole, 0xD8));
+                }
         }
 }
 
@@ -116,7 +124,7 @@ __attribute__((target("avx512f,avx512vnni"))) static void tile_vnni(const Layer 
 static Tile *tile_of(int32_t packing) {
 #ifdef X86
     if (packing == QUADS_VNNI) return tile_vnni;
-    if (packing == PAIRS_AVX2) return tile_avx2;
+    if (packing == QUADS_AVX2) return tile_avx2;
 #endif
     (void)packing;
     return tile_singles;
@@ -229,9 +237,12 @@ API void perigee_prior_features(const Model *m, const int32_t *z, uint32_t quali
 
 /* --- a pass ---------------------------------------------------------------------------------------------------- */
 
+/* Bytes a position takes in `given`: each latent, and behind each its magnitude where the model has them. */
+static size_t views(const Model *m) { return m->magnitudes ? 2 : 1; }
+
 /* Channels start..stop - 1 of q as bytes, position by position, where (row + col) % 2 == parity. */
 CLONED static void gather(const int32_t *q, size_t rows, size_t cols, size_t parity, size_t start, size_t stop,
-                          uint8_t *given, size_t stride) {
+                          const uint8_t *magnitudes, uint8_t *given, size_t stride) {
     const size_t positions = rows * cols;
     for (size_t first = start; first < stop; first += COLUMNS) { /* few channels at a time: they stay in the cache */
         const size_t last = first + COLUMNS < stop ? first + COLUMNS : stop;
@@ -239,32 +250,39 @@ CLONED static void gather(const int32_t *q, size_t rows, size_t cols, size_t par
             for (size_t col = (row + parity) % 2; col < cols; col += 2) {
                 const int32_t *from = q + row * cols + col;
                 uint8_t *to = given + (row * cols + col) * stride;
-                for (size_t c = first; c < last; c++)
-                    to[c] = (uint8_t)(clamp(from[c * positions] >> (c == 0 ? DC_SHIFT : 0), -CONTEXT_CLAMP, CONTEXT_CLAMP) +
-                                      CONTEXT_OFFSET);
+                for (size_t c = first; c < last; c++) {
+                    const int32_t x = clamp(from[c * positions] >> (c == 0 ? DC_SHIFT : 0), -CONTEXT_CLAMP, CONTEXT_CLAMP);
+                    if (magnitudes) {
+                        to[2 * c] = (uint8_t)(x + CONTEXT_OFFSET);
+                        to[2 * c + 1] = (uint8_t)(magnitudes[x < 0 ? -x : x] + CONTEXT_OFFSET);
+                    } else {
+                        to[c] = (uint8_t)(x + CONTEXT_OFFSET);
+                    }
+                }
             }
     }
 }
 
-/* What pass k may see of q, as bytes [rows * cols][padded(latents)], where `filled` passes have prepared it before: a latent
- * not known yet counts as 0. Returns for how many passes it is prepared now. */
+/* What pass k may see of q, as bytes [rows * cols][padded(views * latents)], where `filled` passes have prepared it before:
+ * a latent not known yet counts as 0. Returns for how many passes it is prepared now. */
 static uint32_t prepare(const Model *m, uint32_t k, uint32_t filled, const int32_t *q, uint32_t rows, uint32_t cols,
                         uint8_t *given) {
-    const size_t stride = padded((size_t)m->latents);
+    const size_t stride = padded(views(m) * (size_t)m->latents);
     if (filled == 0 || filled > k) {
         memset(given, CONTEXT_OFFSET, (size_t)rows * cols * stride);
         filled = 1; /* pass 0 sees nothing */
     }
     for (; filled <= k; filled++) { /* what the pass before has coded */
         const uint32_t coded = filled - 1;
-        gather(q, rows, cols, coded % 2, (size_t)m->starts[coded / 2], (size_t)m->starts[coded / 2 + 1], given, stride);
+        gather(q, rows, cols, coded % 2, (size_t)m->starts[coded / 2], (size_t)m->starts[coded / 2 + 1], m->magnitudes, given,
+               stride);
     }
     return filled;
 }
 
 /* Pass k from the features and q int32 [latents][rows][cols], complete for the earlier passes: table numbers and means of
  * the slice's first `channels`, int32 [channels][rows][cols / 2], in the order of `half` in prior.py. The last layer's outputs
- * are packed in blocks of HALF_COLUMNS means and as many scales. `given` (rows * cols * padded(latents) bytes) is kept from
+ * are packed in blocks of HALF_COLUMNS means and as many scales. `given` (rows * cols * padded(views * latents) bytes) is kept from
  * pass to pass; `filled` is 0 at first, then what the call before returned. */
 API uint32_t perigee_prior_pass(const Model *m, uint32_t k, const uint8_t *features, const int32_t *q, uint32_t rows,
                             uint32_t cols, uint32_t channels, uint8_t *given, uint32_t filled, int32_t *table, int32_t *mean,
@@ -273,7 +291,7 @@ API uint32_t perigee_prior_pass(const Model *m, uint32_t k, const uint8_t *featu
     const Layer *layers = m->layers + PASSES + PER_PASS * k;
     const size_t half = (size_t)rows * cols / 2, parity = k % 2, line = cols + 4;
     const size_t start = (size_t)m->starts[k / 2], slice = (size_t)m->starts[k / 2 + 1] - start;
-    const size_t seen = parity ? start + slice : start, seen_stride = padded((size_t)m->latents), hyper = (size_t)m->hyper;
+    const size_t seen = parity ? start + slice : start, seen_stride = padded(views(m) * (size_t)m->latents), hyper = (size_t)m->hyper;
     const size_t context = (size_t)m->context, join_stride = padded(hyper + context), head = padded((size_t)m->head);
     uint8_t *map = scratch, *joined = map + bordered(rows, cols, 2) * padded(context), *first = joined + half * join_stride;
     uint8_t *second = first + half * head;
@@ -320,7 +338,7 @@ API uint32_t perigee_abi(void) { return (uint32_t)(ABI * 1000000 + sizeof(Layer)
 API int perigee_prior_packing(void) {
 #ifdef X86
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vnni")) return QUADS_VNNI;
-    if (__builtin_cpu_supports("avx2")) return PAIRS_AVX2;
+    if (__builtin_cpu_supports("avx2")) return QUADS_AVX2;
 #endif
     return SINGLES;
 }

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -43,10 +44,29 @@ class CodecConfig:
         return torch.round(torch.log(lam / self.lambda_min) * (P.QUALITY_STEPS / span)).clamp(0, P.QUALITY_STEPS)
 
 
+def config_from(stored: Mapping[str, Any]) -> CodecConfig:
+    """The configuration that a checkpoint holds as plain values (``asdict``). Raises KeyError or TypeError for another thing."""
+
+    def plain(values: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+
+    return CodecConfig(**plain({**stored, "prior": P.Widths(**plain(stored["prior"]))}))
+
+
 class Output(NamedTuple):
     """Result of a training pass: image [N, 3, H, W], bits per sample for y and z [N]."""
 
     image: Tensor
+    bits_y: Tensor
+    bits_z: Tensor
+
+
+class Coded(NamedTuple):
+    """What the bitstream carries: symbols q, the prior's means and spreads [N, M, H, W], bits a patch for y and z [N]."""
+
+    q: Tensor
+    mean: Tensor
+    spread: Tensor
     bits_y: Tensor
     bits_z: Tensor
 
@@ -128,6 +148,29 @@ class Codec(nn.Module):
         y = self.analysis(x, preset, autocast) * self.gains(quality_step)
         return y, self.hyper(y)
 
+    def code(
+        self,
+        x: Tensor,
+        quality_step: Tensor,
+        noise: bool = True,
+        preset: str | None = None,
+        autocast: bool = False,
+    ) -> Coded:
+        """Patches [N, 3, H, W] at Q [N] to symbols and their cost. Latents that are not trained are always truly rounded."""
+        y, z = self.latents(x, quality_step, preset, autocast)
+        q = y + (torch.round(y) - y).detach()
+        z_hat = z + (torch.round(z).clamp(-P.Z_CLAMP, P.Z_CLAMP) - z).detach()
+        mean, index = self.prior(z_hat, q, quality_step)
+        spread = spread_of(index)
+        rated_y = y + torch.rand_like(y) - 0.5 if noise and y.requires_grad else q
+        rated_z = z + torch.rand_like(z) - 0.5 if noise else z_hat
+        distance = (rated_y - mean).abs()
+        probability = torch.sigmoid((0.5 - distance) / spread) - torch.sigmoid((-0.5 - distance) / spread)
+        bits_y = -torch.log(probability.clamp_min(1e-7)).flatten(1).sum(1) / LOG2
+        bands = torch.div(quality_step.long() * Z_BANDS, P.QUALITY_STEPS + 1, rounding_mode="floor")
+        bits_z = -torch.log(self.hyper_prior.likelihood(rated_z, bands)).flatten(1).sum(1) / LOG2
+        return Coded(q, mean, spread, bits_y, bits_z)
+
     def forward(
         self,
         x: Tensor,
@@ -144,24 +187,12 @@ class Codec(nn.Module):
         of H and W, by themselves and synthesises them together, as the ground does with a scene's.
         ``slices_kept`` [N]: the image is made as from a segment cut after so many slices, the rest at the prior's mean.
         """
-        samples = len(x)
-        if patch:
-            blocks = (x.shape[2] // patch) * (x.shape[3] // patch)
-            coded, steps = to_patches(x, patch), quality_step.repeat_interleave(blocks)
-        else:
-            coded, steps = x, quality_step
-        y, z = self.latents(coded, steps, preset, autocast)
-        q = y + (torch.round(y) - y).detach()
-        z_hat = z + (torch.round(z).clamp(-P.Z_CLAMP, P.Z_CLAMP) - z).detach()
-        mean, index = self.prior(z_hat, q, steps)
-        spread = spread_of(index)
-        rated_y = y + torch.rand_like(y) - 0.5 if noise else q
-        rated_z = z + torch.rand_like(z) - 0.5 if noise else z_hat
-        distance = (rated_y - mean).abs()
-        probability = torch.sigmoid((0.5 - distance) / spread) - torch.sigmoid((-0.5 - distance) / spread)
-        bits_y = -torch.log(probability.clamp_min(1e-7)).reshape(samples, -1).sum(1) / LOG2
-        bands = torch.div(steps.long() * Z_BANDS, P.QUALITY_STEPS + 1, rounding_mode="floor")
-        bits_z = -torch.log(self.hyper_prior.likelihood(rated_z, bands)).reshape(samples, -1).sum(1) / LOG2
+        blocks = (x.shape[2] // patch) * (x.shape[3] // patch) if patch else 1
+        coded = self.code(
+            to_patches(x, patch) if patch else x, quality_step.repeat_interleave(blocks), noise, preset, autocast
+        )
+        q, mean, spread = coded[:3]
+        bits_y, bits_z = (bits.reshape(len(x), -1).sum(1) for bits in coded[3:])
         if patch:
             rows, cols = x.shape[2] // patch, x.shape[3] // patch
             q, mean, spread = (from_patches(part, rows, cols) for part in (q, mean, spread))

@@ -30,7 +30,6 @@ ANALYSIS_STAGES: dict[str, Stages | None] = {
 # COSMIC's encoder in place of linear path and network: N = 96, without and with CAM
 COSMIC_CHANNELS = 96
 COSMIC_CAM: dict[str, CamForm | None] = {"cosmic": None, "cosmic-cam": "depthwise"}
-LEVELS = ("level16", "level8", "level4", "level2")  # of the synthesis
 PRESETS = (*ANALYSIS_STAGES, *COSMIC_CAM)
 
 
@@ -240,25 +239,6 @@ class Synthesis(nn.Module):
             x = F.pixel_shuffle(self.level4(x), 2) + self.image2(F.pixel_unshuffle(filtered, 2))
             detail = F.pixel_shuffle(self.level2(x), 2)
         return image + 0.25 * detail.float() + 0.5
-
-
-def with_more_blocks(state: dict[str, Tensor], have: Sequence[int], want: Sequence[int]) -> dict[str, Tensor]:
-    """State of a :class:`Synthesis` with ``have`` residual blocks a level, its keys moved to where ``want`` blocks put them.
-
-    The new blocks, behind the old ones of each level, are left out of it. Raises ValueError where blocks would be lost.
-    """
-    if any(n < h for h, n in zip(have, want, strict=True)):
-        raise ValueError(f"a synthesis of {list(have)} blocks cannot become one of {list(want)}")
-    out = {}
-    for key, value in state.items():
-        level, _, rest = key.partition(".")
-        if level in LEVELS:
-            number, _, rest = rest.partition(".")
-            place = LEVELS.index(level)
-            last = int(number) >= have[place] + (place == 0)  # the first level begins with a convolution
-            key = f"{level}.{int(number) + last * (want[place] - have[place])}.{rest}"
-        out[key] = value
-    return out
 
 
 class Gains(nn.Module):

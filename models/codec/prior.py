@@ -7,6 +7,7 @@ through the exact integer arithmetic (straight-through gradients), so training s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,6 +16,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perigee.bitstream import prior as P
+
+
+# magnitudes on a logarithmic scale: that of what lies around a latent says how large it will be
+MAGNITUDES = tuple(round(8 * math.log2(1 + n)) for n in range(P.CONTEXT_CLAMP + 1))
+PRIORS = {
+    "small": P.Widths(),
+    "large": P.Widths(context=128, head=192, slices=(3, 5, 8, 24, 40, 48, 64, 96, 160), magnitudes=MAGNITUDES),
+}
 
 
 def round_through(x: Tensor) -> Tensor:
@@ -118,7 +127,11 @@ class TrainedPrior(nn.Module):
         features = P.hyper_features(self, z * 2.0**-2, plane)
         dc = q[:, :1] * 2.0**-P.DC_CONTEXT_SHIFT
         dc = dc + (torch.floor(dc) - dc).detach()
-        context = torch.cat([dc, q[:, 1:]], 1).clamp(-P.CONTEXT_CLAMP, P.CONTEXT_CLAMP) * 2.0**-2
+        context = torch.cat([dc, q[:, 1:]], 1).clamp(-P.CONTEXT_CLAMP, P.CONTEXT_CLAMP)
+        views = [context * 2.0**-2]
+        if self.widths.magnitudes:
+            table = torch.tensor(self.widths.magnitudes, dtype=q.dtype, device=q.device)
+            views.append(table[context.detach().abs().long()] * 2.0**-2)
         even = torch.zeros(1, 1, rows, cols, device=q.device, dtype=q.dtype)
         even[..., 0::2, 0::2] = 1
         even[..., 1::2, 1::2] = 1
@@ -130,11 +143,10 @@ class TrainedPrior(nn.Module):
                 k = 2 * index + parity
                 start, _ = self.widths.slice_of(k)
                 seen = self.widths.context_channels(k)
-                given = None
-                if seen:
-                    given = context[:, :seen]
-                    if parity:
-                        given = torch.cat([given[:, :start], given[:, start:] * even], 1)
+                parts = []
+                for view in views if seen else []:
+                    parts += [view[:, :start], view[:, start:seen] * even] if parity else [view[:, :seen]]
+                given = torch.cat(parts, 1) if parts else None
                 outs.append(P.pass_outputs(self, k, halves[parity], given))
             whole = unhalf(outs[0], outs[1])
             mean, scale = whole.chunk(2, 1)

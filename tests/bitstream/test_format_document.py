@@ -7,7 +7,7 @@ import math
 import re
 import struct
 import zlib
-from dataclasses import fields
+from dataclasses import fields, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -360,10 +360,13 @@ class TestPriorTables:
         assert stated == {f.name: f.default for f in fields(fmt.Limits)}
         assert profile.CONTRACT_MAX_BYTES == 16 << 20
 
-    @pytest.mark.parametrize("widths", [Widths(), Widths(7, 2, 3, 5, 11, (1, 2, 4)), Widths(2, 1, 1, 1, 1, (2,))])
+    @pytest.mark.parametrize(
+        "widths", [Widths(), Widths(7, 2, 3, 5, 11, (1, 2, 4), tuple(range(128))), Widths(2, 1, 1, 1, 1, (2,))]
+    )
     def test_layers(self, widths: Widths) -> None:
         table = rows("Layer", "Inputs", "Outputs", "Kernel")
         names = {name: getattr(widths, name) for name in ("latents", "hyper_latents", "hyper", "context", "head")}
+        names["views"] = 2 if widths.magnitudes else 1
         stated: dict[str, tuple[Any, ...]] = {}
         for k in [None, *range(widths.passes)]:
             if k is not None:
@@ -411,7 +414,14 @@ def example_q() -> np.ndarray[Any, Any]:
 
 class TestContract:
     def test_arrays(self) -> None:
-        contract = example_contract()
+        plain = example_contract()
+        assert "magnitudes" not in plain.arrays(), "the array is optional"
+        widths = replace(plain.widths, magnitudes=tuple(range(128)))
+        layers = {
+            name: Layer(np.zeros(s.weight_shape, np.int8), plain.layers[name].bias, plain.layers[name].shift)
+            for name, s in layer_shapes(widths).items()
+        }
+        contract = replace(plain, widths=widths, layers=layers)
         w = contract.widths
         names = {"latents": w.latents, "hyper_latents": w.hyper_latents, "slices": len(w.slices), "bands": 1}
         found = contract.arrays()

@@ -1,5 +1,7 @@
 """The integer prior: every implementation gives the integers of the int64 reference, and the proof rejects what would not."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,9 @@ from perigee.bitstream import prior as P
 from perigee.bitstream.errors import EngineError, ProfileError
 from perigee.models.codec.prior import TrainedPrior, half, unhalf
 
+MAGNITUDES = tuple(n * n * 127 // 127**2 for n in range(128))
 SMALL = P.Widths(latents=24, hyper_latents=8, hyper=12, context=10, head=14, slices=(8, 16))
+SEEING = replace(SMALL, magnitudes=MAGNITUDES)
 
 
 def small_layers(seed=3, widths=SMALL):
@@ -31,12 +35,13 @@ def case(rng, n=2):
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
-def test_blas_gives_the_integers_of_the_reference(rng, dtype):
-    layers = small_layers()
+@pytest.mark.parametrize("widths", [SMALL, SEEING])
+def test_blas_gives_the_integers_of_the_reference(rng, dtype, widths):
+    layers = small_layers(widths=widths)
     z, q = case(rng)
     for step in (0, 77, 250):
-        wanted = P.NumpyPrior(SMALL, layers).all_passes(z, q, step)
-        found = P.NumpyPrior(SMALL, layers, dtype).all_passes(z, q, step)
+        wanted = P.NumpyPrior(widths, layers).all_passes(z, q, step)
+        found = P.NumpyPrior(widths, layers, dtype).all_passes(z, q, step)
         for a, b in zip(wanted, found, strict=True):
             assert np.array_equal(a.table, b.table) and np.array_equal(a.mean, b.mean)
     assert len(np.unique(wanted[-1].table)) > 50, "the case must not be trivial"
@@ -52,7 +57,9 @@ def test_compiled_library_is_here():
 
 
 @pytest.mark.parametrize("packing", PACKINGS)
-@pytest.mark.parametrize("widths", [SMALL, ODD, P.Widths(64, 16, 40, 24, 48, (8, 24, 32))])
+@pytest.mark.parametrize(
+    "widths", [SMALL, SEEING, ODD, replace(ODD, magnitudes=MAGNITUDES), P.Widths(64, 16, 40, 24, 48, (8, 24, 32))]
+)
 def test_compiled_prior_gives_the_integers_of_the_reference(rng, packing, widths):
     """Any widths, not only multiples of what vectors hold; sides that are not powers of two; a batch; extreme values."""
     layers = small_layers(widths=widths)
@@ -112,9 +119,10 @@ def test_packings_beyond_the_machine_are_refused():
         compiled.NativePrior(SMALL, small_layers(), len(PACKINGS))
 
 
-def test_a_pass_sees_only_what_is_decoded_before_it(rng):
+@pytest.mark.parametrize("widths", [SMALL, SEEING])
+def test_a_pass_sees_only_what_is_decoded_before_it(rng, widths):
     """Changing latents that a decoder does not have yet must not change a prediction."""
-    prior = P.NumpyPrior(SMALL, small_layers(), np.float64)
+    prior = P.NumpyPrior(widths, small_layers(widths=widths), np.float64)
     z, q = case(rng)
     for k, wanted in enumerate(prior.all_passes(z, q, 100)):
         start, stop = SMALL.slice_of(k)
@@ -126,20 +134,21 @@ def test_a_pass_sees_only_what_is_decoded_before_it(rng):
         assert np.array_equal(found.table, wanted.table) and np.array_equal(found.mean, wanted.mean)
 
 
-def test_trained_form_rounds_to_the_same_integers(rng):
+@pytest.mark.parametrize("widths", [SMALL, SEEING])
+def test_trained_form_rounds_to_the_same_integers(rng, widths):
     torch.manual_seed(0)
-    trained = TrainedPrior(SMALL)
+    trained = TrainedPrior(widths)
     with torch.no_grad():
         for parameter in trained.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
     trained.quantised = True
     layers = trained.to_integers()
-    P.check_accumulators(SMALL, layers)
+    P.check_accumulators(widths, layers)
     z, q = case(rng)
     q = q.clip(-400, 400)
     with torch.no_grad():
         mean, index = trained(torch.from_numpy(z).float(), torch.from_numpy(q).float(), torch.full((2,), 130.0))
-    for k, p in enumerate(P.NumpyPrior(SMALL, layers).all_passes(z, q, 130)):
+    for k, p in enumerate(P.NumpyPrior(widths, layers).all_passes(z, q, 130)):
         start, stop = SMALL.slice_of(k)
         assert np.array_equal(P.half(16 * mean[:, start:stop].numpy(), k % 2), p.mean)
         assert np.array_equal(P.half(index[:, start:stop].numpy(), k % 2), p.table // 16)
@@ -199,6 +208,13 @@ def test_inconsistent_layers_are_refused(broken):
         layers["pass1.depth"] = changed[broken]
     with pytest.raises(ProfileError):
         P.check_accumulators(SMALL, layers)
+
+
+@pytest.mark.parametrize("table", [(1, *range(1, 128)), tuple(range(127)), (0,) * 127 + (128,)])
+def test_magnitudes_that_break_the_proof_or_the_unknown_are_refused(table):
+    widths = replace(SMALL, magnitudes=table)
+    with pytest.raises(ProfileError, match="magnitudes"):
+        P.check_accumulators(widths, small_layers(widths=widths))
 
 
 def test_export_gives_up_weight_bits_until_the_proof_holds():

@@ -81,15 +81,16 @@ static void *random_bytes(size_t bytes) {
 }
 
 static Layer make_layer(int32_t packing, int32_t inputs, int32_t outputs, int32_t kernel) {
-    const int32_t group = packing == QUADS_VNNI ? 4 : packing == PAIRS_AVX2 ? 2 : 1;
+    const int32_t group = packing == SINGLES ? 1 : 4;
+    const int wide = kernel > 1 || packing == QUADS_AVX2;
     const int32_t width = kernel > 1 ? outputs : (int32_t)padded((size_t)outputs);
     const int32_t depth = kernel > 1 ? kernel * kernel : (inputs + group - 1) / group * group;
     const size_t count = (size_t)depth * (size_t)width;
     int32_t *bias = calloc((size_t)width, sizeof *bias), *shift = calloc((size_t)width, sizeof *shift);
-    void *weight = random_bytes(count * (kernel > 1 || group == 2 ? 2 : group == 1 ? 4 : 1));
+    void *weight = random_bytes(count * (wide ? 2 : group == 1 ? 4 : 1));
     for (size_t i = 0; i < count; i++) {
         const int32_t w = (int32_t)any(255) - 127;
-        if (kernel > 1 || group == 2) ((int16_t *)weight)[i] = (int16_t)w;
+        if (wide) ((int16_t *)weight)[i] = (int16_t)w;
         else if (group == 1) ((float *)weight)[i] = (float)w;
     }
     for (int32_t i = 0; i < width; i++) bias[i] = (int32_t)any(9999) - 5000, shift[i] = (int32_t)any(24);
@@ -101,6 +102,9 @@ static void prior(int32_t packing) {
     const int32_t slices = 1 + (int32_t)any(3), hyper = 1 + (int32_t)any(70), context = 1 + (int32_t)any(70);
     const int32_t head = 1 + (int32_t)any(70), hyper_latents = 1 + (int32_t)any(40);
     const uint32_t rows = 4 * (1 + any(4)), cols = 4 * (1 + any(4));
+    const int32_t sides = 1 + (int32_t)any(2); /* the latents, or their magnitudes too */
+    uint8_t magnitudes[128] = {0};
+    for (int i = 1; i < 128; i++) magnitudes[i] = (uint8_t)any(128);
     int32_t first[5] = {0};
     for (int32_t i = 0; i < slices; i++) first[i + 1] = first[i] + 1 + (int32_t)any(50);
     Layer layers[PASSES + 6 * PER_PASS] = {{0}};
@@ -110,18 +114,18 @@ static void prior(int32_t packing) {
     for (int32_t k = 0; k < 2 * slices; k++) {
         const int32_t seen = k % 2 ? first[k / 2 + 1] : first[k / 2];
         Layer *l = layers + PASSES + PER_PASS * k;
-        if (seen) l[CONTEXT] = make_layer(packing, seen, context, 1), l[DEPTH] = make_layer(packing, context, context, 5);
+        if (seen) l[CONTEXT] = make_layer(packing, sides * seen, context, 1), l[DEPTH] = make_layer(packing, context, context, 5);
         l[HEAD1] = make_layer(packing, hyper + (seen ? context : 0), head, 1), l[HEAD2] = make_layer(packing, head, head, 1);
         l[OUT] = make_layer(packing, head, 2 * (first[k / 2 + 1] - first[k / 2]), 1);
     }
-    const Model m = {first[slices], hyper_latents, hyper, context, head, 2 * slices, packing, first, layers};
+    const Model m = {first[slices], hyper_latents, hyper, context, head, 2 * slices, packing, first, layers, sides == 2 ? magnitudes : NULL};
     const size_t positions = (size_t)rows * cols;
     int32_t *z = malloc(sizeof *z * positions / 16 * (size_t)hyper_latents);
     for (size_t i = 0; i < positions / 16 * (size_t)hyper_latents; i++) z[i] = (int32_t)any(129) - 64;
     int32_t *q = malloc(sizeof *q * positions * (size_t)m.latents);
     for (size_t i = 0; i < positions * (size_t)m.latents; i++) q[i] = (int32_t)any(65536) - 32768;
     uint8_t *scratch = random_bytes(perigee_prior_scratch(&m, rows, cols)), *features = random_bytes(positions * padded((size_t)hyper));
-    uint8_t *given = random_bytes(positions * padded((size_t)m.latents));
+    uint8_t *given = random_bytes(positions * padded((size_t)(sides * m.latents)));
     uint32_t filled = 0;
     perigee_prior_features(&m, z, any(33), rows, cols, features, scratch);
     for (uint32_t k = 0; k < (uint32_t)m.passes; k++) {

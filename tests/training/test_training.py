@@ -11,8 +11,8 @@ from PIL import Image
 from perigee.benchmarks.codec import ArrayCodec
 from perigee.bitstream import format as fmt
 from perigee.bitstream.errors import ProfileError, RasterError
-from perigee.bitstream.profile import load_profile
-from perigee.engines.onnxruntime import FlightEngine
+from perigee.bitstream.profile import answer, load_profile
+from perigee.engines.onnxruntime import FlightEngine, GroundEngine
 from perigee.engines.torch import TorchFlightEngine
 from perigee.export.profile import export_profile, load_checkpoint
 from perigee.models.codec.codec import Codec, CodecConfig, loss_of
@@ -212,6 +212,41 @@ def test_the_synthesis_grows_and_trains_alone(run, folder, tmp_path):
             assert torch.allclose(value, other.state_dict()[name]), name
     shallower = ["--start-from", str(out / "checkpoint.pt"), "--synthesis-blocks", "1", "3", "2", "1"]
     assert cli.main([str(tmp_path / "c"), *common, *shallower]) == 65
+
+
+def test_the_prior_grows_and_trains_alone(run, folder, tmp_path, tiles):
+    """Finer slices and magnitudes cost hardly anything before training; all else stays; every engine computes the result."""
+    out, _ = run
+    common = ["--data", str(folder), "--presets", "swift", "lite", "--batch", "2", "--crop", "64", "--minutes", "0.02"]
+    larger = ["--start-from", str(out / "checkpoint.pt"), "--only", "prior", "--prior", "large"]
+    assert cli.main([str(tmp_path / "a"), *common, *larger, "--learning-rate", "1e-9"]) == 0
+    assert cli.main([str(tmp_path / "b"), *common, *larger, "--learning-rate", "1e-3"]) == 0
+    (first, _), (same, _), (other, _) = (
+        load_checkpoint(p / "checkpoint.pt") for p in (out, tmp_path / "a", tmp_path / "b")
+    )
+    x = torch.from_numpy(np.asarray(Image.open(tiles[5])).copy()).permute(2, 0, 1)[None].float() / 255
+    quality = torch.full((1,), 150.0)
+    with torch.no_grad():
+        old, grown, trained = (float(c.code(x, quality, False, "swift").bits_y) for c in (first, same, other))
+    assert grown == pytest.approx(old, rel=0.2) and trained != grown
+    for name, value in first.state_dict().items():
+        if not name.startswith(("prior.", "hyper.", "hyper_prior.")):
+            assert torch.allclose(value, other.state_dict()[name]), name
+    manifest = export_profile(tmp_path / "b" / "checkpoint.pt", tmp_path / "p", "p")
+    assert manifest["parity"]["scale_indices_differing"] == [0, 0, 0]
+    profile = load_profile(tmp_path / "p")
+    assert len(profile.contract.widths.magnitudes) == 128 and profile.contract.widths.passes == 18
+    z, q = np.zeros((1, 64, 1, 1), np.int32), np.full((1, 448, 4, 4), 3, np.int32)
+    priors = [
+        FlightEngine(profile, 1, compiled_prior=False).prior,
+        GroundEngine(profile, 1, compiled_prior=False).prior,
+        TorchFlightEngine(profile).prior,
+        profile.contract.reference(),
+    ]
+    found = [answer(prior.all_passes(z, q, 100)).tolist() for prior in priors]
+    assert found[1:] == found[:-1]
+    coarser = ["--start-from", str(tmp_path / "b" / "checkpoint.pt"), "--prior", "small"]
+    assert cli.main([str(tmp_path / "c"), *common, *coarser]) == 65
 
 
 def test_sources_of_an_index_can_be_left_out(folder, tmp_path):
