@@ -174,11 +174,15 @@ class Profile:
         return name, self.file(known[name])
 
     def file(self, name: str) -> Path:
-        """Path of a file whose SHA-256 equals the manifest's. Raises ProfileError otherwise."""
-        path = self.folder / name
+        """Path of a file whose SHA-256 equals the manifest's. Raises ProfileError otherwise.
+
+        Files under ``shared`` in the manifest lie in the sibling folder named there: profiles of one transform share a synthesis.
+        """
+        sibling = self.manifest.get("shared", {}).get(name)
+        path = (self.folder if sibling is None else self.folder.resolve().parent / Path(str(sibling)).name) / name
         wanted = self.manifest["files"].get(name)
         if wanted is None or not path.is_file():
-            raise ProfileError(f"profile {self.name}: {name} is not installed in {self.folder}")
+            raise ProfileError(f"profile {self.name}: {name} is not installed in {path.parent}")
         found = hashlib.sha256(path.read_bytes()).hexdigest()
         if found != wanted:
             raise ProfileError(

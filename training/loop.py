@@ -181,7 +181,7 @@ class Trainer:
             output = codec(x, quality, autocast=self.autocast, slices_kept=kept, patch=patch)
             loss, bpp, mse = loss_of(output, x, codec.config.lambda_of(quality))
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         norm = torch.nn.utils.clip_grad_norm_([p for p in codec.parameters() if p.requires_grad], 1.0)
         if torch.isfinite(norm):
             self.optimiser.step()

@@ -17,7 +17,6 @@ from torch.nn import functional as F
 
 from perigee.bitstream import prior as P
 
-
 # magnitudes on a logarithmic scale: that of what lies around a latent says how large it will be
 MAGNITUDES = tuple(round(8 * math.log2(1 + n)) for n in range(P.CONTEXT_CLAMP + 1))
 PRIORS = {

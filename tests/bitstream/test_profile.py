@@ -39,6 +39,23 @@ def test_every_file_is_hashed(copy, rng):
             loaded.file(name)
 
 
+def test_files_can_be_shared_with_a_sibling(copy, tmp_path):
+    """A profile may name the folder beside it that holds a file; nothing outside of its parent can be reached so."""
+    sibling = copy.parent / "sibling"
+    sibling.mkdir()
+    (copy / "synthesis.onnx").rename(sibling / "synthesis.onnx")
+    manifest = json.loads((copy / "manifest.json").read_text())
+    for place in ("sibling", "../sibling", "/etc/sibling"):
+        (copy / "manifest.json").write_text(json.dumps(manifest | {"shared": {"synthesis.onnx": place}}))
+        assert load_profile(copy).file("synthesis.onnx") == sibling.resolve() / "synthesis.onnx"
+    (sibling / "synthesis.onnx").write_bytes(b"another")
+    with pytest.raises(ProfileError, match="SHA-256"):
+        load_profile(copy).file("synthesis.onnx")
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ProfileError, match="not installed"):
+        load_profile(copy).file("synthesis.onnx")
+
+
 def test_a_changed_weight_changes_the_digest(copy, profile):
     arrays = dict(np.load(copy / CONTRACT_FILE))
     arrays["pass3.head1.weight"][7, 9, 0, 0] ^= 1
