@@ -356,6 +356,16 @@ class NativeAns(Coder):
         return int(self._coder.length - self._coder.position) + (state.bit_length() + 31) // 32
 
 
+def memory_of(tables: Tables, kind: str = "auto") -> tuple[IntArray, ...]:
+    """The arrays that a coder of this kind reads when it codes, for whoever checks memory."""
+    kind = available_coders()[0] if kind == "auto" else kind
+    if kind != "native":
+        return tables.frequencies, tables.z_frequencies
+    NativeAns(tables, np.zeros(0, np.uint32))
+    kept: tuple[IntArray, ...] = tables.models["native"][1]
+    return kept
+
+
 def available_coders() -> list[str]:
     """Coders that work here, the preferred first: ``native``, ``constriction``, ``integer``."""
     faster = [("native", library), ("constriction", constriction)]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from perigee.bitstream.errors import EngineError
+from perigee.bitstream.errors import EngineError, UpsetError
 from perigee.bitstream.prior import (
     CONTEXT_CLAMP,
     QUALITY_STEPS,
@@ -43,7 +43,7 @@ def pointer(array: npt.NDArray[Any]) -> ctypes.c_void_p:
 
 
 class _Layer(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_void_p) for name in ("weight", "bias", "shift")] + [
+    _fields_ = [(name, ctypes.c_void_p) for name in ("weight", "bias", "shift", "check")] + [
         (name, ctypes.c_int32) for name in ("inputs", "outputs", "padded", "kernel", "offset")
     ]
 
@@ -54,7 +54,7 @@ class _Model(ctypes.Structure):
     ] + [(name, ctypes.c_void_p) for name in ("starts", "layers", "magnitudes")]
 
 
-ABI = 5  # as in csrc/prior.c
+ABI = 6  # as in csrc/prior.c
 
 
 def _load() -> Any:
@@ -71,7 +71,7 @@ def _load() -> Any:
     if loaded.perigee_abi() != wanted:  # left over from other sources, as after an update without a new installation
         return None
     loaded.perigee_prior_scratch.restype = ctypes.c_uint64
-    loaded.perigee_prior_pass.restype = ctypes.c_uint32
+    loaded.perigee_prior_pass.restype = loaded.perigee_prior_features.restype = ctypes.c_uint32
     return loaded
 
 
@@ -80,6 +80,50 @@ library = _load()
 
 def _up(n: int, multiple: int = COLUMNS) -> int:
     return -(-n // multiple) * multiple
+
+
+class _NativeStep:
+    """``prior.Step``: hyper features, prepared context and scratch memory of a batch of patches."""
+
+    def __init__(self, widths: Widths, model: _Model, z: IntArray, quality_step: int) -> None:
+        patches, _, h, w = z.shape
+        self.widths = widths
+        self.shape = (patches, widths.latents, 4 * h, 4 * w)
+        self._model = ctypes.byref(model)
+        self._sizes = (ctypes.c_uint32(4 * h), ctypes.c_uint32(4 * w))
+        self._scratch = np.empty(library.perigee_prior_scratch(self._model, *self._sizes), np.uint8)
+        views = 2 if widths.magnitudes else 1
+        self.features = np.empty((patches, 16 * h * w, _up(widths.hyper)), np.uint8)
+        self._given = np.empty((patches, 16 * h * w, _up(views * widths.latents)), np.uint8)
+        self._filled = 0  # passes for which ``given`` is prepared
+        z = np.ascontiguousarray(z, np.int32)
+        plane = ctypes.c_uint32(quality_plane_value(quality_step))
+        for i in range(patches):
+            if library.perigee_prior_features(
+                self._model, pointer(z[i]), plane, *self._sizes, pointer(self.features[i]), pointer(self._scratch)
+            ):
+                raise UpsetError("a sum of the prior's hyper-decoder cannot be")
+
+    def __call__(self, k: int, q: IntArray, channels: int | None = None) -> Prediction:
+        start, stop = self.widths.slice_of(k)
+        count = stop - start if channels is None else channels
+        if not 1 <= count <= stop - start:
+            raise EngineError(f"{count} channels of pass {k}, accepted are 1 to {stop - start}")
+        if q.shape != self.shape:
+            raise EngineError(f"latents of shape {list(q.shape)}, expected {list(self.shape)}")
+        q = np.ascontiguousarray(q, np.int32)
+        patches, _, rows, cols = self.shape
+        out = np.empty((2, patches, count, rows, cols // 2), np.int32)
+        before = ctypes.c_uint32(self._filled)
+        for i in range(patches):
+            self._filled = library.perigee_prior_pass(
+                self._model, ctypes.c_uint32(k), pointer(self.features[i]), pointer(q[i]), *self._sizes,
+                ctypes.c_uint32(count), pointer(self._given[i]), before, pointer(out[0, i]), pointer(out[1, i]),
+                pointer(self._scratch),
+            )  # fmt: skip
+            if not self._filled:
+                raise UpsetError(f"a sum in pass {k} of the prior cannot be")
+        return Prediction(out[0], out[1])
 
 
 class NativePrior:
@@ -139,10 +183,24 @@ class NativePrior:
         arrays = [np.ascontiguousarray(packed), np.zeros(width, np.int32), np.zeros(width, np.int32)]
         arrays[1][place] = bias[order]
         arrays[2][place] = layer.shift[order]
+        constants = arrays[1].astype(np.int64).sum() + arrays[2].sum()
+        check = np.array([constants + packed.astype(np.int64).sum()])
+        if not shape.depthwise:
+            blocks = whole.astype(np.int64).reshape(-1, COLUMNS, inputs).sum(1).cumsum(0)
+            constant = arrays[1].astype(np.int64).reshape(-1, COLUMNS).sum(1).cumsum()
+            if group == 1:  # its inputs are taken without their offset
+                constant = constant - offset * blocks.sum(1)
+            check = np.concatenate([[constants], np.column_stack([blocks, constant]).reshape(-1)])
+        arrays.append((check % 2**32).astype(np.uint32))
         self._keep += arrays
         return _Layer(*(pointer(a) for a in arrays), inputs, shape.outputs, width, shape.kernel, offset)
 
+    def memory(self) -> list[npt.NDArray[Any]]:
+        """All arrays that the compiled code reads."""
+        return self._keep
+
     def start(self, z: IntArray, quality_step: int) -> Step:
+        """As ``prior.PriorEngine``. It and each pass raise UpsetError where their sums are not what weights and inputs give."""
         if z.ndim != 4 or z.shape[1] != self.widths.hyper_latents or z.size and np.abs(z).max() > Z_CLAMP:
             raise EngineError(
                 f"hyper-latents of shape {list(z.shape)}, expected {self.widths.hyper_latents} channels "
@@ -150,42 +208,7 @@ class NativePrior:
             )
         if not 0 <= quality_step <= QUALITY_STEPS:
             raise EngineError(f"quality step {quality_step}, accepted are 0 to {QUALITY_STEPS}")
-        patches, _, h, w = z.shape
-        rows, cols = 4 * h, 4 * w
-        sizes = (ctypes.c_uint32(rows), ctypes.c_uint32(cols))
-        model = ctypes.byref(self._model)
-        scratch = np.empty(library.perigee_prior_scratch(model, *sizes), np.uint8)
-        features = np.empty((patches, rows * cols, _up(self.widths.hyper)), np.uint8)
-        views = 2 if self.widths.magnitudes else 1
-        given = np.empty((patches, rows * cols, _up(views * self.widths.latents)), np.uint8)
-        filled = 0  # passes for which ``given`` is prepared
-        z = np.ascontiguousarray(z, np.int32)
-        plane = ctypes.c_uint32(quality_plane_value(quality_step))
-        for i in range(patches):
-            library.perigee_prior_features(model, pointer(z[i]), plane, *sizes, pointer(features[i]), pointer(scratch))
-
-        def step(k: int, q: IntArray, channels: int | None = None) -> Prediction:
-            start, stop = self.widths.slice_of(k)
-            count = stop - start if channels is None else channels
-            if not 1 <= count <= stop - start:
-                raise EngineError(f"{count} channels of pass {k}, accepted are 1 to {stop - start}")
-            if q.shape != (patches, self.widths.latents, rows, cols):
-                raise EngineError(
-                    f"latents of shape {list(q.shape)}, expected {[patches, self.widths.latents, rows, cols]}"
-                )
-            nonlocal filled
-            before = filled
-            q = np.ascontiguousarray(q, np.int32)
-            out = np.empty((2, patches, count, rows, cols // 2), np.int32)
-            for i in range(patches):
-                filled = library.perigee_prior_pass(
-                    model, ctypes.c_uint32(k), pointer(features[i]), pointer(q[i]), *sizes,
-                    ctypes.c_uint32(count), pointer(given[i]), ctypes.c_uint32(before), pointer(out[0, i]),
-                    pointer(out[1, i]), pointer(scratch),
-                )  # fmt: skip
-            return Prediction(out[0], out[1])
-
-        return step
+        return _NativeStep(self.widths, self._model, z, quality_step)
 
     def all_passes(self, z: IntArray, q: IntArray, quality_step: int, latents: int | None = None) -> list[Prediction]:
         return coded_passes(self.widths, self.start(z, quality_step), q, latents)

@@ -3,6 +3,7 @@
 PerigeeError
 ├── ProfileError            a profile that is missing, damaged or inconsistent
 ├── EngineError             an engine that is absent, fails its self-test or misbehaves
+│   └── UpsetError          a computation whose result cannot be: memory or processor has erred
 ├── RasterError             an input image that is unreadable or of an unsupported kind
 ├── MetadataError           metadata that cannot be understood or carried
 ├── LimitError              a request beyond a stated limit
@@ -28,6 +29,10 @@ class ProfileError(PerigeeError):
 
 class EngineError(PerigeeError):
     """An engine is absent, fails its self-test, or cannot run here."""
+
+
+class UpsetError(EngineError):
+    """A computation came out as it cannot: a bit has flipped in memory or processor. Doing it again may be enough."""
 
 
 class RasterError(PerigeeError):

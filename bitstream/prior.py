@@ -380,6 +380,10 @@ class PriorEngine(Protocol):
         """The passes of the first ``latents`` channels (None: all), for the encoder that knows ``q`` already."""
         ...
 
+    def memory(self) -> Sequence[IntArray]:
+        """Weights and all else that it reads and that lies within reach, for whoever checks memory."""
+        ...
+
 
 def coded_passes(widths: Widths, step: Step, q: IntArray, latents: int | None) -> list[Prediction]:
     """``PriorEngine.all_passes`` one by one: passes that code no channel are left out."""
@@ -393,6 +397,9 @@ class NumpyPrior:
     def __init__(self, widths: Widths, layers: Mapping[str, Layer], dtype: type = np.int64) -> None:
         self.widths = widths
         self.ops = NumpyOps(widths, layers, dtype)
+
+    def memory(self) -> Sequence[IntArray]:
+        return [part for layer in self.ops.layers.values() for part in (layer.weight, layer.bias, layer.shift)]
 
     def start(self, z: IntArray, quality_step: int) -> Step:
         n, _, rows, cols = z.shape

@@ -1,12 +1,13 @@
 """ONNX Runtime on a CPU: the default engine of satellite and ground.
 
 Sessions are made from files whose hashes were checked, and the integer prior must pass the profile's self-test before it
-is used. The CPU provider is asserted, never assumed.
+is used. The provider is asserted, never assumed.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +30,7 @@ from perigee.bitstream.prior import (
     split_outputs,
     unhalf,
 )
-from perigee.bitstream.profile import CONSISTENCY_FILE, Profile
+from perigee.bitstream.profile import CONSISTENCY_FILE, Profile, load_profile
 
 FloatArray = npt.NDArray[np.float32]
 Graph = Any  # callable: dict of arrays -> list of arrays
@@ -43,7 +44,9 @@ class Predicted(NamedTuple):
 
 
 class OnnxRuntimeGraph:
-    """One graph as a session on the CPU."""
+    """One graph as a session on the CPU; a subclass may name another execution provider, which then runs all of it."""
+
+    provider: tuple[str, dict[str, str]] = ("CPUExecutionProvider", {})
 
     def __init__(self, path: Path, threads: int | None = None, optimise: bool = True) -> None:
         os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before the import: nothing that flies calls home
@@ -59,12 +62,16 @@ class OnnxRuntimeGraph:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if not optimise:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        wanted = self.provider[0]
+        if wanted != "CPUExecutionProvider":
+            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         try:
-            self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            self._session = ort.InferenceSession(str(path), options, providers=[self.provider])
         except Exception as error:  # ONNX Runtime's exceptions have no common ancestor of their own
             raise EngineError(f"{path.name}: ONNX Runtime cannot load it ({error})") from error
-        if self._session.get_providers() != ["CPUExecutionProvider"]:
-            raise EngineError(f"ONNX Runtime chose {self._session.get_providers()} instead of the CPU")
+        self._session.disable_fallback()
+        if self._session.get_providers()[0] != wanted:
+            raise EngineError(f"ONNX Runtime chose {self._session.get_providers()} instead of {wanted}")
 
     def __call__(self, feeds: dict[str, npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
         try:
@@ -88,6 +95,10 @@ class GraphPrior:
     ) -> None:
         self.widths = widths
         self._whole, self._hyper, self._steps = whole, hyper, steps or []
+
+    def memory(self) -> Sequence[IntArray]:
+        """Nothing: a session's memory is out of reach."""
+        return []
 
     def all_passes(self, z: IntArray, q: IntArray, quality_step: int, latents: int | None = None) -> list[Prediction]:
         if self._whole is None:
@@ -147,6 +158,7 @@ class FlightEngine:
         compiled_prior: bool = True,
     ) -> None:
         self.profile = profile
+        self._arguments = (threads, graph, check, analysis, compiled_prior)
         self.analysis, file = profile.analysis(analysis)
         self.linear = profile.is_linear(self.analysis)
         self._analysis = graph(file, threads)
@@ -155,6 +167,12 @@ class FlightEngine:
         )
         if check:
             profile.self_test(self.prior)
+
+    def renewed(self) -> FlightEngine:
+        """The same engine, loaded again from the profile's files. Raises ProfileError or EngineError as at the start."""
+        again = object.__new__(type(self))
+        FlightEngine.__init__(again, load_profile(self.profile.folder), *self._arguments)
+        return again
 
     def analyse(self, image: FloatArray, quality_step: int) -> tuple[IntArray, IntArray]:
         """Integers q [N, latents, H/16, W/16] and z of images float32 [N, 3, H, W], nominally 0..1, sides multiples of 64."""

@@ -13,12 +13,13 @@ import numpy.typing as npt
 
 from perigee.bitstream import format as fmt
 from perigee.bitstream.entropy import decode_symbols, encode_symbols
-from perigee.bitstream.errors import EngineError, MetadataError, RasterError
+from perigee.bitstream.errors import MetadataError, RasterError, SymbolError, UpsetError
 from perigee.bitstream.masks import pack_mask
 from perigee.bitstream.metadata import Acquisition, Metadata, pack_metadata, unpack_metadata, write_unit
 from perigee.bitstream.prior import QUALITY_STEPS, Prediction, half
 from perigee.bitstream.profile import BLOCK, HYPER_BLOCK, PATCH_MULTIPLE, Profile
 from perigee.engines.onnxruntime import FlightEngine
+from perigee.onboard.guard import Guard
 from perigee.onboard.raster import Raster, Window
 
 FloatArray = npt.NDArray[np.float32]
@@ -49,6 +50,7 @@ class EncodedScene:
     header: fmt.Header
     quality_step: int
     timings: Timings
+    upsets: int = 0  # found while it was encoded, and mended
 
     @property
     def bpp(self) -> float:
@@ -141,20 +143,38 @@ class Encoder:
     """Encodes with one profile and engine; ``coder`` chooses the entropy coder (the bytes are the same)."""
 
     def __init__(self, profile: Profile, engine: FlightEngine, coder: str = "auto") -> None:
-        self.profile, self.engine, self.coder = profile, engine, coder
+        self.profile, self.coder = profile, coder
+        self.guard = Guard(engine, coder)
+
+    @property
+    def engine(self) -> FlightEngine:
+        """The engine in use: another than the first after an upset."""
+        return self.guard.engine
 
     def encode_image(
         self, image: FloatArray, quality_step: int, unit: int = 0, timings: Timings | None = None
     ) -> fmt.Segment:
-        """Segment of one patch: float32 [3, H, W], nominally 0..1, any size up to the patch side."""
+        """Segment of one patch: float32 [3, H, W], nominally 0..1, any size up to the patch side.
+
+        After an upset the patch is computed again. Raises UpsetError or SymbolError where that does not help.
+        """
         timings = timings or Timings()
-        contract = self.profile.contract
-        widths = contract.widths
+        self.guard.patch_begins()
+        try:
+            return self._encode_image(image, quality_step, unit, timings)
+        except (UpsetError, SymbolError):  # the coder was given what no analysis and no prior makes
+            self.guard.renew()
+            return self._encode_image(image, quality_step, unit, timings)
+
+    def _encode_image(self, image: FloatArray, quality_step: int, unit: int, timings: Timings) -> fmt.Segment:
         with timings.stage("analysis"):
             q, z = self.engine.analyse(pad_to_multiple(image)[None], quality_step)
+            checksum = fmt.checksum_of(q[0])
             latents = coded_latents(q[0])
         with timings.stage("prior"):
             predictions = self.engine.prior.all_passes(z, q, quality_step, latents)
+        contract = self.engine.profile.contract
+        widths = contract.widths
         with timings.stage("entropy"):
             passes = []
             for k, p in enumerate(predictions):
@@ -162,20 +182,22 @@ class Encoder:
                 values = half(q[:, start : start + p.mean.shape[1]], k % 2)[0]
                 passes.append((values, Prediction(p.table[0], p.mean[0])))
             words = encode_symbols(widths, contract.tables, z[0], passes, quality_step, self.coder)
-            checksum = fmt.checksum_of(q[0])
         linear = self.engine.linear
         return fmt.Segment(unit, fmt.NETWORK, quality_step, checksum, words, linear=linear, latents=latents)
 
     def verify(self, segment: fmt.Segment, shape: tuple[int, int]) -> None:
-        """Decode a segment again with the numpy prior. Raises EngineError where its symbols differ."""
-        contract = self.profile.contract
+        """Decode a segment again with the numpy prior. Raises UpsetError where its symbols differ."""
+        contract = self.engine.profile.contract
         size = tuple(-(-n // HYPER_BLOCK) for n in shape)
-        decoded = decode_symbols(
-            contract.widths, contract.tables, contract.reference(np.float64), segment.words, segment.quality_step,
-            (size[0], size[1]), kind=self.coder, latents=segment.latents,
-        )  # fmt: skip
+        try:
+            decoded = decode_symbols(
+                contract.widths, contract.tables, contract.reference(np.float64), segment.words, segment.quality_step,
+                (size[0], size[1]), kind=self.coder, latents=segment.latents,
+            )  # fmt: skip
+        except SymbolError as error:
+            raise UpsetError(f"segment {segment.unit} does not decode: {error}") from error
         if fmt.checksum_of(decoded.q) != segment.checksum:
-            raise EngineError(f"segment {segment.unit} does not decode to the symbols that were encoded")
+            raise UpsetError(f"segment {segment.unit} does not decode to the symbols that were encoded")
 
     def encode_scene(
         self,
@@ -185,8 +207,9 @@ class Encoder:
         verify: bool = False,
         progress: Callable[[int, int], None] | None = None,
     ) -> EncodedScene:
-        """The stream of a whole scene. Raises RasterError for broken pixel data."""
+        """The stream of a whole scene. Raises RasterError for broken pixel data, EngineError for an upset that stays."""
         timings = Timings()
+        upsets = self.guard.upsets
         info = raster.info
         step = quality_step_of(quality)
         side = self.profile.contract.patch_side
@@ -218,7 +241,7 @@ class Encoder:
             if progress:
                 progress(patch + 1, patches)
         data = fmt.write_header(header) + b"".join(chunks) + fmt.write_end(len(chunks))
-        return EncodedScene(data, header, step, timings)
+        return EncodedScene(data, header, step, timings, self.guard.upsets - upsets)
 
     def _encode_patch(
         self,
@@ -251,8 +274,14 @@ class Encoder:
                 image = image[[min(i, len(bands) - 1) for i in range(fmt.BANDS_PER_GROUP)]]
             segment = self.encode_image(image, step, unit, timings)
             if verify:
-                with timings.stage("verify"):
-                    self.verify(segment, image.shape[1:])
+                try:
+                    with timings.stage("verify"):
+                        self.verify(segment, image.shape[1:])
+                except UpsetError:
+                    self.guard.renew()
+                    segment = self.encode_image(image, step, unit, timings)
+                    with timings.stage("verify"):
+                        self.verify(segment, image.shape[1:])
             chunks.append(fmt.write_segment(segment))
         return chunks
 

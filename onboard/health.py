@@ -11,17 +11,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from perigee.bitstream import compiled
 from perigee.bitstream.coders import available_coders
 from perigee.bitstream.errors import PerigeeError
 from perigee.bitstream.profile import Profile
+from perigee.engines import choice
 from perigee.engines.onnxruntime import FlightEngine
 from perigee.onboard.encoder import Encoder
+from perigee.onboard.guard import texture
 
 PACKAGES = ("numpy", "onnxruntime", "tifffile", "imagecodecs", "constriction")
-QUALITY_STEP = 100
+QUALITY_STEP, SIDE = 100, 256
 PATCHES = 12
 
 
@@ -31,14 +32,6 @@ class Finding(NamedTuple):
     what: str
     ok: bool | None
     details: str
-
-
-def texture(side: int = 256) -> npt.NDArray[np.float32]:
-    """A patch float32 [3, side, side] in 0..1 that is busy enough to take as long as a real one."""
-    rng = np.random.default_rng(1)
-    smooth = np.cumsum(np.cumsum(rng.normal(0, 1, (3, side, side)), 1), 2)
-    scaled = 0.5 + 0.15 * (smooth - smooth.mean()) / smooth.std() + rng.normal(0, 0.03, (3, side, side))
-    return np.asarray(scaled.clip(0, 1), np.float32)
 
 
 def _machine() -> Iterator[Finding]:
@@ -90,13 +83,24 @@ def _engine(profile: Profile) -> Finding:
     return Finding("engine onnxruntime", True, "CPU provider, self-test of the prior's graph passed")
 
 
+def _gpu_engines(profile: Profile) -> Iterator[Finding]:
+    """An engine that is not here is no fault; one that is here and fails is."""
+    for name in choice.GPU_ENGINES:
+        absent = choice.missing(name, profile)
+        reason = absent or choice.failing(name, profile)
+        ok = None if absent else reason is None
+        yield Finding(
+            f"engine {name}", ok, f"not here: {absent}" if absent else reason or "self-test of the prior passed"
+        )
+
+
 def _circle(profile: Profile, engine: FlightEngine) -> Iterator[Finding]:
     """Encode and decode a patch with every coder; all must give the same bytes and the same symbols."""
     written = set()
     for kind in available_coders():
         try:
-            segment = Encoder(profile, engine, kind).encode_image(texture(), QUALITY_STEP)
-            Encoder(profile, engine, kind).verify(segment, (256, 256))
+            segment = Encoder(profile, engine, kind).encode_image(texture(SIDE), QUALITY_STEP)
+            Encoder(profile, engine, kind).verify(segment, (SIDE, SIDE))
         except PerigeeError as error:
             yield Finding(f"coder {kind}", False, str(error))
             continue
@@ -108,7 +112,7 @@ def _circle(profile: Profile, engine: FlightEngine) -> Iterator[Finding]:
 
 
 def _speed(profile: Profile, threads: int | None) -> Iterator[Finding]:
-    patch = texture()
+    patch = texture(SIDE)
     for name in profile.analyses:
         engine = FlightEngine(profile, threads, check=False, analysis=name)
         encoder = Encoder(profile, engine)
@@ -132,6 +136,7 @@ def examine(profile: Profile, threads: int | None = None) -> Iterator[Finding]:
         yield finding
         if finding.ok is False and check is not _prior:
             return
+    yield from _gpu_engines(profile)
     engine = FlightEngine(profile, threads, compiled_prior=False)
     yield from _circle(profile, engine)
     yield from _speed(profile, threads)

@@ -3,6 +3,10 @@
  * Activations are bytes, position by position ([row * cols + col][channel]); weights are int8, sums int32. No sum can reach
  * 2^24 (`check_accumulators`), so neither the order of summation nor the instruction set can matter. Signed inputs
  * (hyper-latents, context) are stored with an offset, which the packed biases take back. All memory is the caller's.
+ *
+ * Sums that are exact can be checked exactly: what all outputs of a 1x1 layer at all positions add up to also follows from
+ * the sums of its inputs and of its weights. They are compared modulo 2^32, so any single bit that flips in weights, biases
+ * or sums is found; the caller computes the patch again.
  */
 #include <stddef.h>
 #include <stdint.h>
@@ -23,10 +27,11 @@
 #define CLONED
 #endif
 
-enum { ABI = 5 };                                    /* to be raised with every change that Python must follow */
+enum { ABI = 6 };                                    /* to be raised with every change that Python must follow */
 enum { ROWS = 8, COLUMNS = 32, HALF_COLUMNS = 16 }; /* a tile: positions x output channels */
 enum { SINGLES, QUADS_AVX2, QUADS_VNNI };           /* how the weights are packed, and what multiplies them */
 enum { Z_OFFSET = 64, CONTEXT_OFFSET = 127, CONTEXT_CLAMP = 127, DC_SHIFT = 2, SCALES = 64 };
+enum { CHECKED = 64 };                              /* inputs whose sums are taken at a time */
 enum { OUT_MIN = -4096, OUT_MAX = 4095 };
 enum { UP1, DEPTH1, UP2, DEPTH2, MIX, PASSES };      /* layers of the hyper-decoder, then five of each pass */
 enum { CONTEXT, DEPTH, HEAD1, HEAD2, OUT, PER_PASS };
@@ -39,6 +44,8 @@ enum { CONTEXT, DEPTH, HEAD1, HEAD2, OUT, PER_PASS };
 typedef struct {
     const void *weight;
     const int32_t *bias, *shift;
+    const uint32_t *check; /* first what `constants` gives; then, for 1x1 layers, for each block of COLUMNS outputs: they and
+                            * those before, the sums of their weights by input, then of their biases */
     int32_t inputs, outputs, padded, kernel, offset;
 } Layer;
 
@@ -140,12 +147,52 @@ static Tile *tile_of(int32_t packing) {
 
 static int32_t clamp(int32_t x, int32_t low, int32_t high) { return x < low ? low : x > high ? high : x; }
 
+/* Sum of what the sums of outputs cannot be trusted with: shifts, biases (the top bits of one vanish over 32 positions), and
+ * a depthwise layer's weights. */
+CLONED static uint32_t constants(const Layer *l) {
+    uint32_t total = 0;
+    for (int32_t i = 0; i < l->padded; i++) total += (uint32_t)l->shift[i] + (uint32_t)l->bias[i];
+    if (l->kernel > 1) {
+        const int16_t *w = (const int16_t *)l->weight;
+        for (int32_t i = 0; i < l->kernel * l->kernel * l->outputs; i++) total += (uint32_t)w[i];
+    }
+    return total;
+}
+
+/* What the outputs in `columns` (a multiple of COLUMNS) add up to at all positions, from the sums of the inputs. */
+CLONED static uint32_t expected(const Layer *l, size_t columns, const uint8_t *x, size_t stride, size_t count) {
+    const size_t inputs = (size_t)l->inputs;
+    const uint32_t *check = l->check + 1 + (columns / COLUMNS - 1) * (inputs + 1);
+    uint32_t total = (uint32_t)count * check[inputs];
+    for (size_t first = 0; first < inputs; first += CHECKED) {
+        const size_t width = inputs - first < CHECKED ? inputs - first : CHECKED;
+        uint32_t sums[CHECKED] = {0};
+        for (size_t start = 0; start < count; start += 256) { /* 256 bytes add up to less than 2^16 */
+            const size_t stop = count - start < 256 ? count : start + 256;
+            uint16_t part[CHECKED] = {0};
+            for (size_t p = start; p < stop; p++) {
+                const uint8_t *from = x + p * stride + first;
+                if (width == CHECKED)
+                    for (size_t i = 0; i < CHECKED; i++) part[i] += from[i];
+                else
+                    for (size_t i = 0; i < width; i++) part[i] += from[i];
+            }
+            for (size_t i = 0; i < width; i++) sums[i] += part[i];
+        }
+        for (size_t i = 0; i < width; i++) total += sums[i] * check[first + i];
+    }
+    return total;
+}
+
 /* The first `wanted` (a multiple of COLUMNS, or ALL) outputs of one layer at `count` positions, `stride` bytes apart in x. Activations go to `out` ([count][out_stride]); of the last
- * layer of a pass (`out` NULL) the clamped sums go to `last` ([count][padded]). */
-CLONED static void pointwise(Tile *tile, const Layer *l, size_t wanted, const uint8_t *x, size_t stride, size_t count,
-                             uint8_t *out, size_t out_stride, int32_t *last) {
-    for (size_t column = 0; column < (size_t)l->padded && column < wanted; column += COLUMNS) {
+ * layer of a pass (`out` NULL) the clamped sums go to `last` ([count][padded]). Returns what all sums add up to. */
+CLONED static uint32_t pointwise(Tile *tile, const Layer *l, size_t wanted, const uint8_t *x, size_t stride, size_t count,
+                                 uint8_t *out, size_t out_stride, int32_t *last) {
+    const size_t columns = (size_t)l->padded < wanted ? (size_t)l->padded : wanted;
+    uint32_t total = 0;
+    for (size_t column = 0; column < columns; column += COLUMNS) {
         const int32_t *bias = l->bias + column, *shift = l->shift + column;
+        uint32_t added[COLUMNS] = {0};
         for (size_t first = 0; first < count; first += ROWS) {
             const size_t rows = count - first < ROWS ? count - first : ROWS;
             const uint8_t *from[ROWS];
@@ -153,7 +200,11 @@ CLONED static void pointwise(Tile *tile, const Layer *l, size_t wanted, const ui
             for (size_t r = 0; r < ROWS; r++) from[r] = x + stride * (first + (r < rows ? r : 0));
             tile(l, column, from, sums);
             for (size_t r = 0; r < rows; r++) {
-                for (int c = 0; c < COLUMNS; c++) sums[r][c] = (sums[r][c] + bias[c]) >> shift[c];
+                for (int c = 0; c < COLUMNS; c++) {
+                    sums[r][c] += bias[c];
+                    added[c] += (uint32_t)sums[r][c];
+                    sums[r][c] >>= shift[c];
+                }
                 if (out == NULL) {
                     int32_t *to = last + (first + r) * (size_t)l->padded + column;
                     for (int c = 0; c < COLUMNS; c++) to[c] = clamp(sums[r][c], OUT_MIN, OUT_MAX);
@@ -165,7 +216,16 @@ CLONED static void pointwise(Tile *tile, const Layer *l, size_t wanted, const ui
                 }
             }
         }
+        for (int c = 0; c < COLUMNS; c++) total += added[c];
     }
+    return total;
+}
+
+/* `pointwise` of activations, checked: 0 where its sums are sound. */
+static uint32_t checked(Tile *tile, const Layer *l, const uint8_t *x, size_t stride, size_t count, uint8_t *out,
+                        size_t out_stride) {
+    const uint32_t total = pointwise(tile, l, ALL, x, stride, count, out, out_stride, NULL);
+    return (total - expected(l, (size_t)l->padded, x, stride, count)) | (constants(l) - l->check[0]);
 }
 
 /* --- depthwise layers ------------------------------------------------------------------------------------------ */
@@ -210,10 +270,10 @@ API uint64_t perigee_prior_scratch(const Model *m, uint32_t rows, uint32_t cols)
 
 /* One step of upsampling: 1x1 to four times the channels, pixel shuffle, depthwise 3x3. `x` [rows * cols][in_stride] to
  * `out` [4 * rows * cols][out_stride]. The packed weights of the 1x1 have their outputs in the order (row, col, channel). */
-static void upsample(Tile *tile, const Layer *up, const Layer *depth, const uint8_t *x, size_t in_stride, size_t rows,
+static uint32_t upsample(Tile *tile, const Layer *up, const Layer *depth, const uint8_t *x, size_t in_stride, size_t rows,
                      size_t cols, uint8_t *wide, uint8_t *map, uint8_t *out, size_t out_stride) {
     const size_t channels = (size_t)depth->outputs, line = 2 * cols + 2;
-    pointwise(tile, up, ALL, x, in_stride, rows * cols, wide, 4 * channels, NULL);
+    const uint32_t wrong = checked(tile, up, x, in_stride, rows * cols, wide, 4 * channels);
     memset(map, 0, bordered(2 * rows, 2 * cols, 1) * channels);
     for (size_t row = 0; row < 2 * rows; row++)
         for (size_t col = 0; col < 2 * cols; col++) {
@@ -223,10 +283,11 @@ static void upsample(Tile *tile, const Layer *up, const Layer *depth, const uint
     for (size_t row = 0; row < 2 * rows; row++)
         for (size_t col = 0; col < 2 * cols; col++)
             depthwise(depth, map, channels, 2 * cols, row, col, out + (row * 2 * cols + col) * out_stride);
+    return wrong | (constants(depth) - depth->check[0]);
 }
 
-/* z int32 [hyper_latents][rows / 4][cols / 4] to features [rows * cols][padded(hyper)]. */
-API void perigee_prior_features(const Model *m, const int32_t *z, uint32_t quality_plane, uint32_t rows, uint32_t cols,
+/* z int32 [hyper_latents][rows / 4][cols / 4] to features [rows * cols][padded(hyper)]. Returns 0 where all sums are sound. */
+API uint32_t perigee_prior_features(const Model *m, const int32_t *z, uint32_t quality_plane, uint32_t rows, uint32_t cols,
                                 uint8_t *features, uint8_t *scratch) {
     Tile *tile = tile_of(m->packing);
     const size_t h = rows / 4, w = cols / 4, in_stride = padded((size_t)m->hyper_latents), hyper = (size_t)m->hyper;
@@ -237,10 +298,10 @@ API void perigee_prior_features(const Model *m, const int32_t *z, uint32_t quali
     memset(half, 0, 2 * positions * mix_stride);
     for (size_t c = 0; c < (size_t)m->hyper_latents; c++)
         for (size_t p = 0; p < h * w; p++) hyper_z[p * in_stride + c] = (uint8_t)(z[c * h * w + p] + Z_OFFSET);
-    upsample(tile, &m->layers[UP1], &m->layers[DEPTH1], hyper_z, in_stride, h, w, wide, map, half, mix_stride);
-    upsample(tile, &m->layers[UP2], &m->layers[DEPTH2], half, mix_stride, 2 * h, 2 * w, wide, map, full, mix_stride);
+    uint32_t wrong = upsample(tile, &m->layers[UP1], &m->layers[DEPTH1], hyper_z, in_stride, h, w, wide, map, half, mix_stride);
+    wrong |= upsample(tile, &m->layers[UP2], &m->layers[DEPTH2], half, mix_stride, 2 * h, 2 * w, wide, map, full, mix_stride);
     for (size_t p = 0; p < positions; p++) full[p * mix_stride + hyper] = (uint8_t)quality_plane;
-    pointwise(tile, &m->layers[MIX], ALL, full, mix_stride, positions, features, padded(hyper), NULL);
+    return wrong | checked(tile, &m->layers[MIX], full, mix_stride, positions, features, padded(hyper));
 }
 
 /* --- a pass ---------------------------------------------------------------------------------------------------- */
@@ -291,7 +352,7 @@ static uint32_t prepare(const Model *m, uint32_t k, uint32_t filled, const int32
 /* Pass k from the features and q int32 [latents][rows][cols], complete for the earlier passes: table numbers and means of
  * the slice's first `channels`, int32 [channels][rows][cols / 2], in the order of `half` in prior.py. The last layer's outputs
  * are packed in blocks of HALF_COLUMNS means and as many scales. `given` (rows * cols * padded(views * latents) bytes) is kept from
- * pass to pass; `filled` is 0 at first, then what the call before returned. */
+ * pass to pass; `filled` is 0 at first, then what the call before returned. Returns 0 where a sum was not sound. */
 API uint32_t perigee_prior_pass(const Model *m, uint32_t k, const uint8_t *features, const int32_t *q, uint32_t rows,
                             uint32_t cols, uint32_t channels, uint8_t *given, uint32_t filled, int32_t *table, int32_t *mean,
                             uint8_t *scratch) {
@@ -305,12 +366,17 @@ API uint32_t perigee_prior_pass(const Model *m, uint32_t k, const uint8_t *featu
     uint8_t *second = first + half * head;
     int32_t *sums = (int32_t *)(((uintptr_t)(second + half * head) + 63) / 64 * 64);
 
+    uint32_t wrong = 0;
     filled = prepare(m, k, filled, q, rows, cols, given);
     if (seen) {
         memset(map, 0, bordered(rows, cols, 2) * context);
+        uint32_t total = 0;
         for (size_t row = 0; row < rows; row++)
-            pointwise(tile, &layers[CONTEXT], ALL, given + row * cols * seen_stride, seen_stride, cols,
-                      map + ((row + 2) * line + 2) * context, context, NULL);
+            total += pointwise(tile, &layers[CONTEXT], ALL, given + row * cols * seen_stride, seen_stride, cols,
+                               map + ((row + 2) * line + 2) * context, context, NULL);
+        wrong |= total - expected(&layers[CONTEXT], (size_t)layers[CONTEXT].padded, given, seen_stride, (size_t)rows * cols);
+        wrong |= constants(&layers[CONTEXT]) - layers[CONTEXT].check[0];
+        wrong |= constants(&layers[DEPTH]) - layers[DEPTH].check[0];
     }
     size_t at = 0;
     for (size_t odd = 0; odd < 2; odd++)
@@ -322,12 +388,13 @@ API uint32_t perigee_prior_pass(const Model *m, uint32_t k, const uint8_t *featu
                 memset(to + hyper + (seen ? context : 0), 0, join_stride - hyper - (seen ? context : 0));
             }
     memset(first, 0, 2 * half * head);
-    pointwise(tile, &layers[HEAD1], ALL, joined, join_stride, half, first, head, NULL);
-    pointwise(tile, &layers[HEAD2], ALL, first, head, half, second, head, NULL);
+    wrong |= checked(tile, &layers[HEAD1], joined, join_stride, half, first, head);
+    wrong |= checked(tile, &layers[HEAD2], first, head, half, second, head);
     const size_t width = (size_t)layers[OUT].padded, wanted = (channels + HALF_COLUMNS - 1) / HALF_COLUMNS * COLUMNS;
+    uint32_t total = 0;
     for (size_t p = 0; p < half; p += ROWS) {
         const size_t count = half - p < ROWS ? half - p : ROWS;
-        pointwise(tile, &layers[OUT], wanted, second + p * head, head, count, NULL, 0, sums);
+        total += pointwise(tile, &layers[OUT], wanted, second + p * head, head, count, NULL, 0, sums);
         for (size_t c = 0; c < channels; c++)
             for (size_t r = 0; r < count; r++) {
                 const int32_t *block = sums + r * width + c / HALF_COLUMNS * COLUMNS + c % HALF_COLUMNS;
@@ -336,7 +403,9 @@ API uint32_t perigee_prior_pass(const Model *m, uint32_t k, const uint8_t *featu
                 table[c * half + p + r] = clamp((8 * scale + 328) >> 4, 0, SCALES - 1) * 16 + (mu & 15);
             }
     }
-    return filled;
+    wrong |= constants(&layers[OUT]) - layers[OUT].check[0];
+    wrong |= total - expected(&layers[OUT], wanted < width ? wanted : width, second, head, half);
+    return wrong ? 0 : filled;
 }
 
 /* Sizes of what Python hands over: a library built from other sources is not to be called. */

@@ -94,7 +94,21 @@ static Layer make_layer(int32_t packing, int32_t inputs, int32_t outputs, int32_
         else if (group == 1) ((float *)weight)[i] = (float)w;
     }
     for (int32_t i = 0; i < width; i++) bias[i] = (int32_t)any(9999) - 5000, shift[i] = (int32_t)any(24);
-    return (Layer){weight, bias, shift, kernel > 1 ? inputs : depth, outputs, width, kernel, 0};
+    const size_t line = (size_t)depth + 1, n = (size_t)group, blocks = kernel > 1 ? 0 : (size_t)width / COLUMNS;
+    uint32_t *check = calloc(1 + blocks * line, sizeof *check); /* as compiled.py makes it */
+    const Layer out = {weight, bias, shift, check, kernel > 1 ? inputs : depth, outputs, width, kernel, 0};
+    check[0] = constants(&out);
+    for (size_t o = 0; blocks && o < (size_t)width; o++)
+        for (size_t b = o / COLUMNS; b < blocks; b++) {
+            for (size_t i = 0; i < (size_t)depth; i++) {
+                const size_t at = i / n * (size_t)width * n + o * n + i % n;
+                check[1 + b * line + i] += (uint32_t)(wide         ? ((int16_t *)weight)[at]
+                                                     : group == 1 ? (int32_t)((float *)weight)[at]
+                                                                  : ((int8_t *)weight)[at]);
+            }
+            check[1 + b * line + (size_t)depth] += (uint32_t)bias[o];
+        }
+    return out;
 }
 
 /* A prior of odd sizes, every pass of it, in exactly the memory that it asks for. */
@@ -127,18 +141,20 @@ static void prior(int32_t packing) {
     uint8_t *scratch = random_bytes(perigee_prior_scratch(&m, rows, cols)), *features = random_bytes(positions * padded((size_t)hyper));
     uint8_t *given = random_bytes(positions * padded((size_t)(sides * m.latents)));
     uint32_t filled = 0;
-    perigee_prior_features(&m, z, any(33), rows, cols, features, scratch);
+    if (perigee_prior_features(&m, z, any(33), rows, cols, features, scratch)) abort();
     for (uint32_t k = 0; k < (uint32_t)m.passes; k++) {
         const uint32_t channels = 1 + any((uint32_t)(first[k / 2 + 1] - first[k / 2]));
         const size_t size = channels * positions / 2;
         int32_t *table = malloc(sizeof *table * size), *mean = malloc(sizeof *mean * size);
         filled = perigee_prior_pass(&m, k, features, q, rows, cols, channels, given, filled, table, mean, scratch);
+        if (!filled) abort(); /* a false alarm */
         for (size_t i = 0; i < size; i++)
             if ((uint32_t)table[i] >= TABLES || mean[i] < OUT_MIN || mean[i] > OUT_MAX) abort();
         free(table), free(mean);
     }
     for (int i = 0; i < PASSES + 6 * PER_PASS; i++)
-        free((void *)layers[i].weight), free((void *)layers[i].bias), free((void *)layers[i].shift);
+        free((void *)layers[i].weight), free((void *)layers[i].bias), free((void *)layers[i].shift),
+            free((void *)layers[i].check);
     free(z), free(q), free(scratch), free(features), free(given);
 }
 
