@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -39,6 +38,7 @@ MEANT_TO_BE_SEEN = (
     "latents, once chosen",
     "words",
 )
+IN_MEMORY = ("prior's memory", "coder's tables")
 NOT_SEEN = ("latents, as they are chosen", "hyper-latents")  # another choice: the stream says what was chosen
 
 
@@ -49,23 +49,25 @@ def flip(array: np.ndarray[Any, Any], rng: np.random.Generator) -> None:
 
 
 class Fault:
-    """Wraps an engine's analysis and prior so that one flip happens at ``place`` during the next patch."""
+    """Stands in an engine's analysis and prior, so that one flip happens at ``place`` before or during the next patch."""
 
-    def __init__(self, encoder: Encoder, place: str, rng: np.random.Generator) -> None:
-        self.place, self.rng = place, rng
-        self.engine: Any = encoder.engine
-        self.analyse, self.prior = self.engine.analyse, self.engine.prior
-        self.engine.analyse, self.engine.prior = self._analyse, self
+    def __init__(self, engine: Any, place: str, rng: np.random.Generator) -> None:
+        self.place, self.rng, self.engine = place, rng, engine
+        self.analyse, self.prior = engine.analyse, engine.prior
+        engine.analyse, engine.prior = self._analyse, self
+        parts = []
         if place == "prior's memory":
-            parts = self.prior.memory()
-            sizes = np.array([a.nbytes if a.nbytes > 64 else 0 for a in parts], float)
-            flip(parts[rng.choice(len(parts), p=sizes / sizes.sum())], rng)
+            parts = [a for a in self.prior.memory() if a.nbytes > 64]  # of its layers
         elif place == "coder's tables":
-            self._in_tables(encoder)
+            cumulated, _, coarse, _ = memory_of(engine.profile.contract.tables)  # where rows start is only a bound
+            parts = [cumulated, coarse]
+        if parts:
+            sizes = np.array([a.nbytes for a in parts], float)
+            flip(parts[rng.choice(len(parts), p=sizes / sizes.sum())], rng)
 
-    def _in_tables(self, encoder: Encoder) -> None:
-        parts = memory_of(encoder.engine.profile.contract.tables)
-        flip(parts[self.rng.choice(len(parts), p=[0.5, 0, 0.5, 0])], self.rng)  # where entries start is only a bound
+    def remove(self) -> None:
+        """Leave the engine as it was, but for what a flip has changed in memory."""
+        self.engine.analyse, self.engine.prior = self.analyse, self.prior
 
     def _analyse(self, image: Any, quality_step: int) -> Any:
         q, z = self.analyse(image, quality_step)
@@ -108,27 +110,22 @@ def decodes(segment: fmt.Segment, profile: Profile, ground: GroundEngine) -> np.
 
 
 def outcome(
-    make: Callable[[], Encoder], place: str, image: Any, step: int, clean: fmt.Segment, ground: GroundEngine, rng: Any
+    encoder: Encoder, place: str, image: Any, step: int, clean: fmt.Segment, ground: GroundEngine, rng: Any
 ) -> str:
     """What becomes of one flip: one of ``OUTCOMES``."""
-    encoder = make()
-    Fault(encoder, place, rng)
-    try:
-        segment = encoder.encode_image(image, step)
-    except (
-        SymbolError,
-        UpsetError,
-    ):  # the coder found a value that cannot be: an error for this scene, nothing is written
-        return "mended on board"
+    upsets = encoder.guard.upsets
+    fault = Fault(encoder.engine, place, rng)
+    segment = encoder.encode_image(image, step)
+    fault.remove()
     if place == "words":
         words = segment.words.copy()
         flip(words, rng)
         segment = segment._replace(words=words)
     if segment.words.tobytes() == clean.words.tobytes() and segment.checksum == clean.checksum:
-        return "mended on board" if encoder.guard.upsets else "no effect"
-    q = decodes(segment, ground.profile, ground)
-    if q is not None:
-        return "no effect" if np.array_equal(q, decodes(clean, ground.profile, ground)) else "silent"
+        return "mended on board" if encoder.guard.upsets > upsets else "no effect"
+    q, sent = (decodes(s, ground.profile, ground) for s in (segment, clean))
+    if q is not None and sent is not None:
+        return "no effect" if np.array_equal(q, sent) else "silent"
     try:
         encoder.verify(segment, (SIDE, SIDE))
     except UpsetError:
@@ -148,37 +145,24 @@ def main() -> None:
     rng = np.random.default_rng(args.seed)
     profile = find_profile(args.profile)
     ground = GroundEngine(profile, 1)
-    pictures = [p[:SIDE, :SIDE].transpose(2, 0, 1).astype(np.float32) / 255 for _, p in images(args.data)]
-    state: dict[str, Encoder] = {}
+    pictures = [
+        np.asarray(p[:SIDE, :SIDE].transpose(2, 0, 1) / np.float32(255), np.float32) for _, p in images(args.data)
+    ]
 
     def fresh() -> Encoder:
         own = load_profile(profile.folder)
         return Encoder(own, FlightEngine(own, 1, check=False))
 
-    def encoder() -> Encoder:
-        """One that no fault has touched: making them anew each time would take most of the run."""
-        used = state.get("encoder")
-        if used is None or used.guard.upsets or state.get("dirty"):
-            state["encoder"] = fresh()
-        return state["encoder"]
-
-    reference = fresh()
-    clean = {(i, s): reference.encode_image(p, s) for i, p in enumerate(pictures) for s in QUALITY_STEPS}
+    encoder = fresh()
+    clean = {(i, s): encoder.encode_image(p, s) for i, p in enumerate(pictures) for s in QUALITY_STEPS}
     places = MEANT_TO_BE_SEEN + NOT_SEEN
     found: dict[str, Counter[str]] = {place: Counter() for place in places}
     for n in tqdm(range(args.count), unit="flip", disable=None):
         place = places[n % len(places)]
         picture, step = int(rng.integers(len(pictures))), int(rng.choice(QUALITY_STEPS))
-        made = encoder()
-        engine: Any = made.engine
-        found[place][
-            outcome(lambda made=made: made, place, pictures[picture], step, clean[picture, step], ground, rng)  # type: ignore[misc]
-        ] += 1
-        if place in ("prior's memory", "coder's tables"):
-            del state["encoder"]
-        elif made.engine is engine:
-            del engine.analyse
-            engine.prior = engine.prior.prior
+        found[place][outcome(encoder, place, pictures[picture], step, clean[picture, step], ground, rng)] += 1
+        if place in IN_MEMORY:
+            encoder = fresh()
     rows = []
     for place in places:
         total = sum(found[place].values())

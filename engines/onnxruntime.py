@@ -33,6 +33,7 @@ from perigee.bitstream.prior import (
 from perigee.bitstream.profile import CONSISTENCY_FILE, Profile, load_profile
 
 FloatArray = npt.NDArray[np.float32]
+WHOLE_PRIOR, HYPER_PRIOR = "prior.onnx", "prior_hyper.onnx"
 Graph = Any  # callable: dict of arrays -> list of arrays
 
 
@@ -140,6 +141,11 @@ def _compiled_prior(profile: Profile, graph: Any, wanted: bool) -> PriorEngine |
     return compiled.NativePrior(profile.contract.widths, profile.contract.layers)
 
 
+def _numpy_prior(profile: Profile, graph_file: str) -> PriorEngine | None:
+    """The prior in numpy, for profiles that come without its graphs: superseded ones, to keep them small."""
+    return None if graph_file in profile.manifest["files"] else profile.contract.reference(np.float32)
+
+
 class FlightEngine:
     """What flies: one of the profile's analyses and the whole prior. ``graph`` makes a runnable graph from a file.
 
@@ -162,9 +168,8 @@ class FlightEngine:
         self.analysis, file = profile.analysis(analysis)
         self.linear = profile.is_linear(self.analysis)
         self._analysis = graph(file, threads)
-        self.prior = _compiled_prior(profile, graph, compiled_prior) or GraphPrior(
-            profile.contract.widths, graph(profile.file("prior.onnx"), threads)
-        )
+        prior = _compiled_prior(profile, graph, compiled_prior) or _numpy_prior(profile, WHOLE_PRIOR)
+        self.prior = prior or GraphPrior(profile.contract.widths, graph(profile.file(WHOLE_PRIOR), threads))
         if check:
             profile.self_test(self.prior)
 
@@ -197,10 +202,10 @@ class GroundEngine:
     ) -> None:
         self.profile = profile
         widths = profile.contract.widths
-        prior = prior or _compiled_prior(profile, graph, compiled_prior)
+        prior = prior or _compiled_prior(profile, graph, compiled_prior) or _numpy_prior(profile, HYPER_PRIOR)
         if prior is None:
             steps = [graph(profile.file(f"prior_pass{k}.onnx"), threads) for k in range(widths.passes)]
-            prior = GraphPrior(widths, hyper=graph(profile.file("prior_hyper.onnx"), threads), steps=steps)
+            prior = GraphPrior(widths, hyper=graph(profile.file(HYPER_PRIOR), threads), steps=steps)
         self.prior = prior
         if check:
             profile.self_test(self.prior)

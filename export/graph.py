@@ -342,7 +342,7 @@ def write_synthesis(synthesis: Synthesis, path: Path) -> None:
     y = writer.slice(latents, [0], [count], [1], [1])
     plane = writer.slice(latents, [count], [count + 1], [1], [1])
     basis = synthesis.linear.weight.detach().numpy().reshape(count, 3 * BLOCK * BLOCK).T[:, :, None, None]
-    image = writer.depth_to_space(writer.node("Conv", y, writer.constant(basis.astype(np.float32))), BLOCK)
+    image = writer.depth_to_space(writer.node("Conv", y, writer.weight(basis)), BLOCK)
     scale = writer.constant(synthesis.input_scale.detach().numpy()[None, :, None, None])
     scaled = writer.node("Concat", writer.clip(writer.node("Mul", y, scale), -20, 20), plane, axis=1)
     filtered = writer.scalar("Mul", writer.clip(image, -0.75, 0.75), 4.0)
