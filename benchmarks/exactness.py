@@ -208,8 +208,8 @@ def matrix(profile: Profile, tiles: list[tuple[str, Any]]) -> list[dict[str, Any
         "numpy float64": contract.reference(np.float64),
         "numpy float32": contract.reference(np.float32),
     }
-    for packing in range(compiled.library.perigee_prior_packing() + 1):
-        name = ("float32", "int16 quads, AVX2", "int8 quads, AVX-512 VNNI")[packing]
+    for packing in compiled.packings():
+        name = compiled.PACKING_NAMES[packing]
         engines[f"compiled, {name}"] = compiled.NativePrior(contract.widths, contract.layers, packing)
     for threads in (1, 2, 4):
         for optimise in (True, False):

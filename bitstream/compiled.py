@@ -31,10 +31,12 @@ from perigee.bitstream.prior import (
 
 FUNCTIONS = (
     "perigee_push_pass", "perigee_pop_pass", "perigee_push_runs", "perigee_pop_runs", "perigee_flush",
-    "perigee_prior_scratch", "perigee_prior_features", "perigee_prior_pass", "perigee_prior_packing", "perigee_abi",
+    "perigee_prior_scratch", "perigee_prior_features", "perigee_prior_pass", "perigee_prior_packings", "perigee_abi",
 )  # fmt: skip
 COLUMNS = 32  # output channels are stored in multiples of this
-PACKINGS = ((1, np.float32), (4, np.int16), (4, np.int8))  # for any machine, AVX2, AVX-512 VNNI: inputs side by side
+# inputs side by side, their type, what products take off them: for any machine, AVX2, AVX-512 VNNI, NEON's dot products
+PACKINGS: tuple[tuple[int, Any, int], ...] = ((1, np.float32, 0), (4, np.int16, 0), (4, np.int8, 0), (4, np.int8, 128))
+PACKING_NAMES = ("float32", "int16, AVX2", "int8, AVX-512 VNNI", "int8, NEON dot products")
 
 
 def pointer(array: npt.NDArray[Any]) -> ctypes.c_void_p:
@@ -54,7 +56,7 @@ class _Model(ctypes.Structure):
     ] + [(name, ctypes.c_void_p) for name in ("starts", "layers", "magnitudes")]
 
 
-ABI = 6  # as in csrc/prior.c
+ABI = 7  # as in csrc/prior.c
 
 
 def _load() -> Any:
@@ -76,6 +78,12 @@ def _load() -> Any:
 
 
 library = _load()
+
+
+def packings() -> list[int]:
+    """Packings of the weights that this machine can multiply, the fastest last; empty without the compiled library."""
+    usable = 0 if library is None else int(library.perigee_prior_packings())
+    return [i for i in range(len(PACKINGS)) if usable >> i & 1]
 
 
 def _up(n: int, multiple: int = COLUMNS) -> int:
@@ -133,10 +141,10 @@ class NativePrior:
         """``packing`` None takes the fastest that this machine has. Raises EngineError without the compiled library."""
         if library is None:
             raise EngineError("the compiled prior is not here: install Perigee where there is a C compiler")
-        best = int(library.perigee_prior_packing())
-        self.packing = best if packing is None else packing
-        if self.packing > best:
-            raise EngineError(f"this machine cannot multiply packing {self.packing}; it can {best} and below")
+        usable = packings()
+        self.packing = usable[-1] if packing is None else packing
+        if self.packing not in usable:
+            raise EngineError(f"this machine cannot multiply packing {self.packing}; it can {usable}")
         self.widths = widths
         self._keep: list[npt.NDArray[Any]] = []
         shapes = layer_shapes(widths)
@@ -173,9 +181,9 @@ class NativePrior:
             if self.widths.magnitudes and name.endswith(".context"):  # each latent's magnitude lies behind it
                 matrix = np.stack(np.split(matrix, 2, axis=1), axis=2).reshape(shape.outputs, -1)
             offset = {"hyper.up1": Z_CLAMP}.get(name, CONTEXT_CLAMP if name.endswith(".context") else 0)
-            group, dtype = PACKINGS[self.packing]
-            if group > 1:
-                bias = bias - offset * matrix.astype(np.int64).sum(1)
+            group, dtype, less = PACKINGS[self.packing]
+            taken = offset if group == 1 else less  # off the stored inputs, before they are multiplied
+            bias = bias + (taken - offset) * matrix.astype(np.int64).sum(1)
             inputs, width = _up(shape.inputs, group), _up(int(place.max()) + 1)
             whole = np.zeros((width, inputs), dtype)
             whole[place, : shape.inputs] = matrix[order]
@@ -188,8 +196,7 @@ class NativePrior:
         if not shape.depthwise:
             blocks = whole.astype(np.int64).reshape(-1, COLUMNS, inputs).sum(1).cumsum(0)
             constant = arrays[1].astype(np.int64).reshape(-1, COLUMNS).sum(1).cumsum()
-            if group == 1:  # its inputs are taken without their offset
-                constant = constant - offset * blocks.sum(1)
+            constant = constant - taken * blocks.sum(1)
             check = np.concatenate([[constants], np.column_stack([blocks, constant]).reshape(-1)])
         arrays.append((check % 2**32).astype(np.uint32))
         self._keep += arrays

@@ -66,13 +66,12 @@ def _prior(profile: Profile) -> Finding:
         return Finding(
             "compiled library", None, "not built here (no C compiler at installation): the graphs serve, slower"
         )
-    kinds = ("float32", "int16 quads (AVX2)", "int8 quads (AVX-512 VNNI)")
     try:
         prior = compiled.NativePrior(profile.contract.widths, profile.contract.layers)
         profile.self_test(prior)
     except PerigeeError as error:
         return Finding("compiled prior", False, str(error))
-    return Finding("compiled prior", True, f"self-test passed, {kinds[prior.packing]}")
+    return Finding("compiled prior", True, f"self-test passed, {compiled.PACKING_NAMES[prior.packing]}")
 
 
 def _engine(profile: Profile) -> Finding:

@@ -17,6 +17,10 @@
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <immintrin.h>
 #define X86 1
+#elif defined(__aarch64__) && defined(__linux__) && defined(__GNUC__)
+#include <arm_neon.h>
+#include <sys/auxv.h>
+#define ARM 1
 #endif
 
 #if defined(X86) && defined(__gnu_linux__) && !defined(__clang__) && __GNUC__ >= 12
@@ -27,16 +31,16 @@
 #define CLONED
 #endif
 
-enum { ABI = 6 };                                    /* to be raised with every change that Python must follow */
+enum { ABI = 7 };                                    /* to be raised with every change that Python must follow */
 enum { ROWS = 8, COLUMNS = 32, HALF_COLUMNS = 16 }; /* a tile: positions x output channels */
-enum { SINGLES, QUADS_AVX2, QUADS_VNNI };           /* how the weights are packed, and what multiplies them */
+enum { SINGLES, QUADS_AVX2, QUADS_VNNI, QUADS_DOT }; /* how the weights are packed, and what multiplies them */
 enum { Z_OFFSET = 64, CONTEXT_OFFSET = 127, CONTEXT_CLAMP = 127, DC_SHIFT = 2, SCALES = 64 };
 enum { CHECKED = 64 };                              /* inputs whose sums are taken at a time */
 enum { OUT_MIN = -4096, OUT_MAX = 4095 };
 enum { UP1, DEPTH1, UP2, DEPTH2, MIX, PASSES };      /* layers of the hyper-decoder, then five of each pass */
 enum { CONTEXT, DEPTH, HEAD1, HEAD2, OUT, PER_PASS };
 
-/* 1x1 layers: `weight` is [inputs / n][padded][n] with n = 1 (float) or 4 (int16 or int8), zeros
+/* 1x1 layers: `weight` is [inputs / n][padded][n] with n = 1 (float) or 4 (int16, or int8 twice), zeros
  * beyond the real channels;
  * depthwise layers: int16 [kernel * kernel][outputs]. `bias` holds the rounding term; `padded` is a multiple of COLUMNS.
  * `offset` is what the inputs are stored above their value: float32 subtracts it, to stay below 2^24 as proven; for the
@@ -136,10 +140,38 @@ __attribute__((target("avx512f,avx512vnni"))) static void tile_vnni(const Layer 
 }
 #endif
 
+#ifdef ARM
+#pragma GCC push_options
+#pragma GCC target("arch=armv8.2-a+dotprod")
+/* Products of signed bytes: inputs are taken less 128, which the packed biases give back. */
+static void tile_dot(const Layer *l, size_t column, const uint8_t *const x[ROWS], int32_t sums[ROWS][COLUMNS]) {
+    for (int r = 0; r < ROWS; r += 2)
+        for (int c = 0; c < COLUMNS; c += 16) {
+            const int8_t *w = (const int8_t *)l->weight + 4 * (column + (size_t)c);
+            int32x4_t s[2][4];
+            for (int k = 0; k < 2; k++)
+                for (int j = 0; j < 4; j++) s[k][j] = vdupq_n_s32(0);
+            for (int32_t i = 0; i < l->inputs; i += 4, w += 4 * (size_t)l->padded)
+                for (int k = 0; k < 2; k++) {
+                    uint32_t four;
+                    memcpy(&four, x[r + k] + i, sizeof four);
+                    const int8x16_t quad = vreinterpretq_s8_u32(vdupq_n_u32(four ^ 0x80808080u));
+                    for (int j = 0; j < 4; j++) s[k][j] = vdotq_s32(s[k][j], vld1q_s8(w + 16 * j), quad);
+                }
+            for (int k = 0; k < 2; k++)
+                for (int j = 0; j < 4; j++) vst1q_s32(&sums[r + k][c + 4 * j], s[k][j]);
+        }
+}
+#pragma GCC pop_options
+#endif
+
 static Tile *tile_of(int32_t packing) {
 #ifdef X86
     if (packing == QUADS_VNNI) return tile_vnni;
     if (packing == QUADS_AVX2) return tile_avx2;
+#endif
+#ifdef ARM
+    if (packing == QUADS_DOT) return tile_dot;
 #endif
     (void)packing;
     return tile_singles;
@@ -411,11 +443,15 @@ API uint32_t perigee_prior_pass(const Model *m, uint32_t k, const uint8_t *featu
 /* Sizes of what Python hands over: a library built from other sources is not to be called. */
 API uint32_t perigee_abi(void) { return (uint32_t)(ABI * 1000000 + sizeof(Layer) * 1000 + sizeof(Model)); }
 
-/* The best packing that this machine can multiply: 2 with AVX-512 VNNI, 1 with AVX2, 0 everywhere. */
-API int perigee_prior_packing(void) {
+/* The packings that this machine can multiply, one bit each; the highest is the fastest. */
+API uint32_t perigee_prior_packings(void) {
+    uint32_t out = 1u << SINGLES;
 #ifdef X86
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vnni")) return QUADS_VNNI;
-    if (__builtin_cpu_supports("avx2")) return QUADS_AVX2;
+    if (__builtin_cpu_supports("avx2")) out |= 1u << QUADS_AVX2;
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vnni")) out |= 1u << QUADS_VNNI;
 #endif
-    return SINGLES;
+#ifdef ARM
+    if (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) out |= 1u << QUADS_DOT;
+#endif
+    return out;
 }

@@ -47,7 +47,7 @@ def test_blas_gives_the_integers_of_the_reference(rng, dtype, widths):
     assert len(np.unique(wanted[-1].table)) > 50, "the case must not be trivial"
 
 
-PACKINGS = range(compiled.library.perigee_prior_packing() + 1) if compiled.library else []
+PACKINGS = compiled.packings()
 ODD = P.Widths(latents=7, hyper_latents=3, hyper=5, context=33, head=11, slices=(1, 2, 4))
 
 
@@ -116,7 +116,7 @@ def test_compiled_prior_refuses_other_shapes():
 
 def test_packings_beyond_the_machine_are_refused():
     with pytest.raises(EngineError, match="cannot multiply packing"):
-        compiled.NativePrior(SMALL, small_layers(), len(PACKINGS))
+        compiled.NativePrior(SMALL, small_layers(), len(compiled.PACKINGS))
 
 
 @pytest.mark.parametrize("widths", [SMALL, SEEING])

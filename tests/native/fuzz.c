@@ -162,9 +162,10 @@ int main(int argc, char **argv) {
     const long count = argc > 1 ? atol(argv[1]) : 1000000;
     const Tables tables = make_tables();
     for (long i = 0; i < count; i++) segment(&tables);
-    const int best = perigee_prior_packing();
-    for (long i = 0; i < count / 5000 + 1; i++) prior((int32_t)(i % (best + 1)));
-    printf("%ld segments, %ld priors in packings 0 to %d: no finding\n", count, count / 5000 + 1, best);
+    const uint32_t packings = perigee_prior_packings();
+    for (long i = 0, done = 0; done < count / 5000 + 1; i++)
+        if (packings >> i % 4 & 1) prior((int32_t)(i % 4)), done++;
+    printf("%ld segments, %ld priors in packings of mask %u: no finding\n", count, count / 5000 + 1, packings);
     free(cumulated);
     return 0;
 }

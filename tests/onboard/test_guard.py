@@ -37,7 +37,7 @@ def flip(array, rng):
     data[rng.integers(len(data))] ^= 1 << rng.integers(8)
 
 
-@pytest.mark.parametrize("packing", range(compiled.library.perigee_prior_packing() + 1))
+@pytest.mark.parametrize("packing", compiled.packings())
 def test_no_flip_in_the_prior_passes_unseen(profile, rng, packing):
     """Each array that its code reads, in turn: either the sums tell, or no prediction has changed."""
     prior = compiled.NativePrior(profile.contract.widths, profile.contract.layers, packing)
