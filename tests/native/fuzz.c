@@ -102,9 +102,11 @@ static Layer make_layer(int32_t packing, int32_t inputs, int32_t outputs, int32_
         for (size_t b = o / COLUMNS; b < blocks; b++) {
             for (size_t i = 0; i < (size_t)depth; i++) {
                 const size_t at = i / n * (size_t)width * n + o * n + i % n;
-                check[1 + b * line + i] += (uint32_t)(wide         ? ((int16_t *)weight)[at]
-                                                     : group == 1 ? (int32_t)((float *)weight)[at]
-                                                                  : ((int8_t *)weight)[at]);
+                const uint32_t w = (uint32_t)(wide         ? ((int16_t *)weight)[at]
+                                              : group == 1 ? (int32_t)((float *)weight)[at]
+                                                           : ((int8_t *)weight)[at]);
+                check[1 + b * line + i] += w;
+                if (packing == QUADS_DOT) check[1 + b * line + (size_t)depth] -= 128 * w;
             }
             check[1 + b * line + (size_t)depth] += (uint32_t)bias[o];
         }
