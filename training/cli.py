@@ -39,10 +39,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--only",
+        nargs="+",
         choices=("prior", "synthesis"),
-        default="",
-        help="train one part alone on frozen symbols: the prior for fewer bytes (a new contract), the synthesis for better "
-        "pictures (streams and contract stay as they are)",
+        default=(),
+        help="train these parts alone on frozen symbols: the prior for fewer bytes (a new contract), the synthesis for better "
+        "pictures (streams and contract stay as they are), or both",
     )
     parser.add_argument(
         "--prior",
@@ -101,7 +102,7 @@ def main(argv: list[str] | None = None) -> int:
         learning_rate=args.learning_rate,
         quantise_from=args.quantise_from,
         seed=args.seed,
-        only=args.only,
+        only=tuple(args.only),
     )
     try:
         weights = {name: float(value) for name, value in (item.rsplit("=", 1) for item in args.weight)}

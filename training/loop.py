@@ -23,7 +23,7 @@ from torch import Tensor
 
 from perigee.bitstream import prior as P
 from perigee.bitstream.profile import BLOCK
-from perigee.models.codec.codec import COST_FLOOR, Codec, CodecConfig, config_from, loss_of
+from perigee.models.codec.codec import Codec, CodecConfig, config_from, loss_of, prior_loss_of
 from perigee.models.codec.grow import grow
 from perigee.training.data import CropSampler, ImageSet
 
@@ -46,7 +46,7 @@ class TrainingConfig:
     cut_share: float = 0.1  # share of samples trained as segments cut short
     stitched_share: float = 0.3  # share of steps whose crops are coded in patches and synthesised whole, as scenes are
     seed: int = 1
-    only: str = ""  # one of PARTS to train, all else frozen; or everything
+    only: tuple[str, ...] = ()  # PARTS to train, all else frozen; or everything
     checkpoint_minutes: float = 5.0
 
 
@@ -90,8 +90,9 @@ class Trainer:
         self.codec = Codec(codec_config).to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.mean = Codec(codec_config).to(self.device)
         if config.only:
+            trained = tuple(prefix for part in config.only for prefix in PARTS[part])
             for name, parameter in self.codec.named_parameters():
-                parameter.requires_grad_(name.startswith(PARTS[config.only]))
+                parameter.requires_grad_(name.startswith(trained))
         self.optimiser = _optimiser(self.codec, config.learning_rate)
         self.step, self.seconds = 0, 0.0
         self.autocast = _half_precision(self.device)
@@ -173,15 +174,13 @@ class Trainer:
             kept = torch.where(cut, torch.randint(0, count, (len(x),), generator=generator), count).to(self.device)
         stitched = torch.rand((), generator=generator).item() < self.config.stitched_share
         patch = STITCHED_PATCH if stitched else None
-        if self.config.only == "prior":
-            coded = codec.code(x, quality, autocast=self.autocast)
-            bpp, mse = (coded.bits_y + coded.bits_z) / (x.shape[2] * x.shape[3]), torch.zeros(len(x))
-            loss = (bpp / (bpp.detach() + COST_FLOOR)).mean()
+        if self.config.only == ("prior",):
+            loss, bpp, mse = prior_loss_of(codec, x, quality, self.autocast)
         else:
             output = codec(x, quality, autocast=self.autocast, slices_kept=kept, patch=patch)
             loss, bpp, mse = loss_of(output, x, codec.config.lambda_of(quality))
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         norm = torch.nn.utils.clip_grad_norm_([p for p in codec.parameters() if p.requires_grad], 1.0)
         if torch.isfinite(norm):
             self.optimiser.step()

@@ -62,13 +62,15 @@ class Output(NamedTuple):
 
 
 class Coded(NamedTuple):
-    """What the bitstream carries: symbols q, the prior's means and spreads [N, M, H, W], bits a patch for y and z [N]."""
+    """What the bitstream carries: symbols q, the prior's means and spreads [N, M, H, W], bits a patch for y and z [N]; and the
+    gained latents ``y`` that were rounded to q."""
 
     q: Tensor
     mean: Tensor
     spread: Tensor
     bits_y: Tensor
     bits_z: Tensor
+    y: Tensor
 
 
 class HyperPrior(nn.Module):
@@ -169,7 +171,7 @@ class Codec(nn.Module):
         bits_y = -torch.log(probability.clamp_min(1e-7)).flatten(1).sum(1) / LOG2
         bands = torch.div(quality_step.long() * Z_BANDS, P.QUALITY_STEPS + 1, rounding_mode="floor")
         bits_z = -torch.log(self.hyper_prior.likelihood(rated_z, bands)).flatten(1).sum(1) / LOG2
-        return Coded(q, mean, spread, bits_y, bits_z)
+        return Coded(q, mean, spread, bits_y, bits_z, y)
 
     def forward(
         self,
@@ -192,7 +194,7 @@ class Codec(nn.Module):
             to_patches(x, patch) if patch else x, quality_step.repeat_interleave(blocks), noise, preset, autocast
         )
         q, mean, spread = coded[:3]
-        bits_y, bits_z = (bits.reshape(len(x), -1).sum(1) for bits in coded[3:])
+        bits_y, bits_z = (bits.reshape(len(x), -1).sum(1) for bits in coded[3:5])
         if patch:
             rows, cols = x.shape[2] // patch, x.shape[3] // patch
             q, mean, spread = (from_patches(part, rows, cols) for part in (q, mean, spread))
@@ -202,6 +204,21 @@ class Codec(nn.Module):
             q = torch.where((number[None] < slices_kept[:, None])[:, :, None, None], q, mean)
         image = self.synthesis(self.reconstruction(q, mean, spread, quality_step), autocast)
         return Output(image, bits_y, bits_z)
+
+
+def prior_loss_of(codec: Codec, x: Tensor, quality_step: Tensor, autocast: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """As :func:`loss_of`, for a prior that is trained alone: the error is that of the reconstructed latents.
+
+    The rate hardly minds where in its cell the mean of a latent of 0 lies; the picture does, so the error must stay in the loss.
+    The transform is nearly orthonormal: squares of latents are squares of pixels.
+    """
+    coded = codec.code(x, quality_step, autocast=autocast)
+    bpp = (coded.bits_y + coded.bits_z) / (x.shape[2] * x.shape[3])
+    found = codec.reconstruction(coded.q, coded.mean, coded.spread, quality_step)[:, :-1]
+    wrong = found - coded.y / codec.gains(quality_step)
+    mse = wrong.square().sum((1, 2, 3)) / x[0].numel()
+    cost = bpp + codec.config.lambda_of(quality_step) * 65025 * mse
+    return (cost / (cost.detach() + COST_FLOOR)).mean(), bpp, mse
 
 
 def to_patches(x: Tensor, side: int) -> Tensor:
