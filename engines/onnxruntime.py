@@ -134,16 +134,16 @@ class GraphPrior:
         return step
 
 
-def _compiled_prior(profile: Profile, graph: Any, wanted: bool) -> PriorEngine | None:
-    """The compiled prior, beside ONNX Runtime where it was built; other engines bring their own graphs."""
-    if not wanted or graph is not OnnxRuntimeGraph or compiled.library is None:
-        return None
-    return compiled.NativePrior(profile.contract.widths, profile.contract.layers)
+def _other_prior(profile: Profile, graph: Any, compiled_wanted: bool, file: str) -> PriorEngine | None:
+    """The prior without its graph ``file``, or None where the graph is to serve.
 
-
-def _numpy_prior(profile: Profile, graph_file: str) -> PriorEngine | None:
-    """The prior in numpy, for profiles that come without its graphs: superseded ones, to keep them small."""
-    return None if graph_file in profile.manifest["files"] else profile.contract.reference(np.float32)
+    The compiled prior stands beside ONNX Runtime where it was built; other engines bring their own graphs. Superseded
+    profiles come without graphs, to keep them small: then it is the compiled one for every engine, or numpy.
+    """
+    has_graph = file in profile.manifest["files"]
+    if compiled_wanted and compiled.library is not None and (graph is OnnxRuntimeGraph or not has_graph):
+        return compiled.NativePrior(profile.contract.widths, profile.contract.layers)
+    return None if has_graph else profile.contract.reference(np.float32)
 
 
 class FlightEngine:
@@ -168,7 +168,7 @@ class FlightEngine:
         self.analysis, file = profile.analysis(analysis)
         self.linear = profile.is_linear(self.analysis)
         self._analysis = graph(file, threads)
-        prior = _compiled_prior(profile, graph, compiled_prior) or _numpy_prior(profile, WHOLE_PRIOR)
+        prior = _other_prior(profile, graph, compiled_prior, WHOLE_PRIOR)
         self.prior = prior or GraphPrior(profile.contract.widths, graph(profile.file(WHOLE_PRIOR), threads))
         if check:
             profile.self_test(self.prior)
@@ -202,7 +202,7 @@ class GroundEngine:
     ) -> None:
         self.profile = profile
         widths = profile.contract.widths
-        prior = prior or _compiled_prior(profile, graph, compiled_prior) or _numpy_prior(profile, HYPER_PRIOR)
+        prior = prior or _other_prior(profile, graph, compiled_prior, HYPER_PRIOR)
         if prior is None:
             steps = [graph(profile.file(f"prior_pass{k}.onnx"), threads) for k in range(widths.passes)]
             prior = GraphPrior(widths, hyper=graph(profile.file(HYPER_PRIOR), threads), steps=steps)

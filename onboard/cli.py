@@ -15,8 +15,7 @@ from typing import Any, NoReturn
 
 from perigee.bitstream.errors import EngineError, PerigeeError, ProfileError
 from perigee.bitstream.profile import DEFAULT_PROFILE, find_profile
-
-ENGINES = ("auto", "onnxruntime")
+from perigee.engines.choice import ENGINES, choose
 
 
 class _Parser(argparse.ArgumentParser):
@@ -80,7 +79,11 @@ def _parse(argv: list[str] | None) -> Options:
         "--analysis", metavar="PRESET", help="encoder network of the profile: swift, lite or light (default: swift)"
     )
     parser.add_argument(
-        "--engine", choices=ENGINES, default="auto", help="what runs the networks (default %(default)s)"
+        "--engine",
+        choices=("auto", *ENGINES),
+        default="auto",
+        help="what runs the networks; auto is the first of tensorrt (where export-engine has built plans), cuda and "
+        "onnxruntime that passes its self-test (default %(default)s)",
     )
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads of the engine (default: all cores)")
     parser.add_argument(
@@ -178,6 +181,7 @@ def _encode_one(tile: Path, options: Options, encoder: Any, written: set[Path]) 
         "contract": encoder.profile.contract.digest.hex(),
         "analysis": encoder.engine.analysis,
         "engine": encoder.engine.name,
+        "upsets": scene.upsets,
         "ms": {name: round(value, 2) for name, value in scene.timings.ms.items()},
         "total_ms": round(1000 * (time.perf_counter() - start), 2),
     }
@@ -241,11 +245,11 @@ def main(argv: list[str] | None = None) -> int:
     first_failure = os.EX_OK
     written: set[Path] = set()
     try:
-        from perigee.engines.onnxruntime import FlightEngine
         from perigee.onboard.encoder import Encoder
 
         profile = find_profile(options.profile)
-        encoder = Encoder(profile, FlightEngine(profile, options.threads, analysis=options.analysis))
+        choice = choose(profile, options.engine, options.threads, options.analysis)
+        encoder = Encoder(profile, choice.engine)
     except ModuleNotFoundError as error:
         print(f"onboard-encode: {error.name} is missing: pip install 'perigee[onboard]'", file=sys.stderr)
         return os.EX_UNAVAILABLE
@@ -257,6 +261,8 @@ def main(argv: list[str] | None = None) -> int:
     for tile in options.tiles:
         try:
             report = _encode_one(tile, options, encoder, written)
+            if choice.passed_over:
+                report["engines_passed_over"] = dict(choice.passed_over)
         except KeyboardInterrupt:
             return 130
         except Exception as error:

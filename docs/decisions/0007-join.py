@@ -18,7 +18,9 @@ def main() -> None:
     one, other = (torch.load(path, weights_only=True) for path in (prior, synthesis))
     frozen = [n for n in one["mean"] if n.startswith(("analysis.", "gains."))]
     assert all(torch.equal(one["mean"][n], other["mean"][n]) for n in frozen), "the runs have different transforms"
-    joined = {n: (other if n.startswith(GROUND) else one)["mean"][n] for n in one["mean"] if not n.startswith("synthesis.")}
+    joined = {
+        n: (other if n.startswith(GROUND) else one)["mean"][n] for n in one["mean"] if not n.startswith("synthesis.")
+    }
     joined |= {n: v for n, v in other["mean"].items() if n.startswith("synthesis.")}
     config = one["codec_config"] | {
         part: other["codec_config"][part] for part in ("synthesis_widths", "synthesis_blocks")

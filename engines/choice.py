@@ -1,0 +1,123 @@
+"""Which engine flies here: the one asked for, or the first of several whose self-test passes.
+
+A GPU library that is broken may crash or hang instead of raising. ``auto`` therefore tries an engine that seems to be
+there in a process of its own first, and only then loads it. Where its packages are not installed nothing is started, and
+an engine asked for by name is loaded straight away.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from typing import NamedTuple
+
+import numpy as np
+
+from perigee.bitstream.errors import EngineError
+from perigee.bitstream.profile import PATCH_MULTIPLE, Profile, find_profile
+from perigee.engines.onnxruntime import FlightEngine
+
+GPU_ENGINES = ("tensorrt", "cuda")
+ENGINES = (*GPU_ENGINES, "onnxruntime")  # in the order in which auto tries them
+PROBE_SECONDS = 60.0
+
+
+class PassedOver(NamedTuple):
+    """An engine that was not taken, and why."""
+
+    name: str
+    reason: str
+
+
+class Choice(NamedTuple):
+    """The engine that will be used; ``passed_over`` is empty unless the choice was free."""
+
+    engine: FlightEngine
+    passed_over: list[PassedOver]
+
+
+def load(name: str, profile: Profile, threads: int | None = None, analysis: str | None = None) -> FlightEngine:
+    """One of ``ENGINES``, after its self-test. Raises EngineError that says what is missing, ProfileError."""
+    if name == "tensorrt":
+        from perigee.engines.tensorrt import TensorRTFlightEngine
+
+        return _tried(TensorRTFlightEngine(profile, threads, analysis))
+    if name == "cuda":
+        from perigee.engines.cuda import CudaFlightEngine
+
+        return _tried(CudaFlightEngine(profile, threads, analysis))
+    if name == "onnxruntime":
+        return FlightEngine(profile, threads, analysis=analysis)
+    raise EngineError(f"no engine {name!r}; there are {', '.join(ENGINES)}")
+
+
+def _tried(engine: FlightEngine) -> FlightEngine:
+    """The engine, once its analysis has run: the self-test runs the prior only, and a GPU may lack kernels."""
+    engine.analyse(np.zeros((1, 3, PATCH_MULTIPLE, PATCH_MULTIPLE), np.float32), 0)
+    return engine
+
+
+def missing(name: str, profile: Profile, analysis: str | None = None) -> str | None:
+    """Why a GPU engine cannot be here at all, found without loading a GPU library; None where only trying can tell."""
+    from perigee.engines import cuda, tensorrt
+
+    return cuda.missing() if name == "cuda" else tensorrt.missing(profile, analysis)
+
+
+def failing(name: str, profile: Profile, analysis: str | None = None) -> str | None:
+    """Why an engine does not work, tried in a process of its own; None where its self-test passes."""
+    command = [sys.executable, "-m", __name__, name, str(profile.folder), *([analysis] if analysis else [])]
+    environment = os.environ | {"PYTHONSAFEPATH": "1"}  # no packages from the working directory
+    try:
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=PROBE_SECONDS,
+            stdin=subprocess.DEVNULL,
+            env=environment,
+        )
+    except subprocess.TimeoutExpired:
+        return f"no answer within {PROBE_SECONDS:g} s"
+    except OSError as error:
+        return f"cannot be tried in a process of its own ({error})"
+    if done.returncode < 0:
+        return f"it crashed ({signal.Signals(-done.returncode).name})"
+    said = done.stderr.strip().splitlines()
+    return None if done.returncode == 0 else said[-1] if said else f"exit code {done.returncode}"
+
+
+def choose(profile: Profile, wanted: str = "auto", threads: int | None = None, analysis: str | None = None) -> Choice:
+    """The engine ``wanted`` (one of ``ENGINES``), or with ``auto`` the first that works.
+
+    Raises EngineError or ProfileError where that engine, or with ``auto`` even ONNX Runtime on the CPU, cannot be used.
+    """
+    if wanted != "auto":
+        return Choice(load(wanted, profile, threads, analysis), [])
+    passed_over: list[PassedOver] = []
+    for name in GPU_ENGINES:
+        reason = missing(name, profile, analysis) or failing(name, profile, analysis)
+        if reason is None:
+            try:
+                return Choice(load(name, profile, threads, analysis), passed_over)
+            except Exception as error:  # the probe passed, yet a GPU library may still raise anything
+                reason = str(error) or type(error).__name__
+        passed_over.append(PassedOver(name, reason))
+    return Choice(load(ENGINES[-1], profile, threads, analysis), passed_over)
+
+
+def _probe(name: str, folder: str, analysis: str | None = None) -> int:
+    """Load an engine; 0, or 1 and the reason as the last line of stderr."""
+    try:
+        load(name, find_profile(folder), analysis=analysis)
+    except Exception as error:  # also what a GPU library raises
+        print(str(error).replace("\n", " ") or type(error).__name__, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_probe(*sys.argv[1:]))
