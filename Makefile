@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
 
-.PHONY: demo test check check-native bench clean
+.PHONY: demo test test-aarch64 check check-native bench clean
 
 # The demo flies and lands without torch.
 $(VENV)/demo-ready: pyproject.toml $(wildcard bitstream/csrc/*)
@@ -24,6 +24,10 @@ demo: $(VENV)/demo-ready
 
 test: $(VENV)/dev-ready
 	$(BIN)/python -m pytest
+
+# The same symbols on an emulated arm64 Debian, in an hour or less; needs root and says what else.
+test-aarch64: $(VENV)/demo-ready
+	PYTHON=$(abspath $(BIN)/python) tests/aarch64/run.sh
 
 check: $(VENV)/dev-ready
 	$(BIN)/ruff format --check .
