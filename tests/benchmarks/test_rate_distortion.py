@@ -136,9 +136,9 @@ def test_the_whole_run_and_its_reuse(quick, monkeypatch, capsys):
     first, second = quick / "first", quick / "second"
     run(monkeypatch, "--data", quick, "--anchors", "jpeg2000", "webp", "--out", first)
     text = capsys.readouterr()
-    assert "fewer scales" in text.err and "perigee flight2" in text.out
+    assert "fewer scales" in text.err and "perigee flight3" in text.out
     points = read_points(first / "points.csv")
-    assert {p.codec for p in points} == {"perigee flight2", "jpeg2000", "webp"} and len({p.image for p in points}) == 2
+    assert {p.codec for p in points} == {"perigee flight3", "jpeg2000", "webp"} and len({p.image for p in points}) == 2
     assert all(p.bytes > 0 and 15 < p.psnr < 50 and 0 < p.ms_ssim < 1 and math.isnan(p.lpips) for p in points)
     for name in ("summary.json", "images.json", "tables.md", "curves.png", f"curves_{quick.name}.png"):
         assert (first / name).stat().st_size > 0

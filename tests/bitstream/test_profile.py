@@ -21,7 +21,7 @@ def copy(profile, tmp_path):
 
 
 def test_shipped_profiles_load_and_have_all_their_files():
-    assert {"flight", "flight2", "lite"} <= set(shipped_profiles())
+    assert {"flight", "flight2", "flight3", "lite"} <= set(shipped_profiles())
     for name in shipped_profiles():
         loaded = find_profile(name)
         for file in loaded.manifest["files"]:

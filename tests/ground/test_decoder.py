@@ -10,6 +10,7 @@ from perigee.bitstream.errors import ChecksumError, SymbolError
 from perigee.engines.onnxruntime import GroundEngine
 from perigee.engines.torch import TorchFlightEngine, TorchGroundEngine
 from perigee.ground.decoder import Region, SceneDecoder
+from perigee.onboard.encoder import Encoder
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +117,7 @@ def test_engines_agree_on_symbols_and_nearly_on_pixels(profile, stream, tiles):
 def test_torch_encodes_streams_that_onnxruntime_decodes(profile, codec, ground, tiles):
     tile = tifffile.imread(tiles[2])
     other = ArrayCodec(profile, threads=1)
-    other.encoder.engine = TorchFlightEngine(profile)
+    other.encoder = Encoder(profile, TorchFlightEngine(profile))
     data = other.encode(tile, 55)
     assert np.abs(codec.decode(data).astype(float) - tile).mean() < 10
 

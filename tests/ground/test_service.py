@@ -141,7 +141,7 @@ def test_unknown_profile_names_wanted_and_known(url, stream, profile):
     header, offset = fmt.read_header(stream)
     other = fmt.write_header(fmt.Header(b"\1\2\3\4\5\6\7\x08", *list(vars(header).values())[1:])) + stream[offset:]
     body = problem(post(url, other), 422)
-    assert body["wanted"] == "0102030405060708" and body["known"]["flight2"] == profile.contract.digest.hex()
+    assert body["wanted"] == "0102030405060708" and body["known"]["flight3"] == profile.contract.digest.hex()
     assert post(url, other, "/inspect").json()["profile_known"] is False
 
 
@@ -165,7 +165,7 @@ def test_damage_is_reported_in_a_header(url, encoder, profile):
 def test_inspect_profiles_health_metrics_openapi(url, stream):
     described = post(url, stream, "/inspect").json()
     assert described["epsg"] and described["profile_known"] and described["segments"] == {"network": 1}
-    assert [p["name"] for p in httpx.get(url + "/profiles").json()] == ["flight", "flight2", "lite"]
+    assert [p["name"] for p in httpx.get(url + "/profiles").json()] == ["flight", "flight2", "flight3", "lite"]
     assert httpx.get(url + "/healthz").json() == {"status": "alive"}
     assert httpx.get(url + "/readyz", timeout=60).json()["status"] == "ready"
     text = httpx.get(url + "/metrics").text

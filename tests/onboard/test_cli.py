@@ -64,7 +64,7 @@ def test_json_line_and_metadata_of_a_stac_item(tmp_path, tiles):
     assert line["bytes"] == len(data) and line["bpp"] == pytest.approx(8 * len(data) / 65536, abs=1e-4)
     assert (
         line["patches"] == 1
-        and (line["profile"], line["analysis"]) == ("flight2", "swift")
+        and (line["profile"], line["analysis"]) == ("flight3", "swift")
         and {"read", "analysis", "prior", "entropy", "write"} <= set(line["ms"])
     )
     a = unpack_metadata(fmt.parse(data).metadata).acquisition

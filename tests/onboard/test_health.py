@@ -19,7 +19,7 @@ def test_a_healthy_machine_passes_and_says_how_fast_it_is(capsys):
     assert "Mpx/s" in found["speed of swift"]["details"] and "speed of light" in found
 
 
-@pytest.mark.parametrize("file", ["analysis-lite.onnx", "prior.onnx"])
+@pytest.mark.parametrize("file", ["analysis-lite.onnx", "selftest.npz"])
 def test_a_changed_file_is_found(tmp_path, capsys, three, file):
     folder = tmp_path / "p"
     shutil.copytree(three.folder, folder)
