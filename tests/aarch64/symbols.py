@@ -64,6 +64,8 @@ def decode(report, way, folders):
     arrays = {}
     for path in sorted(p for folder in folders for p in Path(folder).rglob("*.peri")):
         stream = fmt.parse(path.read_bytes())
+        if stream.header.contract != contract.digest:  # a default that changed during the run would look like damage
+            sys.exit(f"{path} is of contract {stream.header.contract.hex()}, {profile.name} is {contract.digest.hex()}")
         for unit, segment in sorted(stream.segments.items()):
             _, _, _, rows, cols = stream.header.unit_window(unit)
             size = (-(-rows // HYPER_BLOCK), -(-cols // HYPER_BLOCK))
