@@ -2,11 +2,15 @@
 
 Every tile is encoded at several qualities by every flight engine and decoded by every prior; what differs is counted in
 symbols. Beside it, what is avoided: the same prior as a naive float network, run twice with different arithmetic.
+
+Numpy's float64 stands for the integers in the circle over all tiles: by the accumulator proof it holds every sum exactly,
+and the matrix of the prior alone compares it with int64.
 """
 
 from __future__ import annotations
 
 import argparse
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +26,8 @@ from perigee.bitstream import prior as P
 from perigee.bitstream.coders import available_coders
 from perigee.bitstream.entropy import decode_symbols, encode_symbols
 from perigee.bitstream.profile import DEFAULT_PROFILE, HYPER_BLOCK, Profile, find_profile
+from perigee.engines import precision
+from perigee.engines.build import in_precision
 from perigee.engines.onnxruntime import FlightEngine, GraphPrior, GroundEngine, OnnxRuntimeGraph
 from perigee.engines.torch import TorchFlightEngine, TorchGroundEngine
 from perigee.onboard.encoder import coded_latents, pad_to_multiple, quality_step_of
@@ -88,19 +94,41 @@ def _differing(a: list[P.Prediction], b: list[P.Prediction]) -> int:
     return sum(int((x.table != y.table).sum() + (x.mean != y.mean).sum()) for x, y in zip(a, b, strict=True))
 
 
-def circle(profile: Profile, tiles: list[tuple[str, Any]]) -> list[dict[str, Any]]:
+def _int8_engine(profile: Profile, analysis: str | None) -> FlightEngine | None:
+    """The analysis in int8, calibrated on the bundled sample, or None where it has no network that could be."""
+    _, file = profile.analysis(analysis)
+    model = precision.folded(file)
+    tiles = [pixels.transpose(2, 0, 1)[None] / np.float32(255) for _, pixels in images(sample_folder())]
+    coarse = in_precision(model, "int8", tiles)
+    if not any(node.op_type == "QuantizeLinear" for node in coarse.graph.node):
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "int8.onnx"
+        path.write_bytes(coarse.SerializeToString())
+        return FlightEngine(
+            profile,
+            1,
+            graph=lambda name, threads: OnnxRuntimeGraph(path if name == file else name, threads),
+            analysis=analysis,
+        )
+
+
+def circle(profile: Profile, tiles: list[tuple[str, Any]], analysis: str | None = None) -> list[dict[str, Any]]:
     """Whole circle over all tiles and qualities: encode with each engine, decode with each prior, compare symbols and pixels."""
     contract = profile.contract
     flights = {
-        "onnxruntime, 1 thread": FlightEngine(profile, 1, compiled_prior=False),
-        "onnxruntime, 2 threads": FlightEngine(profile, 2, compiled_prior=False),
-        "the compiled prior": FlightEngine(profile, 1),
-        "torch": TorchFlightEngine(profile),
+        "onnxruntime, 1 thread": FlightEngine(profile, 1, analysis=analysis, compiled_prior=False),
+        "onnxruntime, 2 threads": FlightEngine(profile, 2, analysis=analysis, compiled_prior=False),
+        "the compiled prior": FlightEngine(profile, 1, analysis=analysis),
+        "torch": TorchFlightEngine(profile, analysis=analysis),
     }
-    reference = contract.reference(np.int64)
+    int8 = _int8_engine(profile, analysis)
+    if int8:
+        flights["onnxruntime, int8 analysis"] = int8
+    reference = contract.reference(np.float64)
     ground, torch_ground = GroundEngine(profile, 2, compiled_prior=False), TorchGroundEngine(profile)
     priors = {
-        "numpy int64, integer coder": reference,
+        "numpy, integer coder": reference,
         "onnxruntime, constriction": ground.prior,
         "torch, constriction": torch_ground.prior,
         "compiled prior, compiled coder": flights["the compiled prior"].prior,
@@ -130,7 +158,7 @@ def circle(profile: Profile, tiles: list[tuple[str, Any]]) -> list[dict[str, Any
                 if seen not in answers:
                     answers[seen] = reference.all_passes(z, q, step, latents)
                 add(
-                    f"encoded with {flight_name}: prior differs from numpy int64",
+                    f"encoded with {flight_name}: prior differs from numpy",
                     _differing(predictions, answers[seen]),
                 )
                 if words["integer"].tobytes() in done:  # the very bytes were decoded a moment ago
@@ -247,6 +275,7 @@ def main() -> None:
         "--data", type=Path, action="append", help="folder of tiles (repeatable; default: the bundled sample)"
     )
     parser.add_argument("--profile", default=DEFAULT_PROFILE, help="name or folder (default %(default)s)")
+    parser.add_argument("--analysis", help="one of the profile's analyses (default: its first)")
     parser.add_argument("--limit", type=int, help="only the first N tiles of a folder")
     parser.add_argument("--out", type=Path, default=Path("build/exactness.json"), help="JSON report")
     args = parser.parse_args()
@@ -255,7 +284,7 @@ def main() -> None:
     print(f"prior against int64, contract {profile.contract.digest.hex()}")
     second = matrix(profile, tiles)
     print(table(second, ["engine", "batch", "layout", "symbols", "differing"]))
-    first = circle(profile, tiles)
+    first = circle(profile, tiles, args.analysis)
     print(f"\n{len(tiles)} tiles at qualities {QUALITIES}, profile {profile.name}\n" + table(first, ["what", "count"]))
     write_report(args.out, [{"circle": first, "matrix": second, "contract": profile.contract.digest.hex()}])
 

@@ -31,6 +31,10 @@ class EngineError(PerigeeError):
     """An engine is absent, fails its self-test, or cannot run here."""
 
 
+class CompensationError(PerigeeError):
+    """A compensator is missing or damaged, does not fit the stream, or was asked for something that it cannot do."""
+
+
 class UpsetError(EngineError):
     """A computation came out as it cannot: a bit has flipped in memory or processor. Doing it again may be enough."""
 

@@ -11,7 +11,14 @@ import time
 from pathlib import Path
 from typing import NoReturn
 
-from perigee.bitstream.errors import BitstreamError, EngineError, LimitError, PerigeeError, ProfileError
+from perigee.bitstream.errors import (
+    BitstreamError,
+    CompensationError,
+    EngineError,
+    LimitError,
+    PerigeeError,
+    ProfileError,
+)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -66,6 +73,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--profiles", type=Path, action="append", default=[], metavar="DIR", help="more profiles (repeatable)"
     )
+    parser.add_argument(
+        "--compensation",
+        default="none",
+        metavar="NAME[:METHOD]",
+        help="add generated detail where the codec lost it, by this compensator (default: none, what was measured alone)",
+    )
+    parser.add_argument("--steps", type=int, metavar="N", help="of the diffusion (default: the compensator's)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the diffusion's noise (default 0)")
+    parser.add_argument(
+        "--strength", type=float, default=1.0, metavar="0..1", help="share of the detail that is added (default 1)"
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
     parser.add_argument(
         "--damaged", action="store_true", help="decode what is sound of a damaged stream and report the rest"
@@ -81,12 +99,13 @@ def main(argv: list[str] | None = None) -> int:
     try:
         from perigee.bitstream import format as fmt
         from perigee.bitstream.files import replacing
+        from perigee.ground.compensation.decoder import Compensation
         from perigee.ground.library import Library, inspect
 
         if not args.info:
             from tqdm import tqdm
 
-            from perigee.ground.decoder import Region, SceneDecoder
+            from perigee.ground.decoder import Region
             from perigee.ground.products import view_of, write_cog, write_png
     except ModuleNotFoundError as error:
         print(f"ground-decode: {error.name} is missing: pip install 'perigee[ground]'", file=sys.stderr)
@@ -107,9 +126,8 @@ def main(argv: list[str] | None = None) -> int:
             print(f"ground-decode: the folder {out.parent} does not exist or cannot be written to", file=sys.stderr)
             return os.EX_CANTCREAT
         start = time.perf_counter()
-        decoder = SceneDecoder(
-            stream, Library(args.profiles, args.threads).engine(stream.header.contract), damaged=args.damaged
-        )
+        wanted = Compensation(steps=args.steps, seed=args.seed, strength=args.strength)
+        decoder = Library(args.profiles, args.threads).decoder(stream, args.damaged, args.compensation, wanted)
         view = view_of(decoder, Region(*args.window) if args.window else None, args.bands, args.scale)
         write = write_png if out.suffix.lower() == ".png" else write_cog
         with tqdm(unit="px", unit_scale=True, disable=not sys.stderr.isatty(), leave=False) as bar:
@@ -129,6 +147,9 @@ def main(argv: list[str] | None = None) -> int:
     except ProfileError as error:
         print(f"ground-decode: {error}", file=sys.stderr)
         return os.EX_CONFIG
+    except CompensationError as error:
+        print(f"ground-decode: {error}", file=sys.stderr)
+        return os.EX_USAGE
     except EngineError as error:
         print(f"ground-decode: {error}", file=sys.stderr)
         return os.EX_UNAVAILABLE

@@ -151,6 +151,10 @@ class SceneDecoder:
         self._latents[unit] = out
         return out
 
+    def generated(self) -> dict[str, str]:
+        """Tags that describe generated detail in the images; none here."""
+        return {}
+
     def _patches(self, group: int, region: Region) -> Iterator[tuple[int, Any, Any]]:
         """Units that touch ``region`` (in latents): number, and where their common rectangle lies in unit and region."""
         h = self.header

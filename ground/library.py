@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,11 @@ from perigee.bitstream.errors import ProfileError, UnknownProfileError
 from perigee.bitstream.metadata import Metadata, unpack_metadata
 from perigee.bitstream.profile import MANIFEST_FILE, Profile, find_profile, load_profile, shipped_profiles
 from perigee.engines.onnxruntime import GroundEngine
+from perigee.ground.compensation.decoder import CompensatedDecoder, Compensation
+from perigee.ground.compensation.model import Compensator, find_compensator
+from perigee.ground.decoder import SceneDecoder
+
+NONE = "none"  # no compensation: the base image, what was measured and nothing else
 
 
 class Library:
@@ -21,10 +27,12 @@ class Library:
         self._threads = threads
         self._lock = threading.Lock()
         self._engines: dict[bytes, GroundEngine] = {}
+        self._folders = tuple(folders)
+        self._compensators: dict[tuple[str, bytes], Compensator] = {}
         self.profiles: dict[bytes, Profile] = {}
         for name in shipped_profiles():
             self._add(find_profile(name))
-        for folder in folders:
+        for folder in self._folders:
             found = (
                 [folder]
                 if (folder / MANIFEST_FILE).is_file()
@@ -52,6 +60,26 @@ class Library:
             if contract not in self._engines:
                 self._engines[contract] = GroundEngine(profile, self._threads)
             return self._engines[contract]
+
+    def compensator(self, name: str, contract: bytes) -> Compensator:
+        """A compensator for streams of a contract. Raises CompensationError or EngineError."""
+        with self._lock:
+            if (name, contract) not in self._compensators:
+                found = find_compensator(name, contract, self._folders, self._threads)
+                self._compensators[name, contract] = found
+            return self._compensators[name, contract]
+
+    def decoder(
+        self, stream: fmt.Stream, damaged: bool = False, compensation: str = NONE, wanted: Compensation | None = None
+    ) -> SceneDecoder:
+        """A decoder for a stream; ``compensation``: ``none``, or a compensator's ``NAME`` or ``NAME:METHOD``."""
+        engine = self.engine(stream.header.contract)
+        if compensation == NONE:
+            return SceneDecoder(stream, engine, damaged=damaged)
+        name, _, method = compensation.partition(":")
+        compensator = self.compensator(name, stream.header.contract)
+        wanted = replace(wanted or Compensation(), method=method or None)
+        return CompensatedDecoder(stream, engine, compensator, wanted, damaged=damaged)
 
 
 def inspect(stream: fmt.Stream, size_bytes: int) -> dict[str, Any]:

@@ -158,6 +158,7 @@ def provenance(decoder: SceneDecoder) -> dict[str, str]:
         "PERIGEE_LOSSY": "YES",
         "PERIGEE_GENERATED_DETAIL": "NO",
     }
+    tags |= decoder.generated()
     acquisition = decoder.metadata.acquisition
     if acquisition is not None:
         for name, _, _ in ACQUISITION_RANGES:

@@ -58,7 +58,7 @@ def _optimiser(codec: Codec, rate: float) -> torch.optim.Optimizer:
     return torch.optim.Adam(groups, lr=rate, betas=(0.9, 0.99), fused=True)
 
 
-def _half_precision(device: torch.device) -> bool:
+def half_precision(device: torch.device) -> bool:
     """Whether bfloat16 is faster than float32 there: every GPU, and CPUs with AVX-512; emulated it is ten times slower."""
     return device.type != "cpu" or "AVX512" in torch.backends.cpu.get_cpu_capability()
 
@@ -95,7 +95,7 @@ class Trainer:
                 parameter.requires_grad_(name.startswith(trained))
         self.optimiser = _optimiser(self.codec, config.learning_rate)
         self.step, self.seconds = 0, 0.0
-        self.autocast = _half_precision(self.device)
+        self.autocast = half_precision(self.device)
 
     def start(self, images: ImageSet, start_from: Path | None = None) -> None:
         """Resume from the folder's checkpoint; else begin with another run's weights, or the transform codec of the data.

@@ -28,8 +28,9 @@ from starlette.background import BackgroundTask
 import perigee
 from perigee.bitstream import format as fmt
 from perigee.bitstream.errors import PerigeeError
+from perigee.ground.compensation.decoder import Compensation
 from perigee.ground.decoder import Region, SceneDecoder
-from perigee.ground.library import Library, inspect
+from perigee.ground.library import NONE, Library, inspect
 from perigee.ground.products import COG_MEDIA_TYPE, View, provenance, read_array, view_of, write_cog, write_png
 from perigee.ground.service import problems
 from perigee.ground.service.problems import Problem
@@ -167,11 +168,18 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         return fmt.parse(data, limits, damaged)
 
     def produce(
-        data: bytes, kind: str, window: list[int] | None, bands: list[int] | None, reduction: int, damaged: bool
+        data: bytes,
+        kind: str,
+        window: list[int] | None,
+        bands: list[int] | None,
+        reduction: int,
+        damaged: bool,
+        compensation: str,
+        wanted: Compensation,
     ) -> Response:
         start = time.perf_counter()
         stream = parse(data, damaged)
-        decoder = SceneDecoder(stream, library.engine(stream.header.contract), damaged=damaged)
+        decoder = library.decoder(stream, damaged, compensation, wanted)
         view = view_of(decoder, Region(*window) if window else None, bands, reduction)
         samples = view.region.rows * view.region.cols * len(view.bands)
         if samples > settings.decoded_samples:
@@ -241,16 +249,32 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         damaged: Annotated[
             bool, Query(description="decode what is sound; header Perigee-Damage counts the rest")
         ] = False,
+        compensation: Annotated[
+            str, Query(description="none, or a compensator: NAME or NAME:METHOD", examples=["cosmic"])
+        ] = NONE,
+        steps: Annotated[int | None, Query(description="of the diffusion; default: the compensator's")] = None,
+        seed: Annotated[int, Query(description="of the diffusion's noise")] = 0,
+        strength: Annotated[float, Query(description="share of the detail that is added, 0 to 1")] = 1.0,
     ) -> Response:
         """Decode a stream to a Cloud-Optimised GeoTIFF, a PNG, or JSON (description and band statistics)."""
         kind = _wanted_format(request, format)
         if scale not in SCALES:
             raise Problem(422, f"scale={scale}: accepted are {', '.join(SCALES)}")
         region, chosen = _integers(window, "window", 4), _integers(bands, "bands")
+        wanted = Compensation(steps=steps, seed=seed, strength=strength)
         data = await upload(request)
         with queue.place():
             return await to_thread.run_sync(
-                produce, data, kind, region, chosen, SCALES[scale], damaged, limiter=queue.limiter
+                produce,
+                data,
+                kind,
+                region,
+                chosen,
+                SCALES[scale],
+                damaged,
+                compensation,
+                wanted,
+                limiter=queue.limiter,
             )
 
     @app.post("/inspect", openapi_extra=body_schema, responses=answers)

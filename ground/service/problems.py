@@ -11,7 +11,14 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from perigee.bitstream.errors import BitstreamError, LimitError, MetadataError, PerigeeError, UnknownProfileError
+from perigee.bitstream.errors import (
+    BitstreamError,
+    CompensationError,
+    LimitError,
+    MetadataError,
+    PerigeeError,
+    UnknownProfileError,
+)
 
 MEDIA_TYPE = "application/problem+json"
 TITLES = {
@@ -48,7 +55,7 @@ def problem_of(error: PerigeeError) -> Problem:
     if isinstance(error, BitstreamError):
         offset: dict[str, Any] = {} if error.offset_bytes is None else {"offset_bytes": error.offset_bytes}
         return Problem(422, str(error), **extra, **offset)
-    if isinstance(error, (LimitError, MetadataError)):
+    if isinstance(error, (LimitError, MetadataError, CompensationError)):
         return Problem(422, str(error), **extra)
     return Problem(500, str(error), **extra)
 

