@@ -84,6 +84,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--strength", type=float, default=1.0, metavar="0..1", help="share of the detail that is added (default 1)"
     )
+    parser.add_argument(
+        "--trust",
+        type=Path,
+        metavar="OUT.tif",
+        help="also write how far to trust the pixels: half the width of their 90 %% interval, and where detail was generated; "
+        "with --strength 0 for the base image",
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
     parser.add_argument(
         "--damaged", action="store_true", help="decode what is sound of a damaged stream and report the rest"
@@ -99,14 +106,14 @@ def main(argv: list[str] | None = None) -> int:
     try:
         from perigee.bitstream import format as fmt
         from perigee.bitstream.files import replacing
-        from perigee.ground.compensation.decoder import Compensation
+        from perigee.ground.compensation.decoder import CompensatedDecoder, Compensation
         from perigee.ground.library import Library, inspect
 
         if not args.info:
             from tqdm import tqdm
 
             from perigee.ground.decoder import Region
-            from perigee.ground.products import view_of, write_cog, write_png
+            from perigee.ground.products import view_of, write_cog, write_png, write_trust
     except ModuleNotFoundError as error:
         print(f"ground-decode: {error.name} is missing: pip install 'perigee[ground]'", file=sys.stderr)
         return os.EX_UNAVAILABLE
@@ -138,6 +145,11 @@ def main(argv: list[str] | None = None) -> int:
 
             with replacing(out) as temporary:
                 write(temporary, decoder, view, progress)
+            if args.trust:
+                if not isinstance(decoder, CompensatedDecoder):
+                    raise CompensationError("--trust needs the compensator that estimates it: --compensation NAME")
+                with replacing(args.trust) as temporary:
+                    write_trust(temporary, decoder, view, progress)
         seconds = time.perf_counter() - start
     except KeyboardInterrupt:
         return 130

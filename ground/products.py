@@ -28,8 +28,10 @@ from rasterio.transform import Affine
 from rasterio.windows import Window
 
 import perigee
+from perigee.bitstream import format as fmt
 from perigee.bitstream.errors import LimitError, MetadataError
 from perigee.bitstream.metadata import ACQUISITION_RANGES, GeoKeys, Metadata
+from perigee.ground.compensation.decoder import CompensatedDecoder
 from perigee.ground.decoder import Decoded, Region, SceneDecoder
 
 SCALES = (1, 2, 4, 8, 16)
@@ -281,9 +283,48 @@ def write_cog(path: Path, decoder: SceneDecoder, view: View, progress: Progress 
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         plain = Path(folder) / "plain.tif"
         _write_plain(plain, decoder, view, progress)
-        options = {"driver": "COG", "COMPRESS": "DEFLATE", "PREDICTOR": "YES", "BLOCKSIZE": 512, "BIGTIFF": "IF_SAFER"}
-        with rasterio.Env(GDAL_TIFF_INTERNAL_MASK="YES", GDAL_PAM_ENABLED="NO"):
-            rasterio.shutil.copy(plain, path, **options)
+        _copy_to_cog(plain, path)
+
+
+def _copy_to_cog(plain: Path, path: Path) -> None:
+    options = {"driver": "COG", "COMPRESS": "DEFLATE", "PREDICTOR": "YES", "BLOCKSIZE": 512, "BIGTIFF": "IF_SAFER"}
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK="YES", GDAL_PAM_ENABLED="NO"):
+        rasterio.shutil.copy(plain, path, **options)
+
+
+def write_trust(path: Path, decoder: CompensatedDecoder, view: View, progress: Progress | None = None) -> None:
+    """Write how far to trust the image of a view, as a COG of two bands beside it: half the width of the 90 % interval around each
+    value in the image's units, rounded up, and 1 where detail was generated. Raises CompensationError, and LimitError for
+    a reduced view."""
+    if view.reduction != 1:
+        raise LimitError("how far to trust an image is told at full size alone")
+    dtype = "uint8" if decoder.header.dtype == "uint8" else "uint16"
+    span = 255.0
+    if decoder.stream.ranges is not None:
+        ranges = decoder.stream.ranges[: fmt.BANDS_PER_GROUP].astype(np.float64)
+        span = float((ranges[:, 1] - ranges[:, 0]).mean())
+    rows, cols = view.size
+    layout = {
+        "driver": "GTiff", "width": cols, "height": rows, "count": 2, "dtype": dtype, "tiled": True, "blockxsize": 256,
+        "blockysize": 256, "BIGTIFF": "IF_SAFER", "photometric": "MINISBLACK",
+    }  # fmt: skip
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        plain = Path(folder) / "plain.tif"
+        with rasterio.open(plain, "w+", **layout) as target:
+            done = 0
+            for region, _ in decoder.blocks(view.region, list(view.bands)):
+                width = np.ceil(span * decoder.half_width(0, region))
+                marks = decoder.generated_in(0, region)
+                both = np.stack([np.minimum(width, np.iinfo(dtype).max), marks]).astype(dtype)
+                place = region.left - view.region.left, region.top - view.region.top
+                target.write(both, window=Window(*place, region.cols, region.rows))
+                done += region.rows * region.cols
+                if progress:
+                    progress(done, view.region.rows * view.region.cols)
+            _describe(target, decoder, View(view.region, ()))
+            target.set_band_description(1, "half width of the 90 % interval")
+            target.set_band_description(2, "generated detail")
+        _copy_to_cog(plain, path)
 
 
 def write_png(path: Path, decoder: SceneDecoder, view: View, progress: Progress | None = None) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import zlib
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
@@ -30,7 +31,8 @@ SIDE = 256
 RATES = (0.06, 1.3)
 HALF_STEP = 0.49
 Array = npt.NDArray[Any]
-FILES = ("image", "base", "latents", "quality", "values", "known", "source")
+FILES = ("image", "base", "latents", "quality", "values", "known", "source", "held")
+HELD_SHARE = 0.04  # of the images: never trained on, to compare and calibrate with
 
 
 class GroundTruth:
@@ -134,6 +136,7 @@ def make_pairs(
         "values": ((n, len(FIELDS), 2), np.float32),
         "known": ((n, len(FIELDS)), np.float32),
         "source": ((n,), np.int16),
+        "held": ((n,), np.bool_),
     }
     arrays = {
         name: np.lib.format.open_memmap(out / f"{name}.npy", "w+", dtype, shape)
@@ -153,6 +156,7 @@ def make_pairs(
         arrays["values"][k], arrays["known"][k] = found or condition_of(
             Acquisition(gsd_m=(gsd_m or {}).get(images.sources[i]))
         )
+        arrays["held"][k] = is_held(images.names[i])
         arrays["source"][k] = sources.index(images.sources[i])
     for array in arrays.values():
         array.flush()
@@ -162,8 +166,13 @@ def make_pairs(
     return n
 
 
+def is_held(name: str) -> bool:
+    """Whether an image is held back from training, by a hash of its file name."""
+    return zlib.crc32(name.encode()) % 1000 < 1000 * HELD_SHARE
+
+
 class Pairs:
-    """A folder of pairs, mapped into memory."""
+    """A folder of pairs, mapped into memory; batches come from those that are not held back."""
 
     def __init__(self, folder: Path) -> None:
         try:
@@ -174,7 +183,9 @@ class Pairs:
         self.contract, self.sources = str(about["contract"]), list(about["sources"])
         counts = np.bincount(self.arrays["source"], minlength=len(self.sources))
         shares = np.sqrt(counts) / np.maximum(counts, 1)  # a source by the square root of its size, as for the codec
-        self.shares = shares[self.arrays["source"]] / shares[self.arrays["source"]].sum()
+        weights = shares[self.arrays["source"]] * ~self.arrays["held"]
+        self.shares = weights / weights.sum()
+        self.held = np.flatnonzero(self.arrays["held"])
 
     def batch(self, count: int, side: int, rng: np.random.Generator) -> dict[str, Array]:
         """``count`` crops of ``side`` pixels, a multiple of 16, by name."""

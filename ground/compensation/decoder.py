@@ -16,9 +16,11 @@ import numpy.typing as npt
 
 from perigee.bitstream import format as fmt
 from perigee.bitstream.acquisition import FIELDS, condition_of
+from perigee.bitstream.entropy import DecodedPatch
 from perigee.bitstream.errors import CompensationError
 from perigee.bitstream.profile import BLOCK
-from perigee.engines.onnxruntime import GroundEngine
+from perigee.engines.onnxruntime import FlightEngine, GroundEngine
+from perigee.ground.compensation.consistency import Agreement, costly, shares
 from perigee.ground.compensation.model import DIFFUSION, STEPS_MAX, Compensator, Features
 from perigee.ground.compensation.sampler import sample
 from perigee.ground.compensation.windows import STRIDE, FloatArray, Grid, Window
@@ -83,6 +85,10 @@ class CompensatedDecoder(SceneDecoder):
         self._bases: OrderedDict[tuple[int, int, int], FloatArray] = OrderedDict()
         self._seen: OrderedDict[tuple[int, Window], tuple[Features, FloatArray, FloatArray]] = OrderedDict()
         self._z: dict[int, dict[Window, FloatArray]] = {}
+        self._patches_done: OrderedDict[tuple[int, int, int], FloatArray] = OrderedDict()
+        self._costly: dict[int, npt.NDArray[np.uint8]] = {}
+        self._flight = FlightEngine(engine.profile, check=False)  # codes again what was decoded
+        self.agreement: dict[int, Agreement] = {}  # by unit, of the patches decoded so far
 
     @property
     def active(self) -> bool:
@@ -165,45 +171,146 @@ class CompensatedDecoder(SceneDecoder):
 
     def _strengths(self, group: int, region: Region) -> FloatArray:
         """How much of the detail is added to each pixel [rows, cols]: by the quality of its patch, 0 where there is none."""
-        h = self.header
         out = np.zeros((region.rows, region.cols), np.float32)
+        for unit, outer in self._blocks_of(group, region):
+            segment = self.stream.segments.get(unit)
+            if segment is not None and segment.mode == fmt.NETWORK and unit not in self.report.lost:
+                out[outer] = self.wanted.strength * self.compensator.strength_of(segment.quality_step)
+        return out
+
+    def symbols(self, unit: int) -> DecodedPatch:
+        """As the base's; remembers which symbols cost something."""
+        decoded = super().symbols(unit)
+        if self.stream.segments[unit].linear:
+            self._costly[unit] = np.packbits(costly(self.engine.profile.contract.tables, decoded))
+        return decoded
+
+    def _held_to_symbols(self, image: FloatArray, group: int, region: Region) -> FloatArray:
+        """As the base's; patches that it has dropped since are decoded again, so that the order of requests does not matter."""
+        for unit, _, _ in self._patches(group, region):
+            self.latents(unit)
+        return super()._held_to_symbols(image, group, region)
+
+    def _detail(self, group: int, window: Window, z: FloatArray | None) -> FloatArray:
+        """What the network adds to the base image of a window [3, S, S], before it is held to the symbols."""
+        features, _, _ = self._window(group, window)
+        found = self.compensator.one_step(features) if z is None else self.compensator.decode(features, z[None])
+        detail: FloatArray = found[0]
+        return detail
+
+    def _compensated(self, group: int, window: Window, z: FloatArray | None) -> FloatArray:
+        """Base image and detail of a window within the scene, held to the symbols: [3, rows, cols]."""
+        _, base, _ = self._window(group, window)
+        region = self._region(window)
+        inside = np.s_[:, : region.rows, : region.cols]
+        image = base[inside] + self._detail(group, window, z)[inside] * self._strengths(group, region)
+        return self._held_to_symbols(np.ascontiguousarray(image), group, Region(*(n // BLOCK for n in region)))
+
+    def _patch(self, group: int, row: int, col: int) -> FloatArray:
+        """Image [3, rows, cols] of a whole patch with its padding: compensated, or the base where that agrees better."""
+        key = (group, row, col)
+        if key not in self._patches_done:
+            side = self.header.patch_side
+            top, left = row * side, col * side
+            region = Region(top, left, min(side, self.grid.rows - top), min(side, self.grid.cols - left))
+            windows = self.grid.over(*region)
+            z = self._sampled(group, windows) if self.method == DIFFUSION else {}
+            out = np.zeros((fmt.BANDS_PER_GROUP, region.rows, region.cols), np.float32)
+            for window in windows:
+                place = self._region(window)
+                weights = self.grid.weights(window)[: place.rows, : place.cols]
+                part = self._compensated(group, window, z.get(window)) * weights
+                r0, r1 = max(place.top, top), min(place.top + place.rows, top + region.rows)
+                c0, c1 = max(place.left, left), min(place.left + place.cols, left + region.cols)
+                inner = part[:, r0 - place.top : r1 - place.top, c0 - place.left : c1 - place.left]
+                out[:, r0 - top : r1 - top, c0 - left : c1 - left] += inner
+            unit = (row * self.header.grid[1] + col) * self.header.groups + group
+            base = self.base(group, region)
+            agreement = self._agreement(unit, out, base)
+            if agreement is not None:
+                self.agreement[unit] = agreement
+            self._patches_done[key] = out if agreement is None or agreement.kept else base
+            while len(self._patches_done) > 2 * (self.header.grid[1] + 1):
+                self._patches_done.popitem(last=False)
+        self._patches_done.move_to_end(key)
+        return self._patches_done[key]
+
+    def _agreement(self, unit: int, image: FloatArray, base: FloatArray) -> Agreement | None:
+        """How well a patch's symbols are met, as a product of 8 bits would have it; None where its analysis was not linear."""
+        received = self._linear.get(unit)
+        if received is None:
+            return None
+        dear = np.unpackbits(self._costly[unit], count=received.size).astype(bool).reshape(received.shape)
+        step = self.stream.segments[unit].quality_step
+        found = []
+        for pixels in (image, base):
+            rounded = np.clip(np.rint(pixels * 255), 0, 255) / np.float32(255) if self.stream.ranges is None else pixels
+            q, _ = self._flight.analyse(rounded[None].astype(np.float32), step)
+            found.append(shares(q[0], received, dear))
+        return Agreement(*found[0], *found[1])
+
+    def generated_in(self, group: int, region: Region) -> npt.NDArray[np.bool_]:
+        """Where in a region the image carries generated detail [rows, cols]; decodes it where that is not done yet."""
+        out = np.zeros((region.rows, region.cols), bool)
+        if self.active and group in self.groups:
+            self.image(group, region)
+            out = self._strengths(group, region) > 0
+            for unit, outer in self._blocks_of(group, region):
+                if unit in self.agreement and not self.agreement[unit].kept:
+                    out[outer] = False
+        return out
+
+    def half_width(self, group: int, region: Region) -> FloatArray:
+        """Half the width of the 90 % interval around each pixel's value, mean over red, green and blue [rows, cols], in 0..1.
+
+        Raises CompensationError where the compensator has no such estimate, or does not know these bands.
+        """
+        if not self.compensator.has_scale or group not in self.groups:
+            raise CompensationError(f"{self.compensator.name} gives no uncertainty for these bands")
+        generated = self.generated_in(group, region)
+        windows = self.grid.over(*region)
+        z = self._sampled(group, windows) if self.active and self.method == DIFFUSION else {}
+        both = np.zeros((2, region.rows, region.cols), np.float32)
+        for window in windows:
+            features, base, _ = self._window(group, window)
+            detail = self._detail(group, window, z.get(window)) if self.active else np.zeros_like(base)
+            scale = self.compensator.scale(features, base[None], detail[None])[0] * self.grid.weights(window)
+            place = Region(window.row * STRIDE, window.col * STRIDE, self.grid.side, self.grid.side)
+            r0, r1 = max(place.top, region.top), min(place.top + place.rows, region.top + region.rows)
+            c0, c1 = max(place.left, region.left), min(place.left + place.cols, region.left + region.cols)
+            inner = scale[:, r0 - place.top : r1 - place.top, c0 - place.left : c1 - place.left]
+            both[:, r0 - region.top : r1 - region.top, c0 - region.left : c1 - region.left] += inner
+        for unit, outer in self._blocks_of(group, region):
+            segment = self.stream.segments.get(unit)
+            step = segment.quality_step if segment is not None and segment.mode == fmt.NETWORK else 0
+            both[0][outer] *= self.compensator.interval_factor(step, "base")
+            both[1][outer] *= self.compensator.interval_factor(step, self.method)
+        return np.asarray(np.where(generated, both[1], both[0]), np.float32)
+
+    def _blocks_of(self, group: int, region: Region) -> Iterator[tuple[int, tuple[slice, slice]]]:
+        """Units that touch a pixel region: number, and where they lie in it."""
+        h = self.header
         side = h.patch_side
         for row in range(region.top // side, (region.top + region.rows - 1) // side + 1):
             for col in range(region.left // side, (region.left + region.cols - 1) // side + 1):
                 unit = (row * h.grid[1] + col) * h.groups + group
-                segment = self.stream.segments.get(unit)
-                if segment is None or segment.mode != fmt.NETWORK or unit in self.report.lost:
-                    continue
                 r0, c0 = max(row * side - region.top, 0), max(col * side - region.left, 0)
-                part = np.s_[r0 : (row + 1) * side - region.top, c0 : (col + 1) * side - region.left]
-                out[part] = self.wanted.strength * self.compensator.strength_of(segment.quality_step)
-        return out
+                place = slice(r0, (row + 1) * side - region.top), slice(c0, (col + 1) * side - region.left)
+                yield unit, place
 
-    def _compensated(self, group: int, window: Window, z: FloatArray | None) -> FloatArray:
-        """Base image and detail of a window within the scene, held to the symbols: [3, rows, cols]."""
-        features, base, _ = self._window(group, window)
-        detail = self.compensator.one_step(features) if z is None else self.compensator.decode(features, z[None])
-        region = self._region(window)
-        inside = np.s_[:, : region.rows, : region.cols]
-        image = base[inside] + detail[0][inside] * self._strengths(group, region)
-        return self._held_to_symbols(np.ascontiguousarray(image), group, Region(*(n // BLOCK for n in region)))
-
-    def image(self, group: int, region: Region) -> npt.NDArray[np.float32]:
+    def image(self, group: int, region: Region) -> FloatArray:
         """Image float32 [3, rows, cols] of a pixel region, nominally 0..1, compensated where the compensator applies."""
         if not self.active or group not in self.groups:
             return super().image(group, region)
-        windows = self.grid.over(*region)
-        z = self._sampled(group, windows) if self.method == DIFFUSION else {}
-        out = np.zeros((fmt.BANDS_PER_GROUP, region.rows, region.cols), np.float32)
-        for window in windows:
-            place = self._region(window)
-            part = (
-                self._compensated(group, window, z.get(window)) * self.grid.weights(window)[: place.rows, : place.cols]
-            )
-            r0, r1 = max(place.top, region.top), min(place.top + place.rows, region.top + region.rows)
-            c0, c1 = max(place.left, region.left), min(place.left + place.cols, region.left + region.cols)
-            inner = part[:, r0 - place.top : r1 - place.top, c0 - place.left : c1 - place.left]
-            out[:, r0 - region.top : r1 - region.top, c0 - region.left : c1 - region.left] += inner
+        side = self.header.patch_side
+        out = np.empty((fmt.BANDS_PER_GROUP, region.rows, region.cols), np.float32)
+        for row in range(region.top // side, (region.top + region.rows - 1) // side + 1):
+            for col in range(region.left // side, (region.left + region.cols - 1) // side + 1):
+                patch, top, left = self._patch(group, row, col), row * side, col * side
+                r0, r1 = max(top, region.top), min(top + patch.shape[1], region.top + region.rows)
+                c0, c1 = max(left, region.left), min(left + patch.shape[2], region.left + region.cols)
+                inner = patch[:, r0 - top : r1 - top, c0 - left : c1 - left]
+                out[:, r0 - region.top : r1 - region.top, c0 - region.left : c1 - region.left] = inner
         return out
 
     def blocks(self, region: Region | None = None, bands: list[int] | None = None) -> Iterator[tuple[Region, Decoded]]:
@@ -226,6 +333,11 @@ class CompensatedDecoder(SceneDecoder):
             "PERIGEE_COMPENSATION_STRENGTH": f"{self.wanted.strength:g}",
             "PERIGEE_COMPENSATION_FIELDS_IGNORED": " ".join(self._ignored()),
         }
+        if self.agreement:
+            told = np.array(list(self.agreement.values()))
+            kept = sum(a.kept for a in self.agreement.values())
+            tags["PERIGEE_COMPENSATION_AGREEMENT"] = " ".join(f"{v:.4f}" for v in told.mean(0))
+            tags["PERIGEE_COMPENSATION_PATCHES"] = f"{kept} of {len(told)}; the others are the base image"
         if self.method == DIFFUSION:
             tags |= {
                 "PERIGEE_COMPENSATION_SAMPLER": "DDIM, eta 0",

@@ -89,9 +89,12 @@ class Compensator:
         """How much of the detail is added by default at Q = 0..250: less where the codec lost little."""
         return float(np.interp(quality_step, self._strength[:, 0], self._strength[:, 1]))
 
-    def interval_factor(self, quality_step: int, compensated: bool) -> float:
-        """What turns the expected error into half the width of a 90 % interval, found on held-out tiles."""
-        table = np.array(self.manifest["interval"]["compensated" if compensated else "base"], np.float64)
+    def interval_factor(self, quality_step: int, kind: str) -> float:
+        """What turns the expected error into half the width of a 90 % interval, found on tiles held out of training.
+
+        ``kind``: ``base``, or a method.
+        """
+        table = np.array(self.manifest["interval"][kind], np.float64)
         return float(np.interp(quality_step, table[:, 0], table[:, 1]))
 
     def known_fields(self, known: FloatArray) -> FloatArray:

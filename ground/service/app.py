@@ -28,10 +28,19 @@ from starlette.background import BackgroundTask
 import perigee
 from perigee.bitstream import format as fmt
 from perigee.bitstream.errors import PerigeeError
-from perigee.ground.compensation.decoder import Compensation
+from perigee.ground.compensation.decoder import CompensatedDecoder, Compensation
 from perigee.ground.decoder import Region, SceneDecoder
 from perigee.ground.library import NONE, Library, inspect
-from perigee.ground.products import COG_MEDIA_TYPE, View, provenance, read_array, view_of, write_cog, write_png
+from perigee.ground.products import (
+    COG_MEDIA_TYPE,
+    View,
+    provenance,
+    read_array,
+    view_of,
+    write_cog,
+    write_png,
+    write_trust,
+)
 from perigee.ground.service import problems
 from perigee.ground.service.problems import Problem
 from perigee.ground.service.uploads import read_upload
@@ -39,6 +48,7 @@ from perigee.ground.service.uploads import read_upload
 FORMATS = {"tif": COG_MEDIA_TYPE, "png": "image/png", "json": "application/json"}
 ACCEPTS = {"image/tiff": "tif", "image/png": "png", "application/json": "json", "*/*": "tif", "image/*": "tif"}
 SCALES = {"1": 1, "1/2": 2, "1/4": 4, "1/8": 8, "1/16": 16}
+PRODUCTS = ("image", "trust")
 OPEN_PATHS = ("/healthz", "/readyz")
 
 
@@ -176,6 +186,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         damaged: bool,
         compensation: str,
         wanted: Compensation,
+        product: str,
     ) -> Response:
         start = time.perf_counter()
         stream = parse(data, damaged)
@@ -186,13 +197,18 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             raise Problem(
                 413, f"{samples} samples to decode; accepted are up to {settings.decoded_samples}: ask for a window"
             )
+        if product == "trust" and not isinstance(decoder, CompensatedDecoder):
+            raise Problem(422, "product=trust needs the compensator that estimates it: compensation=NAME")
         if kind == "json":
             answer: Response = _as_json(decoder, view, len(data))
         else:
             folder = Path(tempfile.mkdtemp(prefix="perigee-"))
             try:
                 path = folder / f"scene.{kind}"
-                (write_png if kind == "png" else write_cog)(path, decoder, view)
+                if isinstance(decoder, CompensatedDecoder) and product == "trust":
+                    write_trust(path, decoder, view)
+                else:
+                    (write_png if kind == "png" else write_cog)(path, decoder, view)
                 answer = FileResponse(
                     path, media_type=FORMATS[kind], background=BackgroundTask(shutil.rmtree, folder, True)
                 )
@@ -255,11 +271,19 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         steps: Annotated[int | None, Query(description="of the diffusion; default: the compensator's")] = None,
         seed: Annotated[int, Query(description="of the diffusion's noise")] = 0,
         strength: Annotated[float, Query(description="share of the detail that is added, 0 to 1")] = 1.0,
+        product: Annotated[
+            str,
+            Query(description="image, or trust: the width of the pixels' 90 % interval and where detail was generated"),
+        ] = "image",
     ) -> Response:
         """Decode a stream to a Cloud-Optimised GeoTIFF, a PNG, or JSON (description and band statistics)."""
         kind = _wanted_format(request, format)
         if scale not in SCALES:
             raise Problem(422, f"scale={scale}: accepted are {', '.join(SCALES)}")
+        if product not in PRODUCTS or (product == "trust" and kind != "tif"):
+            raise Problem(
+                422, f"product={product}, format={kind}: accepted are {', '.join(PRODUCTS)}; trust as tif alone"
+            )
         region, chosen = _integers(window, "window", 4), _integers(bands, "bands")
         wanted = Compensation(steps=steps, seed=seed, strength=strength)
         data = await upload(request)
@@ -274,6 +298,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 damaged,
                 compensation,
                 wanted,
+                product,
                 limiter=queue.limiter,
             )
 
