@@ -8,7 +8,7 @@ a patch that then agrees with them less than its base image does remains the bas
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -88,12 +88,18 @@ class CompensatedDecoder(SceneDecoder):
         self._patches_done: OrderedDict[tuple[int, int, int], FloatArray] = OrderedDict()
         self._costly: dict[int, npt.NDArray[np.uint8]] = {}
         self._flight = FlightEngine(engine.profile, check=False)  # codes again what was decoded
+        self.progress: Callable[[int, int], None] | None = None  # of the sampling, which comes before any pixel
         self.agreement: dict[int, Agreement] = {}  # by unit, of the patches decoded so far
 
     @property
     def active(self) -> bool:
         """Whether anything is added at all; strength 0 is the base image, bit for bit."""
         return self.wanted.strength > 0 and bool(self.groups)
+
+    @property
+    def samples(self) -> bool:
+        """Whether images take a diffusion's steps."""
+        return self.active and self.method == DIFFUSION
 
     def _base_block(self, group: int, row: int, col: int) -> FloatArray:
         """Base image of a block at an absolute place, padding of the last patches included."""
@@ -167,6 +173,7 @@ class CompensatedDecoder(SceneDecoder):
             group,
             self.compensator.start,
             self.compensator.steps_of_schedule,
+            progress=self.progress,
         )
 
     def _strengths(self, group: int, region: Region) -> FloatArray:
@@ -269,7 +276,7 @@ class CompensatedDecoder(SceneDecoder):
             raise CompensationError(f"{self.compensator.name} gives no uncertainty for these bands")
         generated = self.generated_in(group, region)
         windows = self.grid.over(*region)
-        z = self._sampled(group, windows) if self.active and self.method == DIFFUSION else {}
+        z = self._sampled(group, windows) if self.samples else {}
         both = np.zeros((2, region.rows, region.cols), np.float32)
         for window in windows:
             features, base, _ = self._window(group, window)
@@ -316,7 +323,7 @@ class CompensatedDecoder(SceneDecoder):
     def blocks(self, region: Region | None = None, bands: list[int] | None = None) -> Iterator[tuple[Region, Decoded]]:
         """As the base's; z is sampled for the whole of it first, which is small: 1/48 of the samples."""
         whole = region or Region(0, 0, self.header.height, self.header.width)
-        if self.active and self.method == DIFFUSION:
+        if self.samples:
             for group in self.groups:
                 self._z[group] = self._sampled(group, self.grid.over(*whole))
         yield from super().blocks(region, bands)

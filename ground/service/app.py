@@ -12,15 +12,14 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 from anyio import CapacityLimiter, move_on_after, to_thread
-from fastapi import FastAPI, Query, Request, Response
+from fastapi import Depends, FastAPI, Query, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.background import BackgroundTask
@@ -28,27 +27,14 @@ from starlette.background import BackgroundTask
 import perigee
 from perigee.bitstream import format as fmt
 from perigee.bitstream.errors import PerigeeError
-from perigee.ground.compensation.decoder import CompensatedDecoder, Compensation
-from perigee.ground.decoder import Region, SceneDecoder
 from perigee.ground.library import NONE, Library, inspect
-from perigee.ground.products import (
-    COG_MEDIA_TYPE,
-    View,
-    provenance,
-    read_array,
-    view_of,
-    write_cog,
-    write_png,
-    write_trust,
-)
 from perigee.ground.service import problems
+from perigee.ground.service.jobs import Jobs
+from perigee.ground.service.orders import FORMATS, Order, fulfil
 from perigee.ground.service.problems import Problem
 from perigee.ground.service.uploads import read_upload
 
-FORMATS = {"tif": COG_MEDIA_TYPE, "png": "image/png", "json": "application/json"}
 ACCEPTS = {"image/tiff": "tif", "image/png": "png", "application/json": "json", "*/*": "tif", "image/*": "tif"}
-SCALES = {"1": 1, "1/2": 2, "1/4": 4, "1/8": 8, "1/16": 16}
-PRODUCTS = ("image", "trust")
 OPEN_PATHS = ("/healthz", "/readyz")
 
 
@@ -66,6 +52,8 @@ class Settings:
     waiting: int = 8
     retry_after_s: int = 5
     token: str | None = None
+    jobs: Path | None = None  # folder that keeps jobs over a restart; a temporary one where there is none
+    jobs_kept: int = 64
     library: Library | None = field(default=None, compare=False)
 
 
@@ -134,6 +122,40 @@ def _integers(text: str | None, name: str, count: int | None = None) -> list[int
     return values
 
 
+def order_of(
+    request: Request,
+    format: Annotated[str | None, Query(description="tif, png or json; else by Accept", examples=["tif"])] = None,
+    window: Annotated[str | None, Query(description="top,left,rows,cols in pixels", examples=["0,0,512,512"])] = None,
+    bands: Annotated[str | None, Query(description="band numbers from 1", examples=["1,2,3"])] = None,
+    scale: Annotated[str, Query(description="1, 1/2, 1/4, 1/8 or 1/16", examples=["1/4"])] = "1",
+    damaged: Annotated[bool, Query(description="decode what is sound; header Perigee-Damage counts the rest")] = False,
+    compensation: Annotated[
+        str, Query(description="none, or a compensator: NAME or NAME:METHOD", examples=["cosmic"])
+    ] = NONE,
+    steps: Annotated[int | None, Query(description="of the diffusion; default: the compensator's")] = None,
+    seed: Annotated[int, Query(description="of the diffusion's noise")] = 0,
+    strength: Annotated[float, Query(description="share of the detail that is added, 0 to 1")] = 1.0,
+    product: Annotated[
+        str,
+        Query(description="image, or trust: the width of the pixels' 90 % interval and where detail was generated"),
+    ] = "image",
+) -> Order:
+    """The query as an order. Raises Problem 406 or 422, CompensationError."""
+    region, chosen = _integers(window, "window", 4), _integers(bands, "bands")
+    return Order(
+        _wanted_format(request, format),
+        tuple(region) if region else None,
+        tuple(chosen) if chosen else None,
+        scale,
+        damaged,
+        compensation,
+        steps,
+        seed,
+        strength,
+        product,
+    )
+
+
 def create_app(settings: Settings | None = None) -> FastAPI:
     """The application. Raises ProfileError where a profile folder is unusable."""
     settings = settings or Settings()
@@ -142,7 +164,19 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     queue = Queue(settings, settings.running + settings.waiting, metrics.queued)
     uploads = Queue(settings, settings.uploads, metrics.uploading)
     limits = fmt.Limits()
+    temporary = None if settings.jobs else tempfile.TemporaryDirectory(prefix="perigee-jobs-")
+    jobs = Jobs(settings.jobs or Path(temporary.name), library, settings.decoded_samples, settings.jobs_kept)  # type: ignore[union-attr]
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        jobs.start()
+        yield
+        await to_thread.run_sync(jobs.stop)
+        if temporary:
+            temporary.cleanup()
+
     app = FastAPI(
+        lifespan=lifespan,
         title="Perigee ground service",
         version=perigee.__version__,
         description="Decodes Perigee streams to Cloud-Optimised GeoTIFF, PNG or JSON. Errors are problem documents (RFC 9457).",
@@ -164,6 +198,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 return answer
         answer = await call_next(request)
         known = {getattr(r, "path", "") for r in app.routes}
+        route = "/jobs/{name}" if route.startswith("/jobs/") else route
         metrics.requests.labels(route if route in known else "other", str(answer.status_code)).inc()
         return answer
 
@@ -177,51 +212,22 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         metrics.received.inc(len(data))
         return fmt.parse(data, limits, damaged)
 
-    def produce(
-        data: bytes,
-        kind: str,
-        window: list[int] | None,
-        bands: list[int] | None,
-        reduction: int,
-        damaged: bool,
-        compensation: str,
-        wanted: Compensation,
-        product: str,
-    ) -> Response:
+    def produce(order: Order, data: bytes) -> Response:
         start = time.perf_counter()
-        stream = parse(data, damaged)
-        decoder = library.decoder(stream, damaged, compensation, wanted)
-        view = view_of(decoder, Region(*window) if window else None, bands, reduction)
-        samples = view.region.rows * view.region.cols * len(view.bands)
-        if samples > settings.decoded_samples:
-            raise Problem(
-                413, f"{samples} samples to decode; accepted are up to {settings.decoded_samples}: ask for a window"
-            )
-        if product == "trust" and not isinstance(decoder, CompensatedDecoder):
-            raise Problem(422, "product=trust needs the compensator that estimates it: compensation=NAME")
-        if kind == "json":
-            answer: Response = _as_json(decoder, view, len(data))
-        else:
-            folder = Path(tempfile.mkdtemp(prefix="perigee-"))
-            try:
-                path = folder / f"scene.{kind}"
-                if isinstance(decoder, CompensatedDecoder) and product == "trust":
-                    write_trust(path, decoder, view)
-                else:
-                    (write_png if kind == "png" else write_cog)(path, decoder, view)
-                answer = FileResponse(
-                    path, media_type=FORMATS[kind], background=BackgroundTask(shutil.rmtree, folder, True)
-                )
-            except BaseException:
-                shutil.rmtree(folder, ignore_errors=True)
-                raise
-        report = decoder.report
-        if report.cut or report.lost or report.notes or stream.damage:
-            counts = {"cut": len(report.cut), "lost": len(report.lost), "notes": len(stream.damage) + len(report.notes)}
-            answer.headers["Perigee-Damage"] = json.dumps(counts)
-        metrics.pixels.inc(view.size[0] * view.size[1])
+        metrics.received.inc(len(data))
+        folder = Path(tempfile.mkdtemp(prefix="perigee-"))
+        try:
+            made = fulfil(order, data, library, folder, settings.decoded_samples)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        metrics.pixels.inc(made.pixels)
         metrics.seconds.observe(time.perf_counter() - start)
-        return answer
+        if made.path is None:
+            shutil.rmtree(folder, ignore_errors=True)
+            return _with_damage(_json(made.value), made.damage)
+        clean = BackgroundTask(shutil.rmtree, folder, True)
+        return _with_damage(FileResponse(made.path, media_type=FORMATS[order.kind], background=clean), made.damage)
 
     body_schema = {
         "requestBody": {
@@ -254,53 +260,44 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         responses={200: {"content": {kind: {} for kind in FORMATS.values()}, "description": "The product"}, **answers},
         response_class=Response,
     )
-    async def decode(
-        request: Request,
-        format: Annotated[str | None, Query(description="tif, png or json; else by Accept", examples=["tif"])] = None,
-        window: Annotated[
-            str | None, Query(description="top,left,rows,cols in pixels", examples=["0,0,512,512"])
-        ] = None,
-        bands: Annotated[str | None, Query(description="band numbers from 1", examples=["1,2,3"])] = None,
-        scale: Annotated[str, Query(description="1, 1/2, 1/4, 1/8 or 1/16", examples=["1/4"])] = "1",
-        damaged: Annotated[
-            bool, Query(description="decode what is sound; header Perigee-Damage counts the rest")
-        ] = False,
-        compensation: Annotated[
-            str, Query(description="none, or a compensator: NAME or NAME:METHOD", examples=["cosmic"])
-        ] = NONE,
-        steps: Annotated[int | None, Query(description="of the diffusion; default: the compensator's")] = None,
-        seed: Annotated[int, Query(description="of the diffusion's noise")] = 0,
-        strength: Annotated[float, Query(description="share of the detail that is added, 0 to 1")] = 1.0,
-        product: Annotated[
-            str,
-            Query(description="image, or trust: the width of the pixels' 90 % interval and where detail was generated"),
-        ] = "image",
-    ) -> Response:
+    async def decode(request: Request, order: Annotated[Order, Depends(order_of)]) -> Response:
         """Decode a stream to a Cloud-Optimised GeoTIFF, a PNG, or JSON (description and band statistics)."""
-        kind = _wanted_format(request, format)
-        if scale not in SCALES:
-            raise Problem(422, f"scale={scale}: accepted are {', '.join(SCALES)}")
-        if product not in PRODUCTS or (product == "trust" and kind != "tif"):
-            raise Problem(
-                422, f"product={product}, format={kind}: accepted are {', '.join(PRODUCTS)}; trust as tif alone"
-            )
-        region, chosen = _integers(window, "window", 4), _integers(bands, "bands")
-        wanted = Compensation(steps=steps, seed=seed, strength=strength)
         data = await upload(request)
         with queue.place():
-            return await to_thread.run_sync(
-                produce,
-                data,
-                kind,
-                region,
-                chosen,
-                SCALES[scale],
-                damaged,
-                compensation,
-                wanted,
-                product,
-                limiter=queue.limiter,
-            )
+            return await to_thread.run_sync(produce, order, data, limiter=queue.limiter)
+
+    @app.post("/jobs", status_code=202, openapi_extra=body_schema, responses=answers)
+    async def submit(request: Request, order: Annotated[Order, Depends(order_of)]) -> JSONResponse:
+        """Decode a stream later: the same parameters as ``/decode``. The answer names the job; Location leads to its state."""
+        data = await upload(request)
+        metrics.received.inc(len(data))
+        name = await to_thread.run_sync(jobs.submit, order, data)
+        return JSONResponse(jobs.described(name), 202, {"Location": f"/jobs/{name}"})
+
+    @app.get("/jobs")
+    def all_jobs() -> JSONResponse:
+        """All jobs, the oldest first."""
+        return _json(jobs.all())
+
+    @app.get("/jobs/{name}", responses={404: {"description": "No such job"}})
+    def job(name: str) -> JSONResponse:
+        """State of a job: queued, running (with progress 0 to 1), done, failed (with the problem) or cancelled."""
+        return _json(jobs.described(name))
+
+    @app.get(
+        "/jobs/{name}/result",
+        responses={404: {"description": "No such job"}, 409: {"description": "The job is not done"}},
+        response_class=Response,
+    )
+    def result(name: str) -> Response:
+        """The product of a job that is done."""
+        path, damage = jobs.result(name)
+        return _with_damage(FileResponse(path, media_type=FORMATS[path.suffix[1:]]), damage)
+
+    @app.delete("/jobs/{name}", responses={404: {"description": "No such job"}})
+    def cancel(name: str) -> JSONResponse:
+        """Cancel a job, or forget one that is finished."""
+        return _json({"id": name, "was": jobs.cancel(name)})
 
     @app.post("/inspect", openapi_extra=body_schema, responses=answers)
     async def inspect_stream(request: Request, damaged: bool = False) -> JSONResponse:
@@ -351,16 +348,7 @@ def _json(value: Any) -> JSONResponse:
     return JSONResponse(json.loads(json.dumps(value, default=str), parse_constant=lambda _: None))
 
 
-def _as_json(decoder: SceneDecoder, view: View, size_bytes: int) -> JSONResponse:
-    array = read_array(decoder, view)
-    described = inspect(decoder.stream, size_bytes) | {
-        "view": {"region": tuple(view.region), "bands": [b + 1 for b in view.bands], "size": view.size},
-        "statistics": [
-            {"band": b + 1, "min": int(a.min()), "max": int(a.max()), "mean": round(float(np.mean(a)), 4)}
-            for b, a in zip(view.bands, array, strict=True)
-        ],
-        "provenance": provenance(decoder),
-        "cut": decoder.report.cut,
-        "lost": decoder.report.lost,
-    }
-    return _json(described)
+def _with_damage(answer: Response, damage: dict[str, int] | None) -> Response:
+    if damage is not None:
+        answer.headers["Perigee-Damage"] = json.dumps(damage)
+    return answer

@@ -38,6 +38,9 @@ def main(argv: list[str] | None = None) -> int:
         "--max-megasamples", type=int, default=400, help="largest decoded view, pixels x bands (default %(default)s)"
     )
     parser.add_argument("--queue", type=int, default=8, help="decodings that may wait (default %(default)s)")
+    parser.add_argument(
+        "--jobs", type=Path, metavar="DIR", help="folder that keeps jobs over a restart (default: a temporary one)"
+    )
     try:
         args = parser.parse_args(argv)
     except SystemExit as stop:
@@ -77,6 +80,7 @@ def main(argv: list[str] | None = None) -> int:
         decoded_samples=args.max_megasamples * 1_000_000,
         waiting=args.queue,
         token=token,
+        jobs=args.jobs,
     )
     try:
         app = create_app(settings)
