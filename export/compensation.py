@@ -85,7 +85,8 @@ def load_checkpoint(path: Path) -> tuple[Compensator, dict[str, Any]]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         net = Compensator(config_from(state["config"]))
-        net.load_state_dict(state["mean"])
+        # the encoder serves training alone, and may be another's
+        net.load_state_dict({k: v for k, v in state["mean"].items() if not k.startswith("encoder.")}, strict=False)
     except (OSError, KeyError, RuntimeError, TypeError, EOFError) as error:
         raise ProfileError(f"{path}: not a perigee-train-compensator checkpoint ({error})") from error
     return net.eval(), state["done"]
@@ -176,6 +177,7 @@ def export_compensator(
         "window": WINDOW,
         "steps": STEPS,
         "fields": list(FIELDS),
+        "fields_seen": done.get("diffusion", {}).get("fields", []),
         "training": done,
         "files": {file: hashlib.sha256((folder / file).read_bytes()).hexdigest() for file in graphs},
         **(card or {}),

@@ -6,6 +6,7 @@ that no rate and no kind of ground dominates. 12 % more squared error are half a
 
 from __future__ import annotations
 
+import copy
 import csv
 import math
 import os
@@ -18,8 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from perigee.bitstream.acquisition import FIELDS
 from perigee.models.compensation.compensator import STAGES, Compensator, CompensatorConfig, config_from
 from perigee.models.compensation.denoiser import STEPS, alpha_sigma
+from perigee.models.compensation.paper import paper_compensator
 from perigee.models.compensation.trunk import Features
 from perigee.training.loop import half_precision
 from perigee.training.pairs import Pairs
@@ -46,7 +49,10 @@ class StageConfig:
 class CompensatorTrainer:
     """State of a run in ``folder``: ``checkpoint.pt``, a log for each stage."""
 
-    def __init__(self, config: CompensatorConfig, folder: Path, device: str = "cpu") -> None:
+    def __init__(
+        self, config: CompensatorConfig, folder: Path, device: str = "cpu", weights: Path | None = None
+    ) -> None:
+        """``weights``: a folder of Stable Diffusion, for the preset ``paper``. Raises CompensationError where it is none."""
         self.folder, self.device = folder, torch.device(device)
         self.done: dict[str, dict[str, Any]] = {}
         path = folder / "checkpoint.pt"
@@ -54,8 +60,8 @@ class CompensatorTrainer:
         if state:
             config = config_from(state["config"])
         torch.manual_seed(1)
-        self.net, self.mean = (Compensator(config).to(self.device) for _ in range(2))
-        self.mean.load_state_dict(self.net.state_dict())
+        first = paper_compensator(weights, config.latents) if weights else Compensator(config)
+        self.net, self.mean = first.to(self.device), copy.deepcopy(first).to(self.device)
         self.optimiser: dict[str, Any] | None = None
         if state:
             self.net.load_state_dict(state["net"])
@@ -131,7 +137,8 @@ class CompensatorTrainer:
             return self._diffusion_loss(batch, features)
         with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             detail = self.mean.one_step(features).float()
-        scale = net.scale(features, batch["base"], detail).float()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+            scale = net.scale(features, batch["base"], detail).float()
         base = batch["base"]
         wrong = torch.stack([(base - batch["image"]).abs().mean(1), (base + detail - batch["image"]).abs().mean(1)], 1)
         loss = (scale.log() + wrong / scale).mean()  # likelihood of a Laplace distribution
@@ -182,8 +189,10 @@ class CompensatorTrainer:
             self.start_scales(pairs)
         state = self.done.setdefault(stage, {"step": 0, "seconds": 0.0, "config": {}})
         state["config"] = asdict(config)
+        if stage == "diffusion":
+            state["fields"] = [n for n, k in zip(FIELDS, pairs.arrays["known"].any(0), strict=True) if k]
         for name, parameter in self.net.named_parameters():
-            parameter.requires_grad_(name.split(".")[0] in names)
+            parameter.requires_grad_(name.split(".")[0] in names and not name.startswith("encoder.vae."))
         trained = [p for p in self.net.parameters() if p.requires_grad]
         optimiser = torch.optim.Adam(trained, lr=config.learning_rate, betas=(0.9, 0.99), fused=True)
         if self.optimiser and state["step"]:
@@ -235,5 +244,6 @@ class CompensatorTrainer:
             writer = csv.writer(handle)
             if fresh:
                 writer.writerow(["step", "minutes", "first", "second"])
-            means = np.nanmean(np.array(figures), 0)
-            writer.writerow([state["step"], round(state["seconds"] / 60, 2), *(round(float(v), 5) for v in means)])
+            seen = [[value for value in column if value == value] for column in zip(*figures, strict=True)]
+            means = [round(sum(column) / len(column), 5) if column else "" for column in seen]
+            writer.writerow([state["step"], round(state["seconds"] / 60, 2), *means])

@@ -42,6 +42,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--perceptual", type=float, default=1.0, help="weight of the perceptual distance")
     parser.add_argument("--learning-rate", type=float, default=4e-4, help="of Adam (default %(default)s)")
+    parser.add_argument(
+        "--stable-diffusion",
+        type=Path,
+        metavar="DIR",
+        help="preset paper: begin with the VAE and U-Net in this folder (layout of diffusers), instead of a compact denoiser",
+    )
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default %(default)s)")
     parser.add_argument("--threads", type=int, help="CPU threads")
     return parser
@@ -74,7 +80,9 @@ def main(argv: list[str] | None = None) -> int:
             count = make_pairs(profile, args.data, folder, args.exclude, gsd, args.limit, show=show)
             print(f"{count} pairs", file=sys.stderr)
         pairs = Pairs(folder)
-        trainer = CompensatorTrainer(CompensatorConfig(profile.contract.widths.latents), args.run, args.device)
+        trainer = CompensatorTrainer(
+            CompensatorConfig(profile.contract.widths.latents), args.run, args.device, args.stable_diffusion
+        )
         with (args.run / "commands.log").open("a", encoding="utf-8") as handle:
             handle.write(" ".join(["perigee-train-compensator", *(sys.argv[1:] if argv is None else argv)]) + "\n")
         for stage, minutes in stages.items():
