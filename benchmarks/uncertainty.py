@@ -26,7 +26,9 @@ from perigee.ground.decoder import Region
 KINDS = {"base": 0.0, "compensated": 1.0}  # strength
 
 
-def measure(codec: ArrayCodec, compensator: Compensator, pixels: Pixels, rate: float, strength: float) -> tuple[Any, Any]:
+def measure(
+    codec: ArrayCodec, compensator: Compensator, pixels: Pixels, rate: float, strength: float
+) -> tuple[Any, Any]:
     """Error and half width of every sample, in grey levels: float32 [row, col, 3] and [row, col]."""
     size = round(rate * pixels.shape[0] * pixels.shape[1] / 8)
     data = closest(lambda s: codec.encode(pixels, s / 2.5), QUALITY_STEPS, size)
@@ -43,7 +45,9 @@ def main() -> None:
     parser.add_argument("--profile", default=DEFAULT_PROFILE, help="name or folder (default %(default)s)")
     parser.add_argument("--compensation", default="cosmic", help="a compensator (default %(default)s)")
     parser.add_argument("--compensators", type=Path, action="append", default=[], help="folder with compensators")
-    parser.add_argument("--rates", type=float, nargs="+", default=RATES_BPP, help="bits per pixel (default %(default)s)")
+    parser.add_argument(
+        "--rates", type=float, nargs="+", default=RATES_BPP, help="bits per pixel (default %(default)s)"
+    )
     parser.add_argument("--every", type=int, default=1, help="only each Nth image of a folder")
     parser.add_argument("--threads", type=int, help="of all networks (default: all cores)")
     parser.add_argument("--out", type=Path, default=Path("build/uncertainty.json"), help="JSON report")

@@ -91,6 +91,7 @@ def main(argv: list[str] | None = None) -> int:
         help="also write how far to trust the pixels: half the width of their 90 %% interval, and where detail was generated; "
         "with --strength 0 for the base image",
     )
+    parser.add_argument("--stac", type=Path, metavar="OUT.json", help="also write a STAC item of the product")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
     parser.add_argument(
         "--damaged", action="store_true", help="decode what is sound of a damaged stream and report the rest"
@@ -105,7 +106,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"{out}: the product's suffix must be .tif, .tiff or .png")
     try:
         from perigee.bitstream import format as fmt
-        from perigee.bitstream.files import replacing
+        from perigee.bitstream.files import replacing, write_atomically
         from perigee.ground.compensation.decoder import CompensatedDecoder, Compensation
         from perigee.ground.library import Library, inspect
 
@@ -114,6 +115,7 @@ def main(argv: list[str] | None = None) -> int:
 
             from perigee.ground.decoder import Region
             from perigee.ground.products import view_of, write_cog, write_png, write_trust
+            from perigee.ground.stac import stac_item
     except ModuleNotFoundError as error:
         print(f"ground-decode: {error.name} is missing: pip install 'perigee[ground]'", file=sys.stderr)
         return os.EX_UNAVAILABLE
@@ -150,6 +152,9 @@ def main(argv: list[str] | None = None) -> int:
                     raise CompensationError("--trust needs the compensator that estimates it: --compensation NAME")
                 with replacing(args.trust) as temporary:
                     write_trust(temporary, decoder, view, progress)
+            if args.stac:
+                item = stac_item(decoder, view, out, args.trust)
+                write_atomically(args.stac, (json.dumps(item, indent=1) + "\n").encode())
         seconds = time.perf_counter() - start
     except KeyboardInterrupt:
         return 130

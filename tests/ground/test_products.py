@@ -1,5 +1,6 @@
 """Honest output: what a GeoTIFF says beside its pixels comes back, checked with rasterio on real and made files."""
 
+import json
 import subprocess
 import sys
 import warnings
@@ -7,6 +8,7 @@ import warnings
 import numpy as np
 import pytest
 import rasterio
+import rasterio.warp
 import tifffile
 from rasterio.control import GroundControlPoint
 from rasterio.errors import NotGeoreferencedWarning
@@ -297,3 +299,20 @@ def test_command_line(tmp_path, rng, encoder):
     (tmp_path / "other.peri").write_bytes(data)
     result = run(tmp_path / "other.peri", "-o", tmp_path / "other.tif")
     assert result.returncode == 78 and "0000000000000000" in result.stderr and "flight" in result.stderr
+
+
+def test_a_stac_item_says_where_when_and_whence(encoder, tiles, tmp_path):
+    from perigee.ground.cli import main as decode
+
+    with Raster(tiles[0]) as raster:
+        (tmp_path / "s.peri").write_bytes(encoder.encode_scene(raster, 30).data)
+    out, item = tmp_path / "o.tif", tmp_path / "o.json"
+    assert decode([str(tmp_path / "s.peri"), "-o", str(out), "--stac", str(item), "--window", "0,64,128,128"]) == 0
+    found = json.loads(item.read_text())
+    assert found["properties"]["perigee:generated_detail"] == "NO" and found["properties"]["proj:shape"] == [128, 128]
+    assert found["assets"]["image"]["href"] == "o.tif"
+    with rasterio.open(out) as product:
+        wanted = rasterio.warp.transform_bounds(product.crs, "EPSG:4326", *product.bounds)
+        assert list(product.transform)[:6] == pytest.approx(found["properties"]["proj:transform"])
+    assert found["bbox"] == pytest.approx(wanted, abs=1e-6)
+    assert found["properties"]["datetime"] or found["properties"]["start_datetime"]
