@@ -31,6 +31,7 @@ from perigee.training.perceptual import PerceptualDistance
 Batch = dict[str, Tensor]
 FIELD_DROP, ALL_DROP = 0.15, 0.15  # known fields hidden one by one, and all together
 IMAGINED = 0.25  # share of samples whose z0 is noise: the decoder must not take everything for true
+LOW_RATES, LOW_RATE_GAIN = (50, 110), 4.0  # Q below which the perceptual distance counts up to so much more
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,9 @@ class CompensatorTrainer:
                 start = self.perceptual(base, reference) + 0.02
             distance = self.perceptual((base + detail).clamp(0, 1), reference)
         error, seen = wrong / before, distance / start
-        return error + weight * seen, error, seen
+        # where the codec lost most there is most to put back, and little of the error is the detail's
+        more = 1 + LOW_RATE_GAIN * ((LOW_RATES[1] - batch["quality"]) / (LOW_RATES[1] - LOW_RATES[0])).clamp(0, 1)
+        return error + weight * more * seen, error, seen
 
     def loss_of(self, stage: str, batch: Batch, config: StageConfig) -> tuple[Tensor, list[float]]:
         """Loss (scalar) and two figures for the log."""
