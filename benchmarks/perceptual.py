@@ -19,9 +19,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from perigee.benchmarks.classifier import Backbone
 from perigee.benchmarks.codec import ArrayCodec
 from perigee.benchmarks.common import Pixels, decode_pillow, images, jpeg2000, psnr, sample_folder, table, write_report
 from perigee.benchmarks.crops import closest
+from perigee.benchmarks.fidelity import crop_features, kernel_interval, objects
 from perigee.benchmarks.metrics import Lpips, ms_ssim
 from perigee.bitstream import format as fmt
 from perigee.bitstream.metadata import Acquisition, Metadata, pack_metadata
@@ -33,6 +35,7 @@ from perigee.ground.decoder import Region, SceneDecoder
 RATES_BPP = (0.1, 0.2, 0.4, 1.0)
 QUALITY_STEPS = 250
 METADATA = ("true", "absent", "shuffled")
+MEASURES = ("bpp", "psnr", "ms_ssim", "lpips", "seconds", "blobs", "created", "deleted")
 Row = dict[str, Any]
 
 
@@ -90,12 +93,15 @@ class Bench:
         self, profile: str, variants: list[Variant], lpips: Path, folders: list[Path], threads: int | None
     ) -> None:
         self.codec = ArrayCodec(profile, threads)
-        self.variants, self.lpips = variants, Lpips(lpips, threads)
+        self.variants, self.lpips, self.backbone = variants, Lpips(lpips, threads), Backbone(lpips, threads)
+        self.features: dict[tuple[str, float, str], list[Any]] = {}  # of crops, by folder, rate and variant
         contract = self.codec.profile.contract.digest
         names = {v.compensator for v in variants}
         self.compensators: dict[str, Compensator] = {n: find_compensator(n, contract, folders, threads) for n in names}
 
-    def measure(self, pixels: Pixels, rate: float, true: Acquisition | None, other: Acquisition | None) -> list[Row]:
+    def measure(
+        self, folder: str, pixels: Pixels, rate: float, true: Acquisition | None, other: Acquisition | None
+    ) -> list[Row]:
         """A row for each variant of one image near a rate. Steps of quality are compared by the stream's real bytes."""
         size = round(rate * pixels.shape[0] * pixels.shape[1] / 8)
         data = closest(lambda s: self.codec.encode(pixels, s / 2.5), QUALITY_STEPS, size)
@@ -103,9 +109,13 @@ class Bench:
         rows: list[Row] = []
 
         def add(label: str, decoded: Pixels, seconds: float = math.nan) -> None:
-            rows.append({"rate": rate, "bpp": bpp, "variant": label, "psnr": psnr(pixels, decoded),
+            self.features.setdefault((folder, rate, label), []).append(crop_features(self.backbone, decoded))
+            there, created, deleted = objects(pixels, decoded)
+            rows.append({"blobs": there, "created": created, "deleted": deleted,
+                         "rate": rate, "bpp": bpp, "variant": label, "psnr": psnr(pixels, decoded),
                          "ms_ssim": ms_ssim(pixels, decoded), "lpips": self.lpips(pixels, decoded), "seconds": seconds})  # fmt: skip
 
+        self.features.setdefault((folder, rate, "original"), []).append(crop_features(self.backbone, pixels))
         start = time.perf_counter()
         base = decode(SceneDecoder(fmt.parse(data), self.codec.ground))
         add("base", base, time.perf_counter() - start)
@@ -123,14 +133,14 @@ class Bench:
         return rows
 
 
-def summary(rows: list[Row]) -> list[Row]:
+def summary(rows: list[Row], distances: dict[tuple[str, float, str], tuple[float, float, float]]) -> list[Row]:
     """Means by folder, rate and variant; differences to the base image of the same rows."""
     out = []
     for folder in sorted({r["folder"] for r in rows}):
         for rate in sorted({r["rate"] for r in rows}):
             part = [r for r in rows if r["folder"] == folder and r["rate"] == rate and math.isfinite(r["psnr"])]
             mean = {
-                v: {k: float(np.mean([r[k] for r in part if r["variant"] == v])) for k in ("bpp", "psnr", "ms_ssim", "lpips", "seconds")}
+                v: {k: float(np.mean([r[k] for r in part if r["variant"] == v])) for k in MEASURES}
                 for v in dict.fromkeys(r["variant"] for r in part)
             }  # fmt: skip
             base = mean["base"]
@@ -139,6 +149,8 @@ def summary(rows: list[Row]) -> list[Row]:
                     "folder": folder, "bpp": round(m["bpp"], 3), "variant": variant,
                     "psnr": round(m["psnr"], 2), "ms_ssim": round(m["ms_ssim"], 4), "lpips": round(m["lpips"], 4),
                     "d psnr": round(m["psnr"] - base["psnr"], 2), "d lpips %": round(100 * (m["lpips"] / base["lpips"] - 1), 1),
+                    "created %": round(100 * m["created"] / m["blobs"], 1), "deleted %": round(100 * m["deleted"] / m["blobs"], 1),
+                    "kernel": "{:.3f} ({:.3f} .. {:.3f})".format(*distances[folder, rate, variant]),
                     "seconds": round(m["seconds"], 3),
                 })  # fmt: skip
     return out
@@ -172,14 +184,19 @@ def main() -> None:
         for name, pixels in tqdm(list(images(folder))[:: args.every][: args.limit], desc=folder.name, disable=None):
             other = others[int(rng.integers(len(others)))] if others else None
             for rate in args.rates:
-                found = bench.measure(pixels, rate, known.get(name), other)
+                found = bench.measure(folder.name, pixels, rate, known.get(name), other)
                 rows += [{"folder": folder.name, "image": name, **row} for row in found]
     args.out.mkdir(parents=True, exist_ok=True)
     with (args.out / "points.csv").open("w", newline="", encoding="utf-8") as handle:
         writer = csv.DictWriter(handle, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    means = summary(rows)
+    distances = {}
+    for (folder_name, rate, label), parts in bench.features.items():
+        if label != "original":
+            originals = np.concatenate(bench.features[folder_name, rate, "original"])
+            distances[folder_name, rate, label] = kernel_interval(originals, np.concatenate(parts))
+    means = summary(rows, distances)
     print(table(means, list(means[0])))
     write_report(args.out / "perceptual.json", means)
 
