@@ -86,10 +86,16 @@ def load_checkpoint(path: Path) -> tuple[Compensator, dict[str, Any]]:
         state = torch.load(path, map_location="cpu", weights_only=True)
         net = Compensator(config_from(state["config"]))
         # the encoder serves training alone, and may be another's
-        net.load_state_dict({k: v for k, v in state["mean"].items() if not k.startswith("encoder.")}, strict=False)
+        kept = {k: v for k, v in state["mean"].items() if not k.startswith("encoder.")}
+        missing = net.load_state_dict(kept, strict=False)
+        if missing.unexpected_keys or any(not k.startswith("encoder.") for k in missing.missing_keys):
+            raise KeyError(f"weights {[*missing.unexpected_keys, *missing.missing_keys][:3]}...")
     except (OSError, KeyError, RuntimeError, TypeError, EOFError) as error:
         raise ProfileError(f"{path}: not a perigee-train-compensator checkpoint ({error})") from error
-    return net.eval(), state["done"]
+    done = {name: stage for name, stage in state["done"].items() if stage.get("finished")}
+    if "one-step" not in done:
+        raise ProfileError(f"{path}: its stage one-step is not finished")
+    return net.eval(), done
 
 
 def _halved(path: Path) -> None:
@@ -152,8 +158,9 @@ def export_compensator(
     graphs: dict[str, tuple[nn.Module, dict[str, tuple[int, ...]], list[str]]] = {
         "features.onnx": (_Features(net), {"base": base, "latents": y}, ["eighth", "quarter", "half"]),
         "one_step.onnx": (_OneStep(net), {"half": half}, ["detail"]),
-        "scale.onnx": (_Scale(net), {"half": half, "base": base, "detail": base}, ["scale"]),
     }
+    if "scale" in done:
+        graphs["scale.onnx"] = (_Scale(net), {"half": half, "base": base, "detail": base}, ["scale"])
     if "diffusion" in done:
         graphs["decoder.onnx"] = (
             _Decoder(net),
@@ -179,6 +186,7 @@ def export_compensator(
         "fields": list(FIELDS),
         "fields_seen": done.get("diffusion", {}).get("fields", []),
         "training": done,
+        "interval": done.get("scale", {}).get("interval"),
         "files": {file: hashlib.sha256((folder / file).read_bytes()).hexdigest() for file in graphs},
         **(card or {}),
     }

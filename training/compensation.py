@@ -24,6 +24,7 @@ from perigee.models.compensation.compensator import STAGES, Compensator, Compens
 from perigee.models.compensation.denoiser import STEPS, alpha_sigma
 from perigee.models.compensation.paper import paper_compensator
 from perigee.models.compensation.trunk import Features
+from perigee.training.interval import fit_intervals
 from perigee.training.loop import half_precision
 from perigee.training.pairs import Pairs
 from perigee.training.perceptual import PerceptualDistance
@@ -71,7 +72,7 @@ class CompensatorTrainer:
         self.autocast = half_precision(self.device)
         self.perceptual: PerceptualDistance | None = None
 
-    def save(self, optimiser: torch.optim.Optimizer | None) -> None:
+    def save(self, stage: str, optimiser: torch.optim.Optimizer | None) -> None:
         """Write the checkpoint atomically."""
         state = {
             "format": 1,
@@ -79,7 +80,7 @@ class CompensatorTrainer:
             "net": self.net.state_dict(),
             "mean": self.mean.state_dict(),
             "done": self.done,
-            "optimiser": optimiser.state_dict() if optimiser else None,
+            "optimiser": {"stage": stage, "state": optimiser.state_dict()} if optimiser else None,
         }
         part = self.folder / "checkpoint.pt.part"
         torch.save(state, part)
@@ -191,6 +192,9 @@ class CompensatorTrainer:
         if not self.done and stage == "one-step":
             self.start_scales(pairs)
         state = self.done.setdefault(stage, {"step": 0, "seconds": 0.0, "config": {}})
+        if state["seconds"] >= 60 * config.minutes:  # done in an earlier part of the run
+            state["finished"] = True
+            return
         state["config"] = asdict(config)
         if stage == "diffusion":
             state["fields"] = [n for n, k in zip(FIELDS, pairs.arrays["known"].any(0), strict=True) if k]
@@ -198,8 +202,8 @@ class CompensatorTrainer:
             parameter.requires_grad_(name.split(".")[0] in names and not name.startswith("encoder.vae."))
         trained = [p for p in self.net.parameters() if p.requires_grad]
         optimiser = torch.optim.Adam(trained, lr=config.learning_rate, betas=(0.9, 0.99), fused=True)
-        if self.optimiser and state["step"]:
-            optimiser.load_state_dict(self.optimiser)
+        if self.optimiser and self.optimiser["stage"] == stage:
+            optimiser.load_state_dict(self.optimiser["state"])
         rng = np.random.default_rng([config.seed, state["step"]])
         torch.manual_seed(config.seed + state["step"])
         figures: list[list[float]] = []
@@ -228,16 +232,20 @@ class CompensatorTrainer:
                 tick = now
                 if now - saved > 60 * config.checkpoint_minutes or state["seconds"] >= 60 * config.minutes:
                     self._log(stage, figures)
-                    self.save(optimiser)
+                    self.save(stage, optimiser)
                     figures.clear()
                     saved = tick = time.monotonic()
                     bar.n = round(state["seconds"] / 60, 1)
                     bar.refresh()
         # what follows builds on the averaged weights
-        for ours, theirs in zip(self.net.parameters(), self.mean.parameters(), strict=True):
-            ours.data.copy_(theirs.data)
+        self.net.load_state_dict(self.mean.state_dict())
+        state["finished"] = True
         self.optimiser = None
-        self.save(None)
+        if stage == "scale":
+            methods = ("one-step", "diffusion") if "diffusion" in self.done else ("one-step",)
+            state["interval"] = fit_intervals(self.mean.cpu().eval(), pairs, methods)
+            self.mean.to(self.device)
+        self.save(stage, None)
 
     def _log(self, stage: str, figures: list[list[float]]) -> None:
         state = self.done[stage]

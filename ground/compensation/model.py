@@ -83,7 +83,7 @@ class Compensator:
     @property
     def has_scale(self) -> bool:
         """Whether it can say how large its errors are expected to be."""
-        return "scale.onnx" in self._graphs and "interval" in self.manifest
+        return "scale.onnx" in self._graphs and bool(self.manifest.get("interval"))
 
     def strength_of(self, quality_step: int) -> float:
         """How much of the detail is added by default at Q = 0..250: less where the codec lost little."""

@@ -24,7 +24,7 @@ STEPS = 1000
 
 @dataclass(frozen=True)
 class DenoiserConfig:
-    """Sizes of a denoiser: ``widths`` at 1/8, 1/16, ... of the image, those with cross-attention, tokens."""
+    """Sizes of a denoiser: ``widths`` at 1/8, 1/16, ... of the image, those with cross-attention, tokens; ``head``: channels of one."""
 
     widths: tuple[int, ...] = (64, 128, 128)
     attention: tuple[bool, ...] = (False, True, True)
@@ -33,6 +33,7 @@ class DenoiserConfig:
     head: int = 32
     groups: int = 16
     features: int = 32  # channels of the trunk's features beside z
+    unet: dict[str, Any] | None = None  # of a U-Net that comes with sizes of its own
 
 
 PRESETS = {
@@ -90,17 +91,18 @@ class Denoiser(nn.Module):
         down = ["CrossAttnDownBlock2D" if config.attention[i] else "DownBlock2D" for i in levels]
         up = ["CrossAttnUpBlock2D" if config.attention[i] else "UpBlock2D" for i in reversed(levels)]
         self.config = config
-        self.unet: Any = UNet2DConditionModel(  # type: ignore[no-untyped-call]
-            in_channels=CHANNELS + config.features,
-            out_channels=CHANNELS,
-            block_out_channels=config.widths,
-            layers_per_block=config.layers,
-            down_block_types=down,
-            up_block_types=up,
-            cross_attention_dim=config.token,
-            attention_head_dim=config.head,
-            norm_num_groups=config.groups,
-        )
+        given = config.unet or {
+            "in_channels": CHANNELS + config.features,
+            "out_channels": CHANNELS,
+            "block_out_channels": config.widths,
+            "layers_per_block": config.layers,
+            "down_block_types": down,
+            "up_block_types": up,
+            "cross_attention_dim": config.token,
+            "attention_head_dim": tuple(max(1, width // config.head) for width in config.widths),  # number of heads
+            "norm_num_groups": config.groups,
+        }
+        self.unet: Any = UNet2DConditionModel(**given)  # type: ignore[no-untyped-call]
         self.metadata = MetadataEncoder(config.token)
         self.near = nn.Conv2d(WIDTHS[1], config.features, 1) if config.features else None
         # y at each level's resolution, zero-initialised: training starts from a denoiser that knows nothing of it

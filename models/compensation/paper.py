@@ -40,15 +40,13 @@ class VaeEncoder(nn.Module):
 def _config_of(unet: Any) -> DenoiserConfig:
     """Our sizes of a U-Net of diffusers."""
     c = unet.config
-    head = c.attention_head_dim
     return DenoiserConfig(
         widths=tuple(c.block_out_channels),
         attention=tuple(kind.startswith("CrossAttn") for kind in c.down_block_types),
         layers=c.layers_per_block,
         token=c.cross_attention_dim,
-        head=head if isinstance(head, int) else head[0],
-        groups=c.norm_num_groups,
         features=0,
+        unet={name: value for name, value in c.items() if not name.startswith("_")},
     )
 
 

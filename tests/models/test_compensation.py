@@ -109,7 +109,7 @@ def test_training_learns_resumes_and_exports(pairs, profile, tmp_path):
     assert np.abs(loaded.decode(features, z.numpy()) - detail.numpy()).max() < 1e-4
 
 
-def test_the_papers_parts_from_a_local_folder(pairs, tmp_path):
+def test_the_papers_parts_from_a_local_folder(pairs, profile, tmp_path):
     """Small random weights in the layout of diffusers: the shapes are Stable Diffusion's kind, not its weights."""
     diffusers = pytest.importorskip("diffusers")
     from perigee.bitstream.errors import CompensationError
@@ -148,6 +148,10 @@ def test_the_papers_parts_from_a_local_folder(pairs, tmp_path):
     trainer.run("diffusion", pairs, StageConfig(minutes=0.02, batch=1, crop=64), False)
     assert not torch.equal(trainer.net.denoiser.unet.conv_in.weight, unet.conv_in.weight)
     assert torch.equal(next(trainer.net.encoder.vae.parameters()), next(vae.parameters()))  # frozen
+    trainer.done["one-step"] = {"finished": True}  # its parts are random, which the export does not mind
+    trainer.save("diffusion", None)
+    export_compensator(tmp_path / "checkpoint.pt", tmp_path / "paper", "paper", [profile])
+    assert Loaded(tmp_path / "paper", threads=1).methods == ["one-step", "diffusion"]
     (tmp_path / "vae" / "config.json").write_text("{}")
     (tmp_path / "vae" / "diffusion_pytorch_model.safetensors").unlink()
     with pytest.raises(CompensationError, match="cannot read"):
