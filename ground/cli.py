@@ -134,9 +134,23 @@ def main(argv: list[str] | None = None) -> int:
         if not out.parent.is_dir() or not os.access(out.parent, os.W_OK | os.X_OK):
             print(f"ground-decode: the folder {out.parent} does not exist or cannot be written to", file=sys.stderr)
             return os.EX_CANTCREAT
+        for extra in (args.trust, args.stac):
+            if extra is None:
+                continue
+            taken = [p for p in (args.stream, out) if extra.resolve() == p.resolve()]
+            if taken or (extra.exists() and not (args.overwrite and extra.is_file())) or not extra.parent.is_dir():
+                print(
+                    f"ground-decode: {extra} exists or cannot be created there; --overwrite replaces files",
+                    file=sys.stderr,
+                )
+                return os.EX_CANTCREAT
         start = time.perf_counter()
         wanted = Compensation(steps=args.steps, seed=args.seed, strength=args.strength)
         decoder = Library(args.profiles, args.threads).decoder(stream, args.damaged, args.compensation, wanted)
+        if args.trust:
+            if not isinstance(decoder, CompensatedDecoder):
+                raise CompensationError("--trust needs the compensator that estimates it: --compensation NAME")
+            decoder.check_interval()
         view = view_of(decoder, Region(*args.window) if args.window else None, args.bands, args.scale)
         write = write_png if out.suffix.lower() == ".png" else write_cog
         with tqdm(unit="px", unit_scale=True, disable=not sys.stderr.isatty(), leave=False) as bar:
@@ -147,9 +161,7 @@ def main(argv: list[str] | None = None) -> int:
 
             with replacing(out) as temporary:
                 write(temporary, decoder, view, progress)
-            if args.trust:
-                if not isinstance(decoder, CompensatedDecoder):
-                    raise CompensationError("--trust needs the compensator that estimates it: --compensation NAME")
+            if args.trust and isinstance(decoder, CompensatedDecoder):
                 with replacing(args.trust) as temporary:
                     write_trust(temporary, decoder, view, progress)
             if args.stac:
@@ -185,6 +197,8 @@ def main(argv: list[str] | None = None) -> int:
         return os.EX_IOERR
     rows, cols = view.size
     print(f"{args.stream} -> {out}: {cols}x{rows} pixels, {len(view.bands)} bands, {seconds:.2f} s")
+    if isinstance(decoder, CompensatedDecoder) and decoder.left_alone:
+        print(decoder.left_alone, file=sys.stderr)
     for unit, passes in decoder.report.cut.items():
         print(f"segment {unit} was cut short: {passes} passes decoded", file=sys.stderr)
     for reason in [

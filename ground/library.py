@@ -14,14 +14,14 @@ from perigee.bitstream.metadata import Metadata, unpack_metadata
 from perigee.bitstream.profile import MANIFEST_FILE, Profile, find_profile, load_profile, shipped_profiles
 from perigee.engines.onnxruntime import GroundEngine
 from perigee.ground.compensation.decoder import CompensatedDecoder, Compensation
-from perigee.ground.compensation.model import Compensator, find_compensator
+from perigee.ground.compensation.model import Compensator, find_compensator, is_compensator
 from perigee.ground.decoder import SceneDecoder
 
 NONE = "none"  # no compensation: the base image, what was measured and nothing else
 
 
 class Library:
-    """Shipped profiles plus the folders given; a folder may be a profile or hold several."""
+    """What is shipped plus the folders given; a folder may be a profile or a compensator, or hold several."""
 
     def __init__(self, folders: Iterable[Path] = (), threads: int | None = None) -> None:
         self._threads = threads
@@ -41,7 +41,8 @@ class Library:
             if not found:
                 raise ProfileError(f"{folder}: no profile there, neither a manifest nor folders with one")
             for path in found:
-                self._add(load_profile(path))
+                if not is_compensator(path):
+                    self._add(load_profile(path))
 
     def _add(self, profile: Profile) -> None:
         self.profiles[profile.contract.digest] = profile

@@ -294,15 +294,16 @@ def _copy_to_cog(plain: Path, path: Path) -> None:
 
 def write_trust(path: Path, decoder: CompensatedDecoder, view: View, progress: Progress | None = None) -> None:
     """Write how far to trust the image of a view, as a COG of two bands beside it: half the width of the 90 % interval around each
-    value in the image's units, rounded up, and 1 where detail was generated. Raises CompensationError, and LimitError for
-    a reduced view."""
-    if view.reduction != 1:
-        raise LimitError("how far to trust an image is told at full size alone")
+    value in the image's units, rounded up, and 1 where detail was generated; no data where the image has none.
+    Raises CompensationError, and LimitError for a view that is reduced or has other bands than red, green and blue."""
+    if view.reduction != 1 or not set(view.bands) <= set(range(fmt.BANDS_PER_GROUP)):
+        raise LimitError("how far to trust an image is told at full size, for bands 1 to 3")
+    decoder.check_interval()
     dtype = "uint8" if decoder.header.dtype == "uint8" else "uint16"
     span = 255.0
     if decoder.stream.ranges is not None:
         ranges = decoder.stream.ranges[: fmt.BANDS_PER_GROUP].astype(np.float64)
-        span = float((ranges[:, 1] - ranges[:, 0]).mean())
+        span = float((ranges[:, 1] - ranges[:, 0]).max())  # of the band that has the widest
     rows, cols = view.size
     layout = {
         "driver": "GTiff", "width": cols, "height": rows, "count": 2, "dtype": dtype, "tiled": True, "blockxsize": 256,
@@ -310,20 +311,23 @@ def write_trust(path: Path, decoder: CompensatedDecoder, view: View, progress: P
     }  # fmt: skip
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         plain = Path(folder) / "plain.tif"
-        with rasterio.open(plain, "w+", **layout) as target:
+        with rasterio.Env(GDAL_TIFF_INTERNAL_MASK="YES"), rasterio.open(plain, "w+", **layout) as target:
             done = 0
-            for region, _ in decoder.blocks(view.region, list(view.bands)):
+            for region, block in decoder.blocks(view.region, list(view.bands)):
                 width = np.ceil(span * decoder.half_width(0, region))
                 marks = decoder.generated_in(0, region)
                 both = np.stack([np.minimum(width, np.iinfo(dtype).max), marks]).astype(dtype)
                 place = region.left - view.region.left, region.top - view.region.top
                 target.write(both, window=Window(*place, region.cols, region.rows))
+                target.write_mask(block.valid.all(0), window=Window(*place, region.cols, region.rows))
                 done += region.rows * region.cols
                 if progress:
                     progress(done, view.region.rows * view.region.cols)
             _describe(target, decoder, View(view.region, ()))
             target.set_band_description(1, "half width of the 90 % interval")
             target.set_band_description(2, "generated detail")
+        if decoder.metadata.gcps and decoder.metadata.pixel_is_point:
+            _undo_gcp_shift(plain, _gcps(decoder.metadata, view))
         _copy_to_cog(plain, path)
 
 
@@ -340,14 +344,18 @@ def write_png(path: Path, decoder: SceneDecoder, view: View, progress: Progress 
             rasterio.shutil.copy(plain, path, driver="PNG")
 
 
-def read_array(decoder: SceneDecoder, view: View) -> npt.NDArray[Any]:
+def read_array(decoder: SceneDecoder, view: View, progress: Progress | None = None) -> npt.NDArray[Any]:
     """The view in memory [band, row, col], without alpha."""
     rows, cols = view.size
     out = np.empty((len(view.bands), rows, cols), decoder.header.dtype)
+    done = 0
     for region, block in decoder.blocks(view.region, list(view.bands)):
         block = reduce_block(decoder, block, view.reduction)
         top, left = (
             (n - o) // view.reduction for n, o in ((region.top, view.region.top), (region.left, view.region.left))
         )
         out[:, top : top + block.samples.shape[1], left : left + block.samples.shape[2]] = block.samples
+        done += region.rows * region.cols
+        if progress:
+            progress(done, view.region.rows * view.region.cols)
     return out

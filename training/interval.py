@@ -6,7 +6,6 @@ correction for their finite number (Vovk et al. 2005; images, not pixels, are ex
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -24,11 +23,11 @@ SAMPLES = 4000  # of each image
 SAMPLER_STEPS = 4
 
 
-def _quantile(ratios: list[Any]) -> float:
-    """The factor that covers a share of COVERAGE, each image counting the same."""
-    n = len(ratios)
-    level = min(math.ceil((n + 1) * COVERAGE) / n, 0.99) if n > 10 else COVERAGE
-    return float(np.quantile(np.concatenate(ratios), (level + COVERAGE) / 2))
+def _quantile(ratios: list[tuple[int, Any]]) -> float:
+    """The factor that covers COVERAGE of the samples of one more image, from those of images by their numbers."""
+    n = len({number for number, _ in ratios})
+    level = min((n + 1) * COVERAGE / n, 1.0)
+    return float(np.quantile(np.concatenate([values for _, values in ratios]), level))
 
 
 def sampled(net: Compensator, features: Features, latents: Tensor, values: Tensor, known: Tensor, steps: int) -> Tensor:
@@ -49,7 +48,7 @@ def fit_intervals(net: Compensator, pairs: Pairs, methods: tuple[str, ...], seed
     """Factors ``[[Q, factor], ...]`` for the base image and for each of ``methods``, ``one-step`` and ``diffusion``."""
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
-    found: dict[str, dict[int, list[Any]]] = {name: {} for name in ("base", *methods)}
+    found: dict[str, dict[int, list[tuple[int, Any]]]] = {name: {} for name in ("base", *methods)}
     for i in pairs.held:
         crop = pairs.crops(np.array([i]), np.array([[0, 0]]), 256)
         image, base, latents, values, known = (
@@ -69,7 +68,8 @@ def fit_intervals(net: Compensator, pairs: Pairs, methods: tuple[str, ...], seed
             scale = net.scale(features, base, detail)[:, 0 if name == "base" else 1][:, None]
             rounded = ((base + detail).clamp(0, 1) * 255).round()
             ratio = (rounded - image).abs() / 255 / scale
-            found[name].setdefault(band, []).append(ratio.numpy().reshape(-1)[chosen])
+            samples = ratio.numpy().reshape(-1)[chosen]
+            found[name].setdefault(band, []).append((int(pairs.arrays["number"][i]), samples))
     middle = [(low + high) // 2 for low, high in zip(BANDS, BANDS[1:], strict=False)]
     return {
         name: [[middle[band], round(_quantile(ratios), 4)] for band, ratios in sorted(bands.items())]

@@ -31,7 +31,7 @@ SIDE = 256
 RATES = (0.06, 1.3)
 HALF_STEP = 0.49
 Array = npt.NDArray[Any]
-FILES = ("image", "base", "latents", "quality", "values", "known", "source", "held")
+FILES = ("image", "base", "latents", "quality", "values", "known", "source", "held", "number")
 HELD_SHARE = 0.04  # of the images: never trained on, to compare and calibrate with
 
 
@@ -137,6 +137,7 @@ def make_pairs(
         "known": ((n, len(FIELDS)), np.float32),
         "source": ((n,), np.int16),
         "held": ((n,), np.bool_),
+        "number": ((n,), np.int32),  # of the image
     }
     arrays = {
         name: np.lib.format.open_memmap(out / f"{name}.npy", "w+", dtype, shape)
@@ -156,6 +157,7 @@ def make_pairs(
         arrays["values"][k], arrays["known"][k] = found or condition_of(
             Acquisition(gsd_m=(gsd_m or {}).get(images.sources[i]))
         )
+        arrays["number"][k] = i
         arrays["held"][k] = is_held(images.names[i])
         arrays["source"][k] = sources.index(images.sources[i])
     for array in arrays.values():

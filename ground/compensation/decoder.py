@@ -17,17 +17,20 @@ import numpy.typing as npt
 from perigee.bitstream import format as fmt
 from perigee.bitstream.acquisition import FIELDS, condition_of
 from perigee.bitstream.entropy import DecodedPatch
-from perigee.bitstream.errors import CompensationError
+from perigee.bitstream.errors import CompensationError, LimitError
 from perigee.bitstream.profile import BLOCK
 from perigee.engines.onnxruntime import FlightEngine, GroundEngine
 from perigee.ground.compensation.consistency import Agreement, costly, shares
 from perigee.ground.compensation.model import DIFFUSION, STEPS_MAX, Compensator, Features
-from perigee.ground.compensation.sampler import sample
+from perigee.ground.compensation.sampler import runs_of, sample
 from perigee.ground.compensation.windows import STRIDE, FloatArray, Grid, Window
 from perigee.ground.decoder import Decoded, Region, SceneDecoder
 
+RUNS_LIMIT = 100_000  # of the denoiser for one product: a day on two cores
 BASE_SIDE = 4 * STRIDE  # pixels on the side of a block of base image
 FEATURES_KEPT = 48  # windows
+PATCHES_KEPT = 32  # at least: more than a block of 4x4 and its neighbours
+SAMPLED_PIXELS = 64_000_000  # of patches whose latents are kept while z is sampled
 
 
 @dataclass(frozen=True)
@@ -73,10 +76,10 @@ class CompensatedDecoder(SceneDecoder):
         h = self.header
         colour = h.bands == 3 if self.metadata.colour is None else self.metadata.colour
         self.groups = (0,) if colour and h.bands >= fmt.BANDS_PER_GROUP else ()
+        self.left_alone = ""
         if len(self.groups) < h.groups:
-            self.report.notes.append(
-                f"{compensator.name} knows red, green and blue alone: "
-                + ("nothing is compensated" if not self.groups else "bands from 4 on are left as they are")
+            self.left_alone = f"{compensator.name} knows red, green and blue alone: " + (
+                "nothing is compensated" if not self.groups else "bands from 4 on are left as they are"
             )
         values, known = condition_of(self.metadata.acquisition)
         self._condition = values, compensator.known_fields(known)
@@ -87,7 +90,8 @@ class CompensatedDecoder(SceneDecoder):
         self._z: dict[int, dict[Window, FloatArray]] = {}
         self._patches_done: OrderedDict[tuple[int, int, int], FloatArray] = OrderedDict()
         self._costly: dict[int, npt.NDArray[np.uint8]] = {}
-        self._flight = FlightEngine(engine.profile, check=False)  # codes again what was decoded
+        self._flight: FlightEngine | None = None  # codes again what was decoded
+        self.runs_limit = RUNS_LIMIT
         self.progress: Callable[[int, int], None] | None = None  # of the sampling, which comes before any pixel
         self.agreement: dict[int, Agreement] = {}  # by unit, of the patches decoded so far
 
@@ -159,7 +163,17 @@ class CompensatedDecoder(SceneDecoder):
         if all(window in done for window in windows):
             return done
 
+        runs = runs_of(self.grid, windows, self.steps)
+        if runs > self.runs_limit:
+            raise LimitError(
+                f"{self.steps} steps for this part of the scene take {runs} runs of the denoiser, accepted are {self.runs_limit}: "
+                "ask for fewer steps or a smaller window"
+            )
+
         def denoise(window: Window, z: FloatArray, step: float) -> FloatArray:
+            if len(self._latents) * self.header.patch_side**2 > SAMPLED_PIXELS:  # decoded again when needed
+                self._latents.clear()
+                self._linear.clear()
             features, _, latents = self._window(group, window)
             v: FloatArray = self.compensator.denoise(z[None], step, features, latents, *self._condition)[0]
             return v
@@ -181,7 +195,9 @@ class CompensatedDecoder(SceneDecoder):
         out = np.zeros((region.rows, region.cols), np.float32)
         for unit, outer in self._blocks_of(group, region):
             segment = self.stream.segments.get(unit)
-            if segment is not None and segment.mode == fmt.NETWORK and unit not in self.report.lost:
+            if segment is None or segment.mode != fmt.NETWORK or unit in self.report.lost:
+                continue
+            if segment.linear and not segment.cut:  # others cannot be held to their symbols
                 out[outer] = self.wanted.strength * self.compensator.strength_of(segment.quality_step)
         return out
 
@@ -237,7 +253,7 @@ class CompensatedDecoder(SceneDecoder):
             if agreement is not None:
                 self.agreement[unit] = agreement
             self._patches_done[key] = out if agreement is None or agreement.kept else base
-            while len(self._patches_done) > 2 * (self.header.grid[1] + 1):
+            while len(self._patches_done) > max(2 * (self.header.grid[1] + 1), PATCHES_KEPT):
                 self._patches_done.popitem(last=False)
         self._patches_done.move_to_end(key)
         return self._patches_done[key]
@@ -249,6 +265,8 @@ class CompensatedDecoder(SceneDecoder):
             return None
         dear = np.unpackbits(self._costly[unit], count=received.size).astype(bool).reshape(received.shape)
         step = self.stream.segments[unit].quality_step
+        if self._flight is None:
+            self._flight = FlightEngine(self.engine.profile, self.compensator.threads, check=False)
         found = []
         for pixels in (image, base):
             rounded = np.clip(np.rint(pixels * 255), 0, 255) / np.float32(255) if self.stream.ranges is None else pixels
@@ -267,12 +285,21 @@ class CompensatedDecoder(SceneDecoder):
                     out[outer] = False
         return out
 
+    def check_interval(self) -> None:
+        """Raises CompensationError where the compensator cannot say how large errors are expected to be."""
+        for kind in ("base", self.method) if self.active else ("base",):
+            if not self.compensator.has_interval(kind):
+                raise CompensationError(f"{self.compensator.name} gives no uncertainty for {kind}")
+        if not self.groups:
+            raise CompensationError(f"{self.compensator.name} gives no uncertainty for these bands")
+
     def half_width(self, group: int, region: Region) -> FloatArray:
         """Half the width of the 90 % interval around each pixel's value, mean over red, green and blue [rows, cols], in 0..1.
 
         Raises CompensationError where the compensator has no such estimate, or does not know these bands.
         """
-        if not self.compensator.has_scale or group not in self.groups:
+        self.check_interval()
+        if group not in self.groups:
             raise CompensationError(f"{self.compensator.name} gives no uncertainty for these bands")
         generated = self.generated_in(group, region)
         windows = self.grid.over(*region)
@@ -280,7 +307,11 @@ class CompensatedDecoder(SceneDecoder):
         both = np.zeros((2, region.rows, region.cols), np.float32)
         for window in windows:
             features, base, _ = self._window(group, window)
-            detail = self._detail(group, window, z.get(window)) if self.active else np.zeros_like(base)
+            detail = np.zeros_like(base)
+            if self.active:
+                place = self._region(window)
+                inside = np.s_[:, : place.rows, : place.cols]
+                detail[inside] = self._detail(group, window, z.get(window))[inside] * self._strengths(group, place)
             scale = self.compensator.scale(features, base[None], detail[None])[0] * self.grid.weights(window)
             place = Region(window.row * STRIDE, window.col * STRIDE, self.grid.side, self.grid.side)
             r0, r1 = max(place.top, region.top), min(place.top + place.rows, region.top + region.rows)
@@ -322,10 +353,16 @@ class CompensatedDecoder(SceneDecoder):
 
     def blocks(self, region: Region | None = None, bands: list[int] | None = None) -> Iterator[tuple[Region, Decoded]]:
         """As the base's; z is sampled for the whole of it first, which is small: 1/48 of the samples."""
-        whole = region or Region(0, 0, self.header.height, self.header.width)
-        if self.samples:
+        h, side = self.header, self.header.patch_side
+        whole = region or Region(0, 0, h.height, h.width)
+        chosen = range(h.bands) if bands is None else bands
+        if self.samples and any(band // fmt.BANDS_PER_GROUP in self.groups for band in chosen):
+            # whole patches: that is what images are made of
+            top, left = whole.top // side * side, whole.left // side * side
+            bottom = min(-(-(whole.top + whole.rows) // side) * side, self.grid.rows)
+            right = min(-(-(whole.left + whole.cols) // side) * side, self.grid.cols)
             for group in self.groups:
-                self._z[group] = self._sampled(group, self.grid.over(*whole))
+                self._z[group] = self._sampled(group, self.grid.over(top, left, bottom - top, right - left))
         yield from super().blocks(region, bands)
 
     def generated(self) -> dict[str, str]:
@@ -340,10 +377,15 @@ class CompensatedDecoder(SceneDecoder):
             "PERIGEE_COMPENSATION_STRENGTH": f"{self.wanted.strength:g}",
             "PERIGEE_COMPENSATION_FIELDS_IGNORED": " ".join(self._ignored()),
         }
+        if self.left_alone:
+            tags["PERIGEE_COMPENSATION_LEFT_ALONE"] = self.left_alone
         if self.agreement:
             told = np.array(list(self.agreement.values()))
             kept = sum(a.kept for a in self.agreement.values())
-            tags["PERIGEE_COMPENSATION_AGREEMENT"] = " ".join(f"{v:.4f}" for v in told.mean(0))
+            shown = np.array([a[:2] if a.kept else a[2:] for a in self.agreement.values()])
+            tags["PERIGEE_COMPENSATION_AGREEMENT"] = " ".join(
+                f"{v:.4f}" for v in (*shown.mean(0), *told[:, 2:].mean(0))
+            )
             tags["PERIGEE_COMPENSATION_PATCHES"] = f"{kept} of {len(told)}; the others are the base image"
         if self.method == DIFFUSION:
             tags |= {

@@ -24,6 +24,7 @@ FloatArray = npt.NDArray[np.float32]
 ONE_STEP, DIFFUSION = "one-step", "diffusion"
 METHODS = {ONE_STEP: ("features.onnx", "one_step.onnx"), DIFFUSION: ("features.onnx", "decoder.onnx", "denoiser.onnx")}
 STEPS_MAX = 100
+WINDOW = 256  # pixels on the side of what the networks see at once
 MANIFEST_MAX_BYTES = 1 << 20
 
 
@@ -38,9 +39,9 @@ class Features(NamedTuple):
 class Compensator:
     """Loaded graphs of one compensator. All arrays have one window in them: [1, C, H, W]."""
 
-    def __init__(self, folder: Path, threads: int | None = None) -> None:
-        """Raises CompensationError where the folder is none or a file's hash differs."""
-        self.folder = folder
+    def __init__(self, folder: Path, threads: int | None = None, contract: bytes | None = None) -> None:
+        """Raises CompensationError where the folder is none, a file's hash differs, or it is not for ``contract``."""
+        self.folder, self.threads = folder, threads
         path = folder / MANIFEST_FILE
         try:
             if path.stat().st_size > MANIFEST_MAX_BYTES:
@@ -50,7 +51,7 @@ class Compensator:
         except (OSError, ValueError) as error:
             raise CompensationError(f"{folder}: no compensator there ({error})") from error
         m = self.manifest
-        if m.get("kind") != "compensator" or m.get("manifest_version") != MANIFEST_VERSION:
+        if not isinstance(m, dict) or m.get("kind") != "compensator" or m.get("manifest_version") != MANIFEST_VERSION:
             raise CompensationError(f"{path}: not a compensator's manifest of version {MANIFEST_VERSION}")
         try:
             self.name, self.window = str(m["name"]), int(m["window"])
@@ -61,11 +62,16 @@ class Compensator:
             self.start = float(m.get("start", 1.0))
             self._strength = np.array(m.get("strength", [[0, 1.0], [250, 1.0]]), np.float64)
             self.fields_seen = list(m.get("fields_seen", []))
-            files = dict(m["files"])
+            files, fields = dict(m["files"]), list(m["fields"])
         except (KeyError, TypeError, ValueError) as error:
             raise CompensationError(f"{path}: incomplete ({error})") from error
-        if m["fields"] != list(FIELDS):
-            raise CompensationError(f"{path}: its metadata fields are {m['fields']}, ours {list(FIELDS)}")
+        if fields != list(FIELDS) or self.window != WINDOW:
+            raise CompensationError(
+                f"{path}: window {self.window} and metadata fields {fields}; accepted are {WINDOW} and {list(FIELDS)}"
+            )
+        if contract is not None and contract not in self.contracts:
+            wanted = ", ".join(c.hex() for c in self.contracts)
+            raise CompensationError(f"{self.name} is for the contracts {wanted}, the stream has {contract.hex()}")
         self.digest = hashlib.sha256(data).hexdigest()[:16]
         self._graphs = {name: OnnxRuntimeGraph(self._checked(name, digest), threads) for name, digest in files.items()}
 
@@ -80,10 +86,9 @@ class Compensator:
         """Which of METHODS its graphs allow."""
         return [name for name, files in METHODS.items() if set(files) <= set(self._graphs)]
 
-    @property
-    def has_scale(self) -> bool:
-        """Whether it can say how large its errors are expected to be."""
-        return "scale.onnx" in self._graphs and bool(self.manifest.get("interval"))
+    def has_interval(self, kind: str) -> bool:
+        """Whether it can say how large the errors of the base image (``base``) or of a method are expected to be."""
+        return "scale.onnx" in self._graphs and kind in (self.manifest.get("interval") or {})
 
     def strength_of(self, quality_step: int) -> float:
         """How much of the detail is added by default at Q = 0..250: less where the codec lost little."""
@@ -138,6 +143,15 @@ class Compensator:
         return out
 
 
+def is_compensator(folder: Path) -> bool:
+    """Whether a folder's manifest says that it is one."""
+    try:
+        manifest = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(manifest, dict) and manifest.get("kind") == "compensator"
+
+
 def shipped_folders() -> dict[str, Path]:
     """The compensators in the package, by name."""
     root = Path(str(resources.files("perigee.profiles"))) / "compensators"
@@ -153,17 +167,10 @@ def find_compensator(
     """
     known = shipped_folders()
     for folder in folders:
-        known |= {p.parent.name: p.parent for p in sorted(folder.glob(f"*/{MANIFEST_FILE}"))}
-        if (folder / MANIFEST_FILE).is_file():
-            known[folder.name] = folder
+        places = [folder, *(p.parent for p in sorted(folder.glob(f"*/{MANIFEST_FILE}")))]
+        known |= {place.name: place for place in places if is_compensator(place)}
     if name not in known:
         raise CompensationError(
             f"compensation {name!r}: accepted are none, {', '.join(known) or '(none is installed)'}"
         )
-    found = Compensator(known[name], threads)
-    if contract not in found.contracts:
-        raise CompensationError(
-            f"compensator {name!r} is for the contracts {', '.join(c.hex() for c in found.contracts)}, "
-            f"the stream has {contract.hex()}"
-        )
-    return found
+    return Compensator(known[name], threads, contract)

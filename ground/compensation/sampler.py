@@ -1,7 +1,7 @@
 """DDIM (Song et al. 2021, eta 0) over the z of many windows at once: the windows' answers are blended at each step.
 
-A window's last step depends on its neighbours' step before, and so on: for a rectangle, ``steps - 1`` rings of windows around it
-are computed too, fewer at each step, so the result is the one that the whole scene would have given.
+A window's last step depends on its neighbours' step before, and so on: for a rectangle, ``steps`` rings of windows around it
+are computed too, one fewer at each step, so the result is the one that the whole scene would have given.
 """
 
 from __future__ import annotations
@@ -20,6 +20,12 @@ Progress = Callable[[int, int], None]
 def alpha_sigma(time: float) -> tuple[float, float]:
     """Share of z0 and of noise at a time in 0..1: a cosine schedule."""
     return math.cos(time * math.pi / 2), math.sin(time * math.pi / 2)
+
+
+def runs_of(grid: Grid, needed: Iterable[Window], steps: int) -> int:
+    """How often :func:`sample` will run the denoiser."""
+    wanted = list(needed)
+    return sum(grid.count_around(wanted, steps - i) for i in range(steps))
 
 
 def sample(

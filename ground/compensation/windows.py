@@ -40,15 +40,23 @@ class Grid:
             ranges.append(range(max(first, 0), min(last, count - 1) + 1))
         return [Window(r, c) for r in ranges[0] for c in ranges[1]]
 
-    def around(self, windows: Iterable[Window], rings: int) -> list[Window]:
-        """Windows in the rectangle of the given ones, with ``rings`` more on each side."""
+    def _around(self, windows: Iterable[Window], rings: int) -> list[range]:
         chosen = list(windows)
         rows, cols = ([w[i] for w in chosen] for i in (0, 1))
-        inside = [
+        return [
             range(max(min(v) - rings, 0), min(max(v) + rings, n - 1) + 1)
             for v, n in zip((rows, cols), self.shape, strict=True)
         ]
-        return [Window(r, c) for r in inside[0] for c in inside[1]]
+
+    def around(self, windows: Iterable[Window], rings: int) -> list[Window]:
+        """Windows in the rectangle of the given ones, with ``rings`` more on each side."""
+        rows, cols = self._around(windows, rings)
+        return [Window(r, c) for r in rows for c in cols]
+
+    def count_around(self, windows: Iterable[Window], rings: int) -> int:
+        """How many :meth:`around` gives."""
+        rows, cols = self._around(windows, rings)
+        return len(rows) * len(cols)
 
     def weights(self, window: Window, unit: int = 1) -> FloatArray:
         """Weights [side / unit, side / unit] of a window; those of all windows over a place add up to 1."""

@@ -35,6 +35,7 @@ from perigee.ground.service.problems import Problem
 from perigee.ground.service.uploads import read_upload
 
 ACCEPTS = {"image/tiff": "tif", "image/png": "png", "application/json": "json", "*/*": "tif", "image/*": "tif"}
+RUNS_AT_ONCE = 3000  # of the denoiser for one answer: a few minutes; jobs may take more
 OPEN_PATHS = ("/healthz", "/readyz")
 
 
@@ -217,7 +218,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         metrics.received.inc(len(data))
         folder = Path(tempfile.mkdtemp(prefix="perigee-"))
         try:
-            made = fulfil(order, data, library, folder, settings.decoded_samples)
+            made = fulfil(order, data, library, folder, settings.decoded_samples, RUNS_AT_ONCE)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -271,8 +272,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         """Decode a stream later: the same parameters as ``/decode``. The answer names the job; Location leads to its state."""
         data = await upload(request)
         metrics.received.inc(len(data))
-        name = await to_thread.run_sync(jobs.submit, order, data)
-        return JSONResponse(jobs.described(name), 202, {"Location": f"/jobs/{name}"})
+        described = await to_thread.run_sync(jobs.submit, order, data)
+        return JSONResponse(described, 202, {"Location": f"/jobs/{described['id']}"})
 
     @app.get("/jobs")
     def all_jobs() -> JSONResponse:

@@ -18,13 +18,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from perigee.bitstream.errors import PerigeeError
+from perigee.bitstream.errors import LimitError, PerigeeError
 from perigee.bitstream.files import write_atomically
+from perigee.ground.compensation.decoder import RUNS_LIMIT
 from perigee.ground.library import Library
 from perigee.ground.service.orders import Order, fulfil
 from perigee.ground.service.problems import Problem, problem_of
 
 OPEN, FINISHED = ("queued", "running"), ("done", "failed", "cancelled")
+ATTEMPTS = 3
 IDENTIFIER = re.compile(r"[0-9a-f]{32}")
 log = logging.getLogger("perigee.jobs")
 
@@ -40,10 +42,19 @@ class State:
     file: str | None = None
     damage: dict[str, int] | None = None
     problem: dict[str, Any] | None = None
+    attempts: int = 0
 
 
 def _told(problem: Problem) -> dict[str, Any]:
     return {"status": problem.status, "detail": problem.detail, **problem.extra}
+
+
+def _read(path: Path) -> State | None:
+    try:
+        return State(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        log.warning("job %s is unreadable and left alone (%s)", path.parent.name, error)
+        return None
 
 
 class _Cancelled(Exception):
@@ -55,26 +66,21 @@ class Jobs:
 
     def __init__(self, folder: Path, library: Library, decoded_samples: int, places: int) -> None:
         self.folder, self._library, self._samples, self._places = folder, library, decoded_samples, places
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # of the states
+        self._disk = threading.RLock()  # of their files: what is written last is what is true
         self._queue: queue.Queue[str | None] = queue.Queue()
         self._states: dict[str, State] = {}
         self._thread: threading.Thread | None = None
-        folder.mkdir(parents=True, exist_ok=True)
-        for path in sorted(folder.glob("*/state.json"), key=lambda p: p.stat().st_mtime):
-            self._recover(path)
-
-    def _recover(self, path: Path) -> None:
-        """A job of an earlier process; one that was under way begins again."""
-        name = path.parent.name
         try:
-            state = State(**json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
-            log.warning("job %s is unreadable and left alone (%s)", name, error)
-            return
-        if state.status in OPEN:
-            state.status, state.progress = "queued", 0.0
-            self._queue.put(name)
-        self._states[name] = state
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise LimitError(f"jobs cannot be kept in {folder} ({error})") from error
+        found = {path.parent.name: _read(path) for path in folder.glob("*/state.json")}
+        for name, state in sorted(((n, s) for n, s in found.items() if s), key=lambda item: item[1].created):
+            self._states[name] = state
+            if state.status in OPEN:
+                state.status, state.progress = "queued", 0.0
+                self._queue.put(name)
 
     def start(self) -> None:
         """Begin to work."""
@@ -88,23 +94,35 @@ class Jobs:
         if thread:
             thread.join()
 
-    def submit(self, order: Order, data: bytes) -> str:
-        """Keep a job and return its identifier. Raises Problem 503 where no finished one can make room."""
+    def submit(self, order: Order, data: bytes) -> dict[str, Any]:
+        """Keep a job and return its state. Raises Problem 503 where there is no room for it."""
         with self._lock:
             if len(self._states) >= self._places:
                 finished = [n for n, s in self._states.items() if s.status in FINISHED]
                 if not finished:
                     raise Problem(503, f"{len(self._states)} jobs are waiting", {"Retry-After": "30"})
-                self._remove(min(finished, key=lambda n: self._states[n].finished or 0))
+                oldest = min(finished, key=lambda n: self._states[n].finished or 0)
+                del self._states[oldest]
+            else:
+                oldest = None
             name = uuid.uuid4().hex
-            self._states[name] = State(created=round(time.time(), 3))
+            self._states[name] = state = State(created=round(time.time(), 3))
+        if oldest:
+            self._remove(oldest)
         place = self.folder / name
-        place.mkdir()
-        write_atomically(place / "stream.peri", data)
-        write_atomically(place / "order.json", order.to_json().encode())
-        self._save(name)
+        try:
+            with self._disk:
+                place.mkdir()
+                write_atomically(place / "stream.peri", data)
+                write_atomically(place / "order.json", order.to_json().encode())
+                write_atomically(place / "state.json", json.dumps(asdict(state)).encode())
+        except OSError as error:
+            with self._lock:
+                del self._states[name]
+            self._remove(name)
+            raise Problem(503, f"the job cannot be kept ({error.strerror})", {"Retry-After": "300"}) from error
         self._queue.put(name)
-        return name
+        return {"id": name, **asdict(state)}
 
     def described(self, name: str) -> dict[str, Any]:
         """State of a job. Raises Problem 404."""
@@ -124,16 +142,23 @@ class Jobs:
                 raise Problem(
                     409, f"job {name} is {state.status}", **({"problem": state.problem} if state.problem else {})
                 )
-            return self.folder / name / state.file, state.damage
+            path = self.folder / name / state.file
+        if not path.is_file():  # removed a moment ago, or by hand
+            raise Problem(404, f"the product of job {name} is gone")
+        return path, state.damage
 
     def cancel(self, name: str) -> str:
         """Cancel a job that is not finished, or forget one that is; returns what was done. Raises Problem 404."""
         with self._lock:
             state = self._known(name)
-            if state.status in FINISHED:
-                self._remove(name)
-                return "deleted"
-            state.status, state.finished = "cancelled", time.time()
+            finished = state.status in FINISHED
+            if finished:
+                del self._states[name]
+            else:
+                state.status, state.finished = "cancelled", round(time.time(), 3)
+        if finished:
+            self._remove(name)
+            return "deleted"
         self._save(name)
         return "cancelled"
 
@@ -143,28 +168,37 @@ class Jobs:
         return self._states[name]
 
     def _remove(self, name: str) -> None:
-        del self._states[name]
-        shutil.rmtree(self.folder / name, ignore_errors=True)
+        with self._disk:
+            shutil.rmtree(self.folder / name, ignore_errors=True)
 
     def _save(self, name: str) -> None:
-        with self._lock:
-            state = self._states.get(name)
-            text = json.dumps(asdict(state)) if state else None
-        if text is not None:
-            write_atomically(self.folder / name / "state.json", text.encode())
+        """Write a job's state as it is now; what cannot be written is logged, and the job goes on."""
+        with self._disk:
+            with self._lock:
+                state = self._states.get(name)
+                text = json.dumps(asdict(state)) if state else None
+            if text is not None:
+                try:
+                    write_atomically(self.folder / name / "state.json", text.encode())
+                except OSError as error:
+                    log.error("the state of job %s cannot be kept (%s)", name, error)
 
     def _work(self) -> None:
-        while (name := self._queue.get()) is not None:
+        while (name := self._queue.get()) is not None and self._thread is not None:
             with self._lock:
                 state = self._states.get(name)
                 if state is None or state.status != "queued":
                     continue
-                state.status = "running"
+                state.status, state.attempts = "running", state.attempts + 1
             self._save(name)
             try:
+                if state.attempts > ATTEMPTS:  # it took the whole process with it, more than once
+                    raise Problem(500, f"the job did not end in {ATTEMPTS} attempts")
                 self._make(name, state)
             except _Cancelled:
-                if self._thread is None:  # the service ends: the job stays as it is
+                if self._thread is None:  # the service ends: the job stays as it is, and this was no attempt
+                    state.attempts -= 1
+                    self._save(name)
                     return
             except Problem as problem:
                 self._end(name, state, "failed", _told(problem))
@@ -185,10 +219,11 @@ class Jobs:
             if state.status == "cancelled" or self._thread is None:
                 raise _Cancelled
 
-        made = fulfil(order, (place / "stream.peri").read_bytes(), self._library, place, self._samples, progress)
+        data = (place / "stream.peri").read_bytes()
+        made = fulfil(order, data, self._library, place, self._samples, RUNS_LIMIT, progress)
         if made.path is None:
             path = place / "scene.json"
-            write_atomically(path, json.dumps(made.value, default=str).encode())
+            write_atomically(path, json.dumps(made.value).encode())
         else:
             path = made.path
         state.file, state.damage, state.progress = path.name, made.damage, 1.0

@@ -89,6 +89,7 @@ def fulfil(
     library: Library,
     folder: Path,
     decoded_samples: int,
+    runs_limit: int,
     progress: Progress | None = None,
 ) -> Made:
     """Make the product of a stream in ``folder``. Raises a PerigeeError for the stream's sake, Problem for the order's."""
@@ -100,13 +101,15 @@ def fulfil(
     if samples > decoded_samples:
         raise Problem(413, f"{samples} samples to decode; accepted are up to {decoded_samples}: ask for a window")
     path, value = None, None
-    if order.kind == "json":
-        value = _described(decoder, view, len(data))
-    else:
-        path = folder / f"scene.{order.kind}"
-        if progress and isinstance(decoder, CompensatedDecoder) and decoder.samples:
+    if isinstance(decoder, CompensatedDecoder):
+        decoder.runs_limit = runs_limit
+        if progress and decoder.samples:
             decoder.progress = _part(progress, 0)  # half the way to sample, half to write
             progress = _part(progress, 1)
+    if order.kind == "json":
+        value = _described(decoder, view, len(data), progress)
+    else:
+        path = folder / f"scene.{order.kind}"
         if isinstance(decoder, CompensatedDecoder) and order.product == "trust":
             write_trust(path, decoder, view, progress)
         else:
@@ -122,9 +125,9 @@ def _part(progress: Progress, half: int) -> Progress:
     return lambda done, total: progress(half * total + done, 2 * total)
 
 
-def _described(decoder: SceneDecoder, view: View, size_bytes: int) -> dict[str, Any]:
-    array = read_array(decoder, view)
-    return inspect(decoder.stream, size_bytes) | {
+def _described(decoder: SceneDecoder, view: View, size_bytes: int, progress: Progress | None) -> dict[str, Any]:
+    array = read_array(decoder, view, progress)
+    found = inspect(decoder.stream, size_bytes) | {
         "view": {"region": tuple(view.region), "bands": [b + 1 for b in view.bands], "size": view.size},
         "statistics": [
             {"band": b + 1, "min": int(a.min()), "max": int(a.max()), "mean": round(float(np.mean(a)), 4)}
@@ -135,3 +138,6 @@ def _described(decoder: SceneDecoder, view: View, size_bytes: int) -> dict[str, 
         "lost": decoder.report.lost,
         "notes": decoder.report.notes,
     }
+    # JSON has no NaN
+    plain: dict[str, Any] = json.loads(json.dumps(found, default=str), parse_constant=lambda _: None)
+    return plain
