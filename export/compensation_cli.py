@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
         "--card",
         type=Path,
         metavar="JSON",
-        help="more for the manifest: method, default_steps, start, strength by Q, data",
+        help="more for the manifest: method, default_steps, start, strength by bpp, data",
     )
     args = parser.parse_args(argv)
     try:

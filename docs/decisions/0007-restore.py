@@ -1,4 +1,5 @@
-"""A shipped linear profile as a checkpoint to go on from, where its run is gone: ``python 0007-restore.py PROFILE OUT.pt``.
+"""A shipped linear profile as a checkpoint to go on from, where its run is gone: ``python 0007-restore.py PROFILE OUT.pt [BLOCKS...]``
+(of the synthesis, four numbers).
 
 Every weight is what the profile stores: integers of the prior, fp16 of the networks. Only the distributions of the hyper-latents
 are fitted again to their tables. The rates come out as they were to the last digit that the log has.
@@ -40,9 +41,9 @@ def fill(module: nn.Module, values: list[np.ndarray[Any, Any]], orders: dict[nn.
 
 
 @torch.no_grad()
-def restore(profile: Profile) -> Codec:
+def restore(profile: Profile, blocks: tuple[int, ...]) -> Codec:
     """The codec of a profile whose one analysis is the separable linear transform."""
-    codec = Codec(CodecConfig(("swift",), prior=profile.contract.widths))
+    codec = Codec(CodecConfig(("swift",), prior=profile.contract.widths, synthesis_blocks=blocks))
     analysis, linear = constants(profile.analysis("swift")[1]), codec.analysis.linear
     first = analysis[0][..., 0].reshape(3, 16, 3, 16)  # colour, row frequency, band, row: rows times colours
     for c in range(3):
@@ -92,7 +93,7 @@ def fit_hyper_prior(codec: Codec, profile: Profile) -> None:
 
 def main() -> None:
     profile = find_profile(sys.argv[1])
-    codec = restore(profile)
+    codec = restore(profile, tuple(int(n) for n in sys.argv[3:]) or (2, 3, 2, 1))
     fit_hyper_prior(codec, profile)
     torch.save({"mean": codec.state_dict(), "codec_config": asdict(codec.config)}, sys.argv[2])
 

@@ -35,7 +35,7 @@ SAMPLED_PIXELS = 64_000_000  # of patches whose latents are kept while z is samp
 
 @dataclass(frozen=True)
 class Compensation:
-    """What is asked of a compensator; None takes its default. ``strength`` 0..1 scales its own strength at each quality."""
+    """What is asked of a compensator; None takes its default. ``strength`` 0..1 scales its own strength at each rate."""
 
     method: str | None = None
     steps: int | None = None
@@ -191,14 +191,16 @@ class CompensatedDecoder(SceneDecoder):
         )
 
     def _strengths(self, group: int, region: Region) -> FloatArray:
-        """How much of the detail is added to each pixel [rows, cols]: by the quality of its patch, 0 where there is none."""
+        """How much of the detail is added to each pixel [rows, cols]: by the rate of its patch, 0 where there is none."""
         out = np.zeros((region.rows, region.cols), np.float32)
         for unit, outer in self._blocks_of(group, region):
             segment = self.stream.segments.get(unit)
             if segment is None or segment.mode != fmt.NETWORK or unit in self.report.lost:
                 continue
             if segment.linear and not segment.cut:  # others cannot be held to their symbols
-                out[outer] = self.wanted.strength * self.compensator.strength_of(segment.quality_step)
+                _, _, _, rows, cols = self.header.unit_window(unit)
+                bpp = 32 * len(segment.words) / (rows * cols)
+                out[outer] = self.wanted.strength * self.compensator.strength_of(bpp)
         return out
 
     def symbols(self, unit: int) -> DecodedPatch:

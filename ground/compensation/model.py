@@ -60,7 +60,7 @@ class Compensator:
             self.method = str(m.get("method", ONE_STEP))
             self.default_steps = int(m.get("default_steps", 1))
             self.start = float(m.get("start", 1.0))
-            self._strength = np.array(m.get("strength", [[0, 1.0], [250, 1.0]]), np.float64)
+            self._strength = np.array(m.get("strength", [[0.0, 1.0]]), np.float64)
             self.fields_seen = list(m.get("fields_seen", []))
             files, fields = dict(m["files"]), list(m["fields"])
         except (KeyError, TypeError, ValueError) as error:
@@ -90,9 +90,9 @@ class Compensator:
         """Whether it can say how large the errors of the base image (``base``) or of a method are expected to be."""
         return "scale.onnx" in self._graphs and kind in (self.manifest.get("interval") or {})
 
-    def strength_of(self, quality_step: int) -> float:
-        """How much of the detail is added by default at Q = 0..250: less where the codec lost little."""
-        return float(np.interp(quality_step, self._strength[:, 0], self._strength[:, 1]))
+    def strength_of(self, bpp: float) -> float:
+        """How much of the detail is added by default to a patch of so many bits per pixel: less where little was lost."""
+        return float(np.interp(bpp, self._strength[:, 0], self._strength[:, 1]))
 
     def interval_factor(self, quality_step: int, kind: str) -> float:
         """What turns the expected error into half the width of a 90 % interval, found on tiles held out of training.
