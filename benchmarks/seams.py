@@ -9,6 +9,7 @@ Three codecs are judged, each by real streams:
 
 * ``independent``: patches analysed alone and synthesised alone.
 * ``default``: the same streams through the ground's decoder, which stitches latents and synthesises with overlap.
+* ``compensated``: the same streams with generated detail, where ``--compensation`` names a compensator.
 * ``halo N``: on board, each patch is analysed with N px of its neighbours and only its own latents are kept; on the ground
   the default. Streams stay what they are, any decoder reads them. Beyond the scene its outermost pixels are repeated.
 
@@ -22,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -33,17 +35,20 @@ from tqdm import tqdm
 
 from perigee.benchmarks.codec import ArrayCodec
 from perigee.benchmarks.common import Pixels, images, psnr, sample_folder, table, write_report
+from perigee.benchmarks.perceptual import decode
 from perigee.bitstream import format as fmt
 from perigee.bitstream.prior import IntArray
 from perigee.bitstream.profile import BLOCK, DEFAULT_PROFILE, HYPER_BLOCK, Profile
 from perigee.engines.onnxruntime import FlightEngine
+from perigee.ground.compensation.decoder import CompensatedDecoder, Compensation
+from perigee.ground.compensation.model import find_compensator
 from perigee.ground.decoder import Region, SceneDecoder
 from perigee.onboard.encoder import Encoder, FloatArray, quality_step_of
 
 BORDER_PX = 4
 GUARD_PX = 64  # a pixel counts only this far from every border of the second grid
 HALO_MULTIPLE = 32  # the window, twice the halo larger than the patch, has a side of a multiple of 64
-LIMITS = {"default": {30: 1.03, 70: 1.07}, "halo": {30: 1.02, 70: 1.02}}
+LIMITS = {"compensated": {30: 1.03}, "default": {30: 1.03, 70: 1.07}, "halo": {30: 1.02, 70: 1.02}}
 
 
 class HaloEngine(FlightEngine):
@@ -95,6 +100,21 @@ class HaloCodec(ArrayCodec):
             out.append(fmt.write_segment(self.encoder.encode_image(window, quality_step_of(quality), unit)))
         out.append(fmt.write_end(header.units))
         return b"".join(out)
+
+
+class CompensatedCodec(ArrayCodec):
+    """An :class:`ArrayCodec` whose images are compensated on the ground."""
+
+    def __init__(self, codec: ArrayCodec, compensation: str, folders: list[Path], threads: int | None) -> None:
+        """``compensation``: NAME or NAME:METHOD. Raises CompensationError."""
+        self.profile, self.encoder, self.ground = codec.profile, codec.encoder, codec.ground
+        name, _, method = compensation.partition(":")
+        self.compensator = find_compensator(name, self.profile.contract.digest, folders, threads)
+        self.wanted = Compensation(method or None)
+
+    def decode(self, data: bytes) -> Pixels:
+        """Pixels of a stream."""
+        return decode(CompensatedDecoder(fmt.parse(data), self.ground, self.compensator, self.wanted))
 
 
 def decode_alone(codec: ArrayCodec, data: bytes) -> Pixels:
@@ -173,11 +193,11 @@ def measure(name: str, pixels: Pixels, quality: float, codecs: dict[str, ArrayCo
     for label, codec in codecs.items():
         side = codec.profile.contract.patch_side
         data, shifted = codec.encode(pixels, quality), codec.encode(pixels[side // 2 :, side // 2 :], quality)
-        ways = {label: codec.decode}
+        ways: dict[str, Callable[[bytes], Pixels]] = {label: codec.decode}
         if label == "default":
             ways["independent"] = partial(decode_alone, codec)
-        for way, decode in ways.items():
-            decoded = decode(data)
+        for way, decoding in ways.items():
+            decoded = decoding(data)
             row: dict[str, Any] = {
                 "scene": name,
                 "quality": quality,
@@ -188,7 +208,7 @@ def measure(name: str, pixels: Pixels, quality: float, codecs: dict[str, ArrayCo
             first = rows[0] if rows else row
             row["bytes %"] = 100 * (len(data) / first["bytes"] - 1)
             row["psnr dB"] = row["psnr"] - first["psnr"]
-            row["ratio"] = seam_ratio(pixels, decoded, decode(shifted), side)
+            row["ratio"] = seam_ratio(pixels, decoded, decoding(shifted), side)
             rows.append(row)
     return [{key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()} for row in rows]
 
@@ -239,6 +259,8 @@ def main() -> None:
         "--halo", type=int, nargs="*", default=[32, 64], metavar="PX",
         help="on-board halos to try, multiples of 32 px; none with an empty list (default 32 64)",
     )  # fmt: skip
+    parser.add_argument("--compensation", metavar="NAME[:METHOD]", help="also judge images compensated by this")
+    parser.add_argument("--compensators", type=Path, action="append", default=[], help="folder with compensators")
     parser.add_argument("--threads", type=int, default=1, help="of all networks, also when timed (default %(default)s)")
     parser.add_argument("--limit", type=int, help="only the first N scenes")
     parser.add_argument("--out", type=Path, default=Path("build/seams.json"), help="JSON report")
@@ -256,6 +278,9 @@ def main() -> None:
             codecs[f"halo {halo}"] = HaloCodec(codecs["default"].profile, halo, args.threads, args.analysis)
         except ValueError as error:
             parser.error(str(error))
+    if args.compensation:
+        first = codecs["default"]
+        codecs["compensated"] = CompensatedCodec(first, args.compensation, args.compensators, args.threads)
     rows: list[dict[str, Any]] = []
     for name, pixels in tqdm(found, desc="scenes", unit="scene", disable=None):
         for quality in args.quality:
