@@ -186,7 +186,6 @@ def export_compensator(
         "fields": list(FIELDS),
         "fields_seen": done.get("diffusion", {}).get("fields", []),
         "training": done,
-        "interval": done.get("scale", {}).get("interval"),
         "files": {file: hashlib.sha256((folder / file).read_bytes()).hexdigest() for file in graphs},
         **(card or {}),
     }

@@ -24,7 +24,6 @@ from perigee.models.compensation.compensator import STAGES, Compensator, Compens
 from perigee.models.compensation.denoiser import STEPS, alpha_sigma
 from perigee.models.compensation.paper import paper_compensator
 from perigee.models.compensation.trunk import Features
-from perigee.training.interval import fit_intervals
 from perigee.training.loop import half_precision
 from perigee.training.pairs import Pairs
 from perigee.training.perceptual import PerceptualDistance
@@ -241,10 +240,6 @@ class CompensatorTrainer:
         self.net.load_state_dict(self.mean.state_dict())
         state["finished"] = True
         self.optimiser = None
-        if stage == "scale":
-            methods = ("one-step", "diffusion") if "diffusion" in self.done else ("one-step",)
-            state["interval"] = fit_intervals(self.mean.cpu().eval(), pairs, methods)
-            self.mean.to(self.device)
         self.save(stage, None)
 
     def _log(self, stage: str, figures: list[list[float]]) -> None:

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from perigee.benchmarks.codec import ArrayCodec
+from perigee.benchmarks.intervals import fit
 from perigee.bitstream.acquisition import FIELDS, condition_of
 from perigee.bitstream.metadata import Acquisition
 from perigee.export.compensation import export_compensator
@@ -27,8 +29,6 @@ def pairs(profile, tiles, tmp_path_factory):
 
 
 def test_pairs_are_what_the_ground_decodes(pairs, profile):
-    from perigee.benchmarks.codec import ArrayCodec
-
     codec = ArrayCodec(profile, 2)
     pixels, step = pairs.arrays["image"][0], int(pairs.arrays["quality"][0])
     decoded = codec.decode(codec.encode(np.ascontiguousarray(pixels), step / 2.5)).transpose(2, 0, 1)
@@ -90,6 +90,10 @@ def test_training_learns_resumes_and_exports(pairs, profile, tmp_path):
     manifest = export_compensator(run / "checkpoint.pt", tmp_path / "out", "small", [profile])
     assert json.loads((tmp_path / "out" / "manifest.json").read_text())["files"] == manifest["files"]
     loaded = Loaded(tmp_path / "out", threads=1)
+    pairs.held = np.arange(3)
+    factors = fit(pairs, Loaded(tmp_path / "out", threads=2), ArrayCodec(profile, 2))
+    assert list(factors) == ["base", "one-step", "diffusion"]
+    assert all(factor > 0 for table in factors.values() for _, factor in table)
     assert loaded.methods == ["one-step", "diffusion"]
     batch = pairs.crops(np.array([0]), np.array([[0, 0]]), 256)
     base, latents = batch["base"].astype(np.float32), batch["latents"].astype(np.float32)

@@ -1,0 +1,83 @@
+"""Fits a compensator's intervals: ``python -m perigee.benchmarks.intervals RUN/pairs COMPENSATOR`` (part of making one).
+
+Split conformal prediction (Vovk et al. 2005) through the ground's own path: patches of images that were held back from training are
+coded and decoded, plainly and by each method; by what must the predicted error scale be multiplied so that 90 % of the samples of one
+more image lie within? Images, not pixels or patches, are taken as exchangeable. Written into the manifest, by bands of quality.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from perigee.benchmarks.codec import ArrayCodec
+from perigee.benchmarks.perceptual import decode
+from perigee.bitstream import format as fmt
+from perigee.bitstream.files import write_atomically
+from perigee.bitstream.profile import DEFAULT_PROFILE, MANIFEST_FILE
+from perigee.ground.compensation.decoder import CompensatedDecoder, Compensation
+from perigee.ground.compensation.model import Compensator
+from perigee.ground.decoder import Region
+from perigee.training.pairs import Pairs
+
+COVERAGE = 0.9
+BANDS = (0, 60, 100, 140, 251)  # of Q, with as many held-back patches in each as a few thousand images give
+SAMPLES = 4000  # of each patch
+Ratios = list[tuple[int, Any]]  # an image's number, and error over scale of samples of it
+
+
+def factor_of(ratios: Ratios) -> float:
+    """The factor for COVERAGE, with the correction for a finite number of images."""
+    n = len({number for number, _ in ratios})
+    level = min((n + 1) * COVERAGE / n, 1.0)
+    return float(np.quantile(np.concatenate([values for _, values in ratios]), level))
+
+
+def fit(pairs: Pairs, compensator: Compensator, codec: ArrayCodec, seed: int = 1) -> dict[str, list[list[float]]]:
+    """Factors ``[[Q, factor], ...]`` for the base image (``base``) and each method."""
+    wanted = {"base": Compensation(strength=0.0)} | {m: Compensation(m) for m in compensator.methods}
+    compensator.manifest["interval"] = {kind: [[0, 1.0]] for kind in wanted}  # the bare scale
+    rng = np.random.default_rng(seed)
+    found: dict[str, dict[int, Ratios]] = {kind: {} for kind in wanted}
+    for i in tqdm(pairs.held, unit="patch", disable=None):
+        pixels, step = np.ascontiguousarray(pairs.arrays["image"][i]), int(pairs.arrays["quality"][i])
+        data = codec.encode(pixels, step / 2.5)
+        chosen = rng.choice(pixels.size, SAMPLES, replace=False)
+        for kind, compensation in wanted.items():
+            decoder = CompensatedDecoder(fmt.parse(data), codec.ground, compensator, compensation)
+            error = np.abs(decode(decoder).astype(np.float32) - pixels)
+            scale = 255 * decoder.half_width(0, Region(0, 0, *pixels.shape[:2]))[..., None]
+            ratio = (error / scale).reshape(-1)[chosen]
+            band = sum(step >= edge for edge in BANDS[1:])
+            found[kind].setdefault(band, []).append((int(pairs.arrays["number"][i]), ratio))
+    middle = [(low + high) // 2 for low, high in zip(BANDS, BANDS[1:], strict=False)]
+    return {
+        kind: [[middle[band], round(factor_of(ratios), 4)] for band, ratios in sorted(bands.items())]
+        for kind, bands in found.items()
+    }
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pairs", type=Path, help="folder of pairs of the compensator's training run")
+    parser.add_argument("compensator", type=Path, help="folder of the compensator")
+    parser.add_argument("--profile", default=DEFAULT_PROFILE, help="name or folder (default %(default)s)")
+    parser.add_argument("--threads", type=int, help="of all networks (default: all cores)")
+    args = parser.parse_args()
+    codec = ArrayCodec(args.profile, args.threads)
+    compensator = Compensator(args.compensator, args.threads, codec.profile.contract.digest)
+    factors = fit(Pairs(args.pairs), compensator, codec)
+    path = args.compensator / MANIFEST_FILE
+    manifest = json.loads(path.read_text(encoding="utf-8")) | {"interval": factors}
+    write_atomically(path, (json.dumps(manifest, indent=1) + "\n").encode())
+    print(json.dumps(factors, indent=1))
+
+
+if __name__ == "__main__":
+    main()
