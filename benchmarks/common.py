@@ -9,7 +9,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from importlib import metadata, resources
 from pathlib import Path
@@ -100,6 +100,18 @@ def jpeg2000(pixels: Pixels, bpp: float) -> bytes:
         buffer, "JPEG2000", quality_mode="rates", quality_layers=[24 / bpp], irreversible=True, mct=1, no_jp2=True
     )
     return buffer.getvalue()
+
+
+def closest(encode: Callable[[int], bytes], last: int, size_bytes: int) -> bytes:
+    """The file closest to a size, by bisection over settings 0..``last`` of rising size."""
+    low, high, best = 0, last, b""
+    while low <= high:
+        middle = (low + high) // 2
+        data = encode(middle)
+        if not best or abs(len(data) - size_bytes) < abs(len(best) - size_bytes):
+            best = data
+        low, high = (middle + 1, high) if len(data) < size_bytes else (low, middle - 1)
+    return best
 
 
 def decode_pillow(data: bytes) -> Pixels:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import math
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,11 +19,15 @@ from PIL import Image, ImageDraw
 
 from perigee.benchmarks.anchors import avif
 from perigee.benchmarks.codec import ArrayCodec
-from perigee.benchmarks.common import Pixels, decode_pillow, image_paths, jpeg2000, psnr, read_rgb, table
+from perigee.benchmarks.common import Pixels, closest, decode_pillow, image_paths, jpeg2000, psnr, read_rgb, table
+from perigee.benchmarks.perceptual import decode, variant_of
 from perigee.benchmarks.points import OURS, Point, profile_labels, read_points, split_profile
 from perigee.benchmarks.summary import group, image_bd_rates
+from perigee.bitstream import format as fmt
 from perigee.bitstream.errors import PerigeeError
 from perigee.bitstream.profile import DEFAULT_PROFILE
+from perigee.ground.compensation.decoder import CompensatedDecoder
+from perigee.ground.compensation.model import find_compensator
 
 RATES_BPP = (0.15, 0.3, 0.6)
 TOLERANCE = 0.03
@@ -41,18 +44,6 @@ class Coded:
     name: str
     size_bytes: int
     pixels: Pixels
-
-
-def closest(encode: Callable[[int], bytes], last: int, size_bytes: int) -> bytes:
-    """The file closest to a size, by bisection over settings 0..``last`` of rising size."""
-    low, high, best = 0, last, b""
-    while low <= high:
-        middle = (low + high) // 2
-        data = encode(middle)
-        if not best or abs(len(data) - size_bytes) < abs(len(best) - size_bytes):
-            best = data
-        low, high = (middle + 1, high) if len(data) < size_bytes else (low, middle - 1)
-    return best
 
 
 def at_equal_bytes(pixels: Pixels, codec: ArrayCodec, bpp: float) -> list[Coded]:
@@ -114,6 +105,19 @@ def sheet(
             window = np.ascontiguousarray(shown[top : top + height, left : left + width])
             out.paste(Image.fromarray(window).resize(panel, Image.Resampling.NEAREST), (x, y + CAPTION_PX))
     return out
+
+
+def compensated(
+    pixels: Pixels, codec: ArrayCodec, size_bytes: int, variants: list[str], folders: list[Path]
+) -> list[Coded]:
+    """The stream of so many bytes as each variant shows it (see ``benchmarks.perceptual``)."""
+    data = closest(lambda step: codec.encode(pixels, step / 2.5), QUALITY_STEPS, size_bytes)
+    found = []
+    for variant in map(variant_of, variants):
+        compensator = find_compensator(variant.compensator, codec.profile.contract.digest, folders)
+        decoder = CompensatedDecoder(fmt.parse(data), codec.ground, compensator, variant.wanted)
+        found.append(Coded(f"+ {variant.label}", len(data), decode(decoder)))
+    return found
 
 
 def save(picture: Image.Image, path: Path, max_bytes: int = MAX_BYTES) -> Path:
@@ -180,9 +184,11 @@ def draw(job: Job, codec: ArrayCodec, args: argparse.Namespace) -> list[dict[str
     """Write one sheet; a row of figures for each rate."""
     pixels = read_rgb(job.path)
     rows = [(bpp, at_equal_bytes(pixels, codec, bpp)) for bpp in args.rates]
+    for _, coded in rows:
+        coded += compensated(pixels, codec, coded[-1].size_bytes, args.compensation, args.compensators)
     place = job.place
     if job.worst:
-        old, _, ours = rows[len(rows) // 2][1]
+        old, _, ours = rows[len(rows) // 2][1][:3]
         place = worst_window(pixels, ours.pixels, old.pixels, args.crop)
     written = save(sheet(job.title, pixels, rows, place, args.crop, args.zoom), args.out / f"{job.name}.png")
     return [
@@ -209,6 +215,8 @@ def main() -> None:
     add("--against", default="jpeg2000", help="codec for the BD-rate of the worst (default %(default)s)")
     add("--data", type=Path, action="append", default=[], help="folder in which the CSV's images are (repeatable)")
     add("--profile", default=DEFAULT_PROFILE, metavar="NAME[:ANALYSIS]", help="name or folder (default %(default)s)")
+    add("--compensation", action="append", default=[], metavar="VARIANT", help="also compensated by this (repeatable)")
+    add("--compensators", type=Path, action="append", default=[], help="folder with compensators")
     add("--rates", type=float, nargs="+", default=list(RATES_BPP), help="bits per pixel (default %(default)s)")
     add("--crop", type=int, default=128, help="side of the window in pixels (default %(default)s)")
     add("--zoom", type=int, default=2, help="panel pixels for one of the image (default %(default)s)")
@@ -225,7 +233,7 @@ def main() -> None:
         lines = [line for job in jobs for line in draw(job, codec, args)]
     except (PerigeeError, OSError, ValueError) as error:
         raise SystemExit(f"error: {error}") from error
-    print(table(lines, ["sheet", "asked bpp", "JPEG 2000", "AVIF", "Perigee"]))
+    print(table(lines, list(lines[0])))
     print(f"\nwritten to {args.out}")
 
 

@@ -21,8 +21,17 @@ from tqdm import tqdm
 
 from perigee.benchmarks.classifier import Backbone
 from perigee.benchmarks.codec import ArrayCodec
-from perigee.benchmarks.common import Pixels, decode_pillow, images, jpeg2000, psnr, sample_folder, table, write_report
-from perigee.benchmarks.crops import closest
+from perigee.benchmarks.common import (
+    Pixels,
+    closest,
+    decode_pillow,
+    images,
+    jpeg2000,
+    psnr,
+    sample_folder,
+    table,
+    write_report,
+)
 from perigee.benchmarks.fidelity import crop_features, kernel_interval, objects
 from perigee.benchmarks.metrics import Lpips, ms_ssim
 from perigee.bitstream import format as fmt

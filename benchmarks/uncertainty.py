@@ -14,8 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from perigee.benchmarks.codec import ArrayCodec
-from perigee.benchmarks.common import Pixels, images, sample_folder, table, write_report
-from perigee.benchmarks.crops import closest
+from perigee.benchmarks.common import Pixels, closest, images, sample_folder, table, write_report
 from perigee.benchmarks.perceptual import QUALITY_STEPS, RATES_BPP, decode
 from perigee.bitstream import format as fmt
 from perigee.bitstream.profile import DEFAULT_PROFILE
