@@ -25,7 +25,7 @@ from perigee.engines.onnxruntime import GroundEngine
 
 MARGIN = 8  # latents on each side; the synthesis sees less than 8
 WINDOW_PATCHES = 4  # patches on the side of a synthesis window: the margin costs little and memory stays small
-HALF_STEP = 0.49  # of quantisation: a little inside, where rounding cannot tip it over
+HALF_STEP, HALF_STEP_MIN = 0.49, 0.25  # of quantisation: a little inside, where rounding of floats cannot tip it over
 DTYPE_RANGE = {"uint8": (0, 255), "uint16": (0, 65535), "int16": (-32768, 32767)}
 
 
@@ -180,10 +180,13 @@ class SceneDecoder:
             out[outer] = part[inner]
         return out
 
-    def _held_to_symbols(self, image: npt.NDArray[np.float32], group: int, region: Region) -> npt.NDArray[np.float32]:
+    def _held_to_symbols(
+        self, image: npt.NDArray[np.float32], group: int, region: Region, rounding: float | None = None
+    ) -> npt.NDArray[np.float32]:
         """The image [3, 16 rows, 16 cols] of ``region`` (in latents), such that coding it again gives the received symbols.
 
         That is possible where an analysis was linear: the original then lies in a convex set that the symbols describe.
+        ``rounding``: deviation of samples that will be rounded; three of it are kept from the borders of that set.
         """
         contract = self.engine.profile.contract
         shape = (contract.widths.latents, region.rows, region.cols)
@@ -192,10 +195,13 @@ class SceneDecoder:
         for unit, inner, outer in self._patches(group, region):
             q = self._linear.get(unit)
             if q is not None:
-                step = 1 / contract.gains(self.stream.segments[unit].quality_step)[:, None, None]
-                part = q[inner]
-                low[outer] = np.where(part == Q_MIN, -np.inf, (part - HALF_STEP) * step)  # a clipped symbol says
-                high[outer] = np.where(part == Q_MAX, np.inf, (part + HALF_STEP) * step)  # "at least so far out"
+                gains = contract.gains(self.stream.segments[unit].quality_step)[:, None, None]
+                part, reach = (
+                    q[inner],
+                    HALF_STEP if rounding is None else np.maximum(0.5 - 3 * rounding * gains, HALF_STEP_MIN),
+                )
+                low[outer] = np.where(part == Q_MIN, -np.inf, (part - reach) / gains)  # a clipped symbol says
+                high[outer] = np.where(part == Q_MAX, np.inf, (part + reach) / gains)  # "at least so far out"
                 bounded = True
         return self.engine.consistent(image[None], low[None], high[None])[0] if bounded else image
 

@@ -31,6 +31,7 @@ from perigee.training.perceptual import PerceptualDistance
 Batch = dict[str, Tensor]
 FIELD_DROP, ALL_DROP = 0.15, 0.15  # known fields hidden one by one, and all together
 IMAGINED = 0.25  # share of samples whose z0 is noise: the decoder must not take everything for true
+SHIFTS = 16  # pixels
 LOW_RATES, LOW_RATE_GAIN = (50, 110), 4.0  # Q below which the perceptual distance counts up to so much more
 
 
@@ -113,11 +114,15 @@ class CompensatorTrainer:
         before = (base - image).square().mean((1, 2, 3)) + 1e-6
         if self.perceptual is None:
             self.perceptual = PerceptualDistance().to(self.device)
+        # at a random place: else the detail learns where the distance's strides fall, and paints a grid there
+        dy, dx = (int(n) for n in torch.randint(0, SHIFTS, (2,)))
+        side = image.shape[-1] - SHIFTS
+        part = np.s_[..., dy : dy + side, dx : dx + side]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             with torch.no_grad():
-                reference = self.perceptual.features(image)
-                start = self.perceptual(base, reference) + 0.02
-            distance = self.perceptual((base + detail).clamp(0, 1), reference)
+                reference = self.perceptual.features(image[part])
+                start = self.perceptual(base[part], reference) + 0.02
+            distance = self.perceptual((base + detail)[part].clamp(0, 1), reference)
         error, seen = wrong / before, distance / start
         # where the codec lost most there is most to put back, and little of the error is the detail's
         more = 1 + LOW_RATE_GAIN * ((LOW_RATES[1] - batch["quality"]) / (LOW_RATES[1] - LOW_RATES[0])).clamp(0, 1)

@@ -51,7 +51,7 @@ def main() -> None:
             )
             if f"{name}-short" in found:
                 axes[1].plot(
-                    [2, 8], [found[f"{name}-short"][folder], found[name][folder]], marker=marker, color=f"C{PRESETS.index(name)}",
+                    [1.5, 6], [found[f"{name}-short"][folder], found[name][folder]], marker=marker, color=f"C{PRESETS.index(name)}",
                     linestyle="-" if folder == "naip60" else "--", label=f"{name}, {'NAIP' if folder == 'naip60' else 'UC Merced'}",
                 )  # fmt: skip
     for name in PRESETS:
@@ -67,7 +67,7 @@ def main() -> None:
     axes[0].set(
         xlabel="multiply-adds on board, G a patch",
         ylabel="BD-rate against JPEG 2000, %",
-        title="8 minutes, one thread (circles NAIP, squares UC Merced)",
+        title="6 minutes, one thread (circles NAIP, squares UC Merced)",
     )
     axes[1].set(
         xlabel="minutes of training", ylabel="BD-rate against JPEG 2000, %", xscale="log", title="against training time"

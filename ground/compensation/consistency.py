@@ -16,6 +16,7 @@ from perigee.bitstream.prior import MEAN_FRACTIONS
 from perigee.bitstream.tables import FREQUENCY_TOTAL, Tables
 
 COSTLY_BITS = 0.1
+TOLERANCE = 1e-3
 
 
 class Agreement(NamedTuple):
@@ -28,8 +29,8 @@ class Agreement(NamedTuple):
 
     @property
     def kept(self) -> bool:
-        """Whether the compensated image agrees at least as well as its base."""
-        return (self.costly, self.all) >= (self.base_costly, self.base_all)
+        """Whether the compensated image agrees as well as its base, but for what rounding to 8 bits tips either way."""
+        return self.costly >= self.base_costly - TOLERANCE and self.all >= self.base_all - TOLERANCE
 
 
 def costly(tables: Tables, patch: DecodedPatch) -> npt.NDArray[np.bool_]:

@@ -24,10 +24,12 @@ from perigee.ground.compensation.consistency import Agreement, costly, shares
 from perigee.ground.compensation.model import DIFFUSION, STEPS_MAX, Compensator, Features
 from perigee.ground.compensation.sampler import runs_of, sample
 from perigee.ground.compensation.windows import STRIDE, FloatArray, Grid, Window
-from perigee.ground.decoder import Decoded, Region, SceneDecoder
+from perigee.ground.decoder import DTYPE_RANGE, Decoded, Region, SceneDecoder
 
 RUNS_LIMIT = 100_000  # of the denoiser for one product: a day on two cores
 BASE_SIDE = 4 * STRIDE  # pixels on the side of a block of base image
+ROUNDING = 12**-0.5  # deviation of a rounded sample
+PROJECTIONS = 2
 FEATURES_KEPT = 48  # windows
 PATCHES_KEPT = 32  # at least: more than a block of 4x4 and its neighbours
 SAMPLED_PIXELS = 64_000_000  # of patches whose latents are kept while z is sampled
@@ -90,6 +92,12 @@ class CompensatedDecoder(SceneDecoder):
         self._z: dict[int, dict[Window, FloatArray]] = {}
         self._patches_done: OrderedDict[tuple[int, int, int], FloatArray] = OrderedDict()
         self._costly: dict[int, npt.NDArray[np.uint8]] = {}
+        low, high = (float(v) for v in DTYPE_RANGE[h.dtype])
+        ranges = np.array([[low, high]] * 3) if stream.ranges is None else stream.ranges[: fmt.BANDS_PER_GROUP]
+        zero, span = ranges[:, 0].astype(np.float64), np.diff(ranges.astype(np.float64))[:, 0]
+        # what a product can show, in units of the image [3, 1, 1], and the deviation of its rounding
+        self._darkest, self._brightest = (((v - zero) / span).astype(np.float32)[:, None, None] for v in (low, high))
+        self._rounding = ROUNDING / float(span.min())
         self._flight: FlightEngine | None = None  # codes again what was decoded
         self.runs_limit = RUNS_LIMIT
         self.progress: Callable[[int, int], None] | None = None  # of the sampling, which comes before any pixel
@@ -210,11 +218,13 @@ class CompensatedDecoder(SceneDecoder):
             self._costly[unit] = np.packbits(costly(self.engine.profile.contract.tables, decoded))
         return decoded
 
-    def _held_to_symbols(self, image: FloatArray, group: int, region: Region) -> FloatArray:
+    def _held_to_symbols(
+        self, image: FloatArray, group: int, region: Region, rounding: float | None = None
+    ) -> FloatArray:
         """As the base's; patches that it has dropped since are decoded again, so that the order of requests does not matter."""
         for unit, _, _ in self._patches(group, region):
             self.latents(unit)
-        return super()._held_to_symbols(image, group, region)
+        return super()._held_to_symbols(image, group, region, rounding)
 
     def _detail(self, group: int, window: Window, z: FloatArray | None) -> FloatArray:
         """What the network adds to the base image of a window [3, S, S], before it is held to the symbols."""
@@ -229,7 +239,11 @@ class CompensatedDecoder(SceneDecoder):
         region = self._region(window)
         inside = np.s_[:, : region.rows, : region.cols]
         image = base[inside] + self._detail(group, window, z)[inside] * self._strengths(group, region)
-        return self._held_to_symbols(np.ascontiguousarray(image), group, Region(*(n // BLOCK for n in region)))
+        place = Region(*(n // BLOCK for n in region))
+        for _ in range(PROJECTIONS):  # in turn onto what a product can show and onto what was received
+            image = np.ascontiguousarray(image.clip(self._darkest, self._brightest))
+            image = self._held_to_symbols(image, group, place, self._rounding)
+        return image
 
     def _patch(self, group: int, row: int, col: int) -> FloatArray:
         """Image [3, rows, cols] of a whole patch with its padding: compensated, or the base where that agrees better."""
