@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import socket
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +44,26 @@ def ground(profile: Profile) -> GroundEngine:
 @pytest.fixture(scope="session")
 def encoder(profile: Profile, flight: FlightEngine) -> Encoder:
     return Encoder(profile, flight)
+
+
+@pytest.fixture(scope="session")
+def serve():
+    """Starts a real server on loopback; returns it and its address."""
+    import uvicorn
+
+    from perigee.ground.service.app import create_app
+
+    def start(settings):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        server = uvicorn.Server(uvicorn.Config(create_app(settings), host="127.0.0.1", port=port, log_level="error"))
+        threading.Thread(target=server.run, daemon=True).start()
+        while not server.started:
+            time.sleep(0.02)
+        return server, f"http://127.0.0.1:{port}"
+
+    return start
 
 
 @pytest.fixture(scope="session")

@@ -166,9 +166,14 @@ def test_the_command_and_its_trust(data, tmp_path, capsys):
     assert main([*command[:2], str(base), *command[3:5], "--strength", "0", "--trust", str(trust), "--overwrite"]) == 0
     with rasterio.open(trust) as product:
         assert not product.read(2).any() and product.read(1).min() >= 1
-    for wrong in (["--compensation", "magic"], ["--compensation", "cosmic", "--steps", "0"], ["--trust", str(trust)]):
+    other = str(tmp_path / "u.tif")
+    for wrong in (["--compensation", "magic"], ["--compensation", "cosmic", "--steps", "0"], ["--trust", other]):
         assert main([str(stream), "-o", str(tmp_path / "x.tif"), *wrong]) == 64
         assert "accepted are" in capsys.readouterr().err or "--trust" in wrong
+    for taken in (stream, tmp_path / "x.tif", trust):  # neither stream, nor product, nor an old file is overwritten
+        asked = ["-o", str(tmp_path / "x.tif"), "--compensation", "cosmic", "--trust", str(taken)]
+        assert main([str(stream), *asked]) == 73
+    assert stream.read_bytes() == data and not (tmp_path / "x.tif").exists()
 
 
 @settings(max_examples=40, deadline=None)
@@ -201,9 +206,7 @@ def test_noise_belongs_to_places(top, left, rows, cols, seed):
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory):
-    from test_service import serve  # a real server on loopback
-
+def served(tmp_path_factory, serve):
     from perigee.ground.service.app import Settings
 
     folder = tmp_path_factory.mktemp("jobs")
@@ -231,6 +234,14 @@ def test_decode_with_compensation(served, data):
                   "compensation=cosmic&strength=2", "compensation=cosmic:magic", "compensation=cosmic&seed=-1"):  # fmt: skip
         answer = httpx.post(f"{url}/decode?{query}", content=data, headers=OCTETS, timeout=60)
         assert answer.status_code == 422 and answer.json()["detail"], query
+
+
+def test_a_small_window_of_a_huge_scene_is_no_way_to_endless_work(served, profile):
+    url, _ = served
+    header = fmt.Header(profile.contract.digest, 26_000, 26_000, 3, "uint8", 256)
+    query = "compensation=cosmic:diffusion&steps=100&window=13000,13000,1,1&damaged=true&format=json"
+    answer = httpx.post(f"{url}/decode?{query}", content=fmt.write_header(header), headers=OCTETS, timeout=60)
+    assert answer.status_code == 422 and "fewer steps or a smaller window" in answer.json()["detail"]
 
 
 def test_a_stream_of_another_profile(served, scene):

@@ -1,40 +1,25 @@
 """The service as its callers see it: a real server on loopback."""
 
 import json
-import socket
 import subprocess
 import sys
 import threading
-import time
 
 import httpx
 import numpy as np
 import pytest
 import rasterio
-import uvicorn
 from rasterio.io import MemoryFile
 
 from perigee.benchmarks.codec import ArrayCodec
 from perigee.benchmarks.hostile import mutate
 from perigee.bitstream import format as fmt
 from perigee.ground.library import Library
-from perigee.ground.service.app import Settings, create_app
+from perigee.ground.service.app import Settings
 from perigee.onboard.raster import Raster
 
 OCTETS = {"Content-Type": "application/octet-stream"}
 PROBLEM = "application/problem+json"
-
-
-def serve(settings):
-    """A running server and its address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(create_app(settings), host="127.0.0.1", port=port, log_level="error"))
-    threading.Thread(target=server.run, daemon=True).start()
-    while not server.started:
-        time.sleep(0.02)
-    return server, f"http://127.0.0.1:{port}"
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +28,7 @@ def library():
 
 
 @pytest.fixture(scope="module")
-def url(library):
+def url(library, serve):
     server, address = serve(Settings(library=library, upload_bytes=2_000_000, decoded_samples=1_000_000))
     yield address
     server.should_exit = True
@@ -181,7 +166,7 @@ def test_hostile_bytes_are_client_errors(url, stream, rng):
         assert answer.status_code < 500, answer.text
 
 
-def test_a_full_queue_answers_503(library, profile):
+def test_a_full_queue_answers_503(library, profile, serve):
     server, address = serve(Settings(library=library, running=1, waiting=0, retry_after_s=7))
     data = ArrayCodec(profile).encode(np.random.default_rng(1).integers(0, 255, (1500, 1500, 3), np.uint8), 30)
     answers = []
@@ -199,7 +184,7 @@ def test_a_full_queue_answers_503(library, profile):
     assert busy.headers["Retry-After"] == "7" and problem(busy, 503)
 
 
-def test_a_token_is_asked_for(library, stream):
+def test_a_token_is_asked_for(library, stream, serve):
     server, address = serve(Settings(library=library, token="a-secret-of-enough-length"))
     assert problem(post(address, stream), 401)
     assert httpx.get(address + "/healthz").status_code == 200
