@@ -18,7 +18,7 @@ from torch import nn
 from perigee.bitstream import prior as P
 from perigee.bitstream.profile import BLOCK, KNOTS
 from perigee.models.codec.flight import (
-    COSMIC_CAM,
+    NO_LINEAR_PATH,
     Analysis,
     BlockTransform,
     Gains,
@@ -279,7 +279,7 @@ def write_analysis(analysis: Analysis, preset: str, gains: Gains, hyper: HyperAn
     writer = GraphWriter("analysis", half=True)
     image = writer.input("image", ["N", 3, "H", "W"])
     quality = writer.input("quality_step", ["N", 1])
-    y = "" if preset in COSMIC_CAM else writer.block_transform(analysis.linear, image)
+    y = "" if preset in NO_LINEAR_PATH else writer.block_transform(analysis.linear, image)
     if preset in analysis.networks:
         inner = writer.scalar("Mul", writer.clip(writer.scalar("Sub", image, 0.5), -0.75, 0.75), 4.0)
         network = analysis.networks[preset]

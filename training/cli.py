@@ -27,7 +27,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--presets",
         nargs="+",
-        choices=("swift", "lite", "light", "cosmic", "cosmic-cam"),
+        choices=("swift", "lite", "light", "cosmic", "cosmic-cam", "cosmic-linear", "cosmic-cam-linear"),
         default=["swift", "lite", "light"],
         help="analyses to train together, for one prior and one synthesis (default: swift lite light)",
     )

@@ -14,19 +14,19 @@ from perigee.benchmarks.flops import count, own_entropy, total_of
 from perigee.benchmarks.points import read_points
 from perigee.benchmarks.summary import group, image_bd_rates
 from perigee.bitstream.prior import Widths
-from perigee.models.codec.flight import Analysis
+from perigee.models.codec.flight import NO_LINEAR_PATH, Analysis
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 WIDTHS = Widths(latents=320, context=64, head=128, slices=(16, 24, 40, 112, 128))
-PRESETS = ("swift", "lite", "light", "cosmic", "cosmic-cam")
+PRESETS = ("swift", "lite", "light", "cosmic-linear", "cosmic-cam-linear", "cosmic", "cosmic-cam")
 
 
 def macs(preset: str) -> float:
     """Thousand millions on board for a patch."""
     analysis, y = count(Analysis((preset,), WIDTHS.latents), torch.zeros(1, 3, 256, 256))
-    linear = total_of(analysis, "linear") if preset.startswith("cosmic") else 0  # built, but not run
+    linear = total_of(analysis, "linear") if preset in NO_LINEAR_PATH else 0  # built, but not run
     return (total_of(analysis) - linear + sum(own_entropy(y, WIDTHS))) / 1e9
 
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from perigee.bitstream import prior as P
 from perigee.bitstream.profile import KNOTS
-from perigee.models.codec.flight import COSMIC_CAM, Analysis, Gains, HyperAnalysis, Synthesis
+from perigee.models.codec.flight import NO_LINEAR_PATH, Analysis, Gains, HyperAnalysis, Synthesis
 from perigee.models.codec.prior import TrainedPrior
 
 SPREAD_MIN, SPREAD_MAX = 0.045, 56.0  # of the logistic distributions, in latent steps
@@ -139,7 +139,7 @@ class Codec(nn.Module):
         self.analysis.linear.fit(blocks - 0.5)
         basis = self.analysis.linear.weight
         # latents that are no transform coefficients have nothing to gain from the inverse transform
-        self.synthesis.linear.weight.copy_(basis if set(self.config.presets) - set(COSMIC_CAM) else 0 * basis)
+        self.synthesis.linear.weight.copy_(basis if set(self.config.presets) - NO_LINEAR_PATH else 0 * basis)
         deviation = self.analysis.linear(blocks - 0.5).square().mean((0, 2, 3)).sqrt()
         self.synthesis.input_scale.copy_(1 / (deviation + 0.1))
 

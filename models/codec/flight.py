@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perigee.bitstream.profile import BLOCK, KNOTS
-from perigee.models.codec.reference import CamForm, CosmicAnalysis
+from perigee.models.codec.reference import CamForm, CosmicAnalysis, LightConvBlock
 
 Stages = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 
@@ -27,9 +27,15 @@ ANALYSIS_STAGES: dict[str, Stages | None] = {
     "lite": ((64, 1), (96, 2), (160, 2)),
     "light": ((96, 2), (128, 4), (192, 4)),
 }
-# COSMIC's encoder in place of linear path and network: N = 96, without and with CAM
+# COSMIC's encoder, N = 96, without and with CAM: in place of the linear path, as published, and beside it, as our networks are
 COSMIC_CHANNELS = 96
-COSMIC_CAM: dict[str, CamForm | None] = {"cosmic": None, "cosmic-cam": "depthwise"}
+COSMIC_CAM: dict[str, CamForm | None] = {
+    "cosmic": None,
+    "cosmic-cam": "depthwise",
+    "cosmic-linear": None,
+    "cosmic-cam-linear": "depthwise",
+}
+NO_LINEAR_PATH = {"cosmic", "cosmic-cam"}
 PRESETS = (*ANALYSIS_STAGES, *COSMIC_CAM)
 
 
@@ -154,7 +160,11 @@ class Analysis(nn.Module):
         for name in presets:
             stages = ANALYSIS_STAGES.get(name)
             if name in COSMIC_CAM:
-                self.networks[name] = CosmicAnalysis(COSMIC_CHANNELS, latents, COSMIC_CAM[name])
+                network = CosmicAnalysis(COSMIC_CHANNELS, latents, COSMIC_CAM[name])
+                last = network[-1]
+                if name not in NO_LINEAR_PATH and isinstance(last, LightConvBlock):
+                    start_small(last.point, 0.003)
+                self.networks[name] = network
             elif stages is not None:
                 self.networks[name] = ResidualAnalysis(stages, latents)
 
@@ -169,7 +179,7 @@ class Analysis(nn.Module):
         return torch.cat(parts)
 
     def _one(self, x: Tensor, preset: str, autocast: bool) -> Tensor:
-        y: Tensor | float = 0.0 if preset in COSMIC_CAM else self.linear(x)
+        y: Tensor | float = 0.0 if preset in NO_LINEAR_PATH else self.linear(x)
         if preset in self.networks:
             # outliers beyond the nominal range travel on the linear path alone
             with torch.autocast(x.device.type, torch.bfloat16, enabled=autocast):

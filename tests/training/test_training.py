@@ -84,7 +84,7 @@ def test_its_export_is_a_profile_that_decodes(run, tmp_path, tiles):
 
 def test_cosmics_encoder_trains_and_flies(folder, tmp_path, tiles):
     """The published encoder, with and without its attention, through training, export and both engines."""
-    presets = ["cosmic", "cosmic-cam"]
+    presets = ["cosmic", "cosmic-cam", "cosmic-cam-linear"]
     common = ["--data", str(folder), "--presets", *presets, "--batch", "2", "--crop", "64", "--minutes", "0.03"]
     assert cli.main([str(tmp_path / "run"), *common]) == 0
     manifest = export_profile(tmp_path / "run" / "checkpoint.pt", tmp_path / "p", "p")
