@@ -23,7 +23,7 @@ from perigee.benchmarks.latency import (
 from perigee.benchmarks.machine import has_htj2k
 from perigee.bitstream.errors import EngineError
 
-OURS = ("onnxruntime swift", "onnxruntime lite", "onnxruntime light")
+OURS = ("onnxruntime lite", "onnxruntime light")
 STANDARDS = {"OpenJPEG", "HTJ2K"} if has_htj2k() else {"OpenJPEG"}
 
 

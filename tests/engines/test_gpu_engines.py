@@ -246,8 +246,8 @@ def test_folding_changes_no_symbol(three, profile, tiles, tmp_path, rng):
 
 
 @pytest.mark.parametrize("name", ["swift", "lite", "light"])
-def test_fp16_and_int8_analyses_stay_close(three, tiles, tmp_path, name):
-    path = three.analysis(name)[1]
+def test_fp16_and_int8_analyses_stay_close(profile, three, tiles, tmp_path, name):
+    path = (profile if name == "swift" else three).analysis(name)[1]
     folded, whole = precision.folded(path), OnnxRuntimeGraph(path, 2)
     patches = images(tiles, 6)
 

@@ -77,6 +77,8 @@ def make_sources(folder, tiles):
 def test_write_missing(tmp_path, tiles):
     for name in shipped_profiles():
         profile = find_profile(name)
+        if any(profile.contract.digest.hex() in stream.name for stream in STREAMS):
+            continue  # superseded profiles may have no encoder any more
         encoder = Encoder(profile, FlightEngine(profile, 1))
         made = {}
         for kind, (quality, acquisition) in make_sources(tmp_path, tiles).items():

@@ -152,9 +152,9 @@ def test_a_linear_segment_decodes_to_a_picture_of_the_same_symbols(profile, grou
         assert np.square(image - original).mean() <= np.square(free - original).mean()
 
 
-def test_only_whole_linear_segments_are_held_to_their_symbols(three, tiles):
-    ground = GroundEngine(three, threads=1)
-    swift, lite = (ArrayCodec(three, threads=1, analysis=name) for name in ("swift", "lite"))
+def test_only_whole_linear_segments_are_held_to_their_symbols(profile, three, tiles):
+    ground = GroundEngine(profile, threads=1)
+    swift, lite = ArrayCodec(profile, threads=1), ArrayCodec(three, threads=1, analysis="lite")
     tile = tifffile.imread(tiles[0])
     assert not fmt.parse(lite.encode(tile, 50)).segments[0].linear
     parsed = fmt.parse(swift.encode(np.tile(tile, (1, 2, 1)), 50))

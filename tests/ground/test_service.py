@@ -150,7 +150,13 @@ def test_damage_is_reported_in_a_header(url, encoder, profile):
 def test_inspect_profiles_health_metrics_openapi(url, stream):
     described = post(url, stream, "/inspect").json()
     assert described["epsg"] and described["profile_known"] and described["segments"] == {"network": 1}
-    assert [p["name"] for p in httpx.get(url + "/profiles").json()] == ["flight", "flight2", "flight3", "lite"]
+    assert [p["name"] for p in httpx.get(url + "/profiles").json()] == [
+        "cosmic",
+        "flight",
+        "flight2",
+        "flight3",
+        "lite",
+    ]
     assert httpx.get(url + "/healthz").json() == {"status": "alive"}
     assert httpx.get(url + "/readyz", timeout=60).json()["status"] == "ready"
     text = httpx.get(url + "/metrics").text

@@ -16,7 +16,7 @@ def test_a_healthy_machine_passes_and_says_how_fast_it_is(capsys):
     found = {line["what"]: line for line in lines}
     assert all(line["ok"] is not False for line in lines)
     assert found["engine onnxruntime"]["ok"] and found["compiled prior"]["ok"] and found["coder integer"]["ok"]
-    assert "Mpx/s" in found["speed of swift"]["details"] and "speed of light" in found
+    assert "Mpx/s" in found["speed of lite"]["details"] and "speed of light" in found
 
 
 @pytest.mark.parametrize("file", ["analysis-lite.onnx", "selftest.npz"])
