@@ -45,7 +45,9 @@ def kernel_distance(a: Floats, b: Floats) -> float:
 def kernel_interval(a: Floats, b: Floats, draws: int = 60, seed: int = 1) -> tuple[float, float, float]:
     """Distance, and its 95 % interval by bootstrap over crops (half of them a draw, without repetition: a repeated
     crop would look like a match)."""
-    deviation = a.std(0) + 1e-9
+    deviation = a.std(0)
+    alive = deviation > 1e-3 * deviation.max()  # a feature that all originals lack would swamp the others
+    a, b, deviation = a[:, alive], b[:, alive], deviation[alive]
     mean = a.mean(0)
     a, b = (a - mean) / deviation, (b - mean) / deviation
     rng = np.random.default_rng(seed)

@@ -28,14 +28,18 @@ from perigee.training.pairs import Pairs
 COVERAGE = 0.9
 BANDS = (0, 60, 100, 140, 251)  # of Q, with as many held-back patches in each as a few thousand images give
 SAMPLES = 4000  # of each patch
-Ratios = list[tuple[int, Any]]  # an image's number, and error over scale of samples of it
+Ratios = list[tuple[int, float, Any]]  # an image's number, its source's weight, and error over scale of samples of it
 
 
 def factor_of(ratios: Ratios) -> float:
-    """The factor for COVERAGE, with the correction for a finite number of images."""
-    n = len({number for number, _ in ratios})
-    level = min((n + 1) * COVERAGE / n, 1.0)
-    return float(np.quantile(np.concatenate([values for _, values in ratios]), level))
+    """The factor for COVERAGE, with the correction for a finite number of images; sources weigh as in training."""
+    n = len({number for number, _, _ in ratios})
+    values = np.concatenate([part for _, _, part in ratios])
+    weights = np.concatenate([np.full(len(part), weight) for _, weight, part in ratios])
+    order = np.argsort(values)
+    reached = np.cumsum(weights[order]) / weights.sum()
+    place = int(np.searchsorted(reached, min((n + 1) * COVERAGE / n, 1.0)))
+    return float(values[order][min(place, len(values) - 1)])
 
 
 def fit(pairs: Pairs, compensator: Compensator, codec: ArrayCodec, seed: int = 1) -> dict[str, list[list[float]]]:
@@ -44,6 +48,8 @@ def fit(pairs: Pairs, compensator: Compensator, codec: ArrayCodec, seed: int = 1
     compensator.manifest["interval"] = {kind: [[0, 1.0]] for kind in wanted}  # the bare scale
     rng = np.random.default_rng(seed)
     found: dict[str, dict[int, Ratios]] = {kind: {} for kind in wanted}
+    counts = np.bincount(pairs.arrays["source"])
+    shares = np.sqrt(counts) / np.maximum(counts, 1)
     for i in tqdm(pairs.held, unit="patch", disable=None):
         pixels, step = np.ascontiguousarray(pairs.arrays["image"][i]), int(pairs.arrays["quality"][i])
         data = codec.encode(pixels, step / 2.5)
@@ -52,9 +58,12 @@ def fit(pairs: Pairs, compensator: Compensator, codec: ArrayCodec, seed: int = 1
             decoder = CompensatedDecoder(fmt.parse(data), codec.ground, compensator, compensation)
             error = np.abs(decode(decoder).astype(np.float32) - pixels)
             scale = 255 * decoder.half_width(0, Region(0, 0, *pixels.shape[:2]))[..., None]
-            ratio = (error / scale).reshape(-1)[chosen]
+            # a product's widths are whole grey levels, rounded up: an error is within them if it is less than a level wider
+            ratio = (np.maximum(error - 1, 0) / scale).reshape(-1)[chosen]
             band = sum(step >= edge for edge in BANDS[1:])
-            found[kind].setdefault(band, []).append((int(pairs.arrays["number"][i]), ratio))
+            found[kind].setdefault(band, []).append(
+                (int(pairs.arrays["number"][i]), float(shares[pairs.arrays["source"][i]]), ratio)
+            )
     middle = [(low + high) // 2 for low, high in zip(BANDS, BANDS[1:], strict=False)]
     return {
         kind: [[middle[band], round(factor_of(ratios), 4)] for band, ratios in sorted(bands.items())]
