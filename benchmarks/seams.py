@@ -62,7 +62,12 @@ class HaloEngine(FlightEngine):
         self.halo_px = halo_px
 
     def analyse(self, image: FloatArray, quality_step: int) -> tuple[IntArray, IntArray]:
-        """q and z as int32 of the inside of windows float32 [N, 3, H + 2 halo, W + 2 halo], H and W multiples of 64."""
+        """q and z as int32 of the inside of windows float32 [N, 3, H + 2 halo, W + 2 halo], H and W multiples of 64.
+
+        Smaller windows have no halo: so is the known patch by which the encoder checks itself.
+        """
+        if min(image.shape[2:]) < HYPER_BLOCK + 2 * self.halo_px:
+            return super().analyse(image, quality_step)
         q, z = super().analyse(image, quality_step)
         q = _inside(q, self.halo_px // BLOCK)
         if self.halo_px % HYPER_BLOCK == 0:
