@@ -86,12 +86,13 @@ def test_seeds(data, ground, compensator):
     assert (first == again).all() and (first != other).any()
 
 
-def test_symbols_are_met_at_least_as_well_as_by_the_base(data, ground, compensator):
+def test_symbols_are_met_as_well_as_by_the_base(data, ground, compensator):
     decoder = with_compensation(data, ground, compensator)
     decoded(decoder)
     assert sorted(decoder.agreement) == sorted(decoder.stream.segments)
     for agreement in decoder.agreement.values():
-        assert agreement.costly >= agreement.base_costly or not agreement.kept
+        # but for what rounding to 8 bits tips either way
+        assert agreement.costly >= agreement.base_costly - 1e-3 or not agreement.kept
         assert agreement.base_all > 0.9
     assert "YES" in decoder.generated()["PERIGEE_GENERATED_DETAIL"]
 
