@@ -154,7 +154,7 @@ def circle(profile: Profile, tiles: list[tuple[str, Any]], analysis: str | None 
                 add("symbols", q.size)
                 distinct = {w.tobytes() for w in words.values()}
                 add(f"streams whose bytes differ between {', '.join(words)}", len(distinct) > 1)
-                seen = q.tobytes()
+                seen = q.tobytes() + z.tobytes()
                 if seen not in answers:
                     answers[seen] = reference.all_passes(z, q, step, latents)
                 add(
