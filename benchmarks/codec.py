@@ -38,10 +38,14 @@ class ArrayCodec:
 
     def decode(self, data: bytes) -> Pixels:
         """Pixels of a stream."""
-        stream = fmt.parse(data)
-        decoder = SceneDecoder(stream, self.ground)
-        out = np.empty((stream.header.height, stream.header.width, 3), np.uint8)
-        for region, block in decoder.blocks(Region(0, 0, stream.header.height, stream.header.width)):
-            window = np.s_[region.top : region.top + region.rows, region.left : region.left + region.cols]
-            out[window] = block.samples.transpose(1, 2, 0)
-        return out
+        return pixels_of(SceneDecoder(fmt.parse(data), self.ground))
+
+
+def pixels_of(decoder: SceneDecoder) -> Pixels:
+    """All pixels uint8 [row, col, 3] of a scene of three bands."""
+    h = decoder.header
+    out = np.empty((h.height, h.width, 3), np.uint8)
+    for region, block in decoder.blocks(Region(0, 0, h.height, h.width)):
+        window = np.s_[region.top : region.top + region.rows, region.left : region.left + region.cols]
+        out[window] = block.samples.transpose(1, 2, 0)
+    return out

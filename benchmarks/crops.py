@@ -18,9 +18,9 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from perigee.benchmarks.anchors import avif
-from perigee.benchmarks.codec import ArrayCodec
+from perigee.benchmarks.codec import ArrayCodec, pixels_of
 from perigee.benchmarks.common import Pixels, closest, decode_pillow, image_paths, jpeg2000, psnr, read_rgb, table
-from perigee.benchmarks.perceptual import decode, variant_of
+from perigee.benchmarks.perceptual import variant_of
 from perigee.benchmarks.points import OURS, Point, profile_labels, read_points, split_profile
 from perigee.benchmarks.summary import group, image_bd_rates
 from perigee.bitstream import format as fmt
@@ -116,7 +116,7 @@ def compensated(
     for variant in map(variant_of, variants):
         compensator = find_compensator(variant.compensator, codec.profile.contract.digest, folders)
         decoder = CompensatedDecoder(fmt.parse(data), codec.ground, compensator, variant.wanted)
-        found.append(Coded(f"+ {variant.label}", len(data), decode(decoder)))
+        found.append(Coded(f"+ {variant.label}", len(data), pixels_of(decoder)))
     return found
 
 

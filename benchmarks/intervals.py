@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from perigee.benchmarks.codec import ArrayCodec
-from perigee.benchmarks.perceptual import decode
+from perigee.benchmarks.codec import ArrayCodec, pixels_of
 from perigee.bitstream import format as fmt
 from perigee.bitstream.files import write_atomically
 from perigee.bitstream.profile import DEFAULT_PROFILE, MANIFEST_FILE
@@ -56,7 +55,7 @@ def fit(pairs: Pairs, compensator: Compensator, codec: ArrayCodec, seed: int = 1
         chosen = rng.choice(pixels.size, SAMPLES, replace=False)
         for kind, compensation in wanted.items():
             decoder = CompensatedDecoder(fmt.parse(data), codec.ground, compensator, compensation)
-            error = np.abs(decode(decoder).astype(np.float32) - pixels)
+            error = np.abs(pixels_of(decoder).astype(np.float32) - pixels)
             scale = 255 * decoder.half_width(0, Region(0, 0, *pixels.shape[:2]))[..., None]
             # a product's widths are whole grey levels, rounded up: an error is within them if it is less than a level wider
             ratio = (np.maximum(error - 1, 0) / scale).reshape(-1)[chosen]

@@ -20,7 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from perigee.benchmarks.classifier import Backbone
-from perigee.benchmarks.codec import ArrayCodec
+from perigee.benchmarks.codec import ArrayCodec, pixels_of
 from perigee.benchmarks.common import (
     Pixels,
     closest,
@@ -39,7 +39,7 @@ from perigee.bitstream.metadata import Acquisition, Metadata, pack_metadata
 from perigee.bitstream.profile import DEFAULT_PROFILE
 from perigee.ground.compensation.decoder import CompensatedDecoder, Compensation
 from perigee.ground.compensation.model import Compensator, find_compensator
-from perigee.ground.decoder import Region, SceneDecoder
+from perigee.ground.decoder import SceneDecoder
 
 RATES_BPP = (0.1, 0.2, 0.4, 1.0)
 QUALITY_STEPS = 250
@@ -84,17 +84,6 @@ def acquisitions_of(index: Path | None) -> dict[str, Acquisition]:
     return out
 
 
-def decode(decoder: SceneDecoder) -> Pixels:
-    """All pixels uint8 [row, col, 3]."""
-    h = decoder.header
-    out = np.empty((h.height, h.width, 3), np.uint8)
-    for region, block in decoder.blocks(Region(0, 0, h.height, h.width)):
-        out[region.top : region.top + region.rows, region.left : region.left + region.cols] = block.samples.transpose(
-            1, 2, 0
-        )
-    return out
-
-
 class Bench:
     """Codec, compensators and measures of one run."""
 
@@ -126,7 +115,7 @@ class Bench:
 
         self.features.setdefault((folder, rate, "original"), []).append(crop_features(self.backbone, pixels))
         start = time.perf_counter()
-        base = decode(SceneDecoder(fmt.parse(data), self.codec.ground))
+        base = pixels_of(SceneDecoder(fmt.parse(data), self.codec.ground))
         add("base", base, time.perf_counter() - start)
         anchor = closest(lambda s: jpeg2000(pixels, s / 1000), 4000, len(data))
         add("jpeg2000", decode_pillow(anchor))
@@ -137,7 +126,7 @@ class Bench:
             start = time.perf_counter()
             compensator = self.compensators[variant.compensator]
             decoder = CompensatedDecoder(stream, self.codec.ground, compensator, variant.wanted)
-            decoded = decode(decoder)
+            decoded = pixels_of(decoder)
             add(variant.label, decoded, time.perf_counter() - start)
         return rows
 

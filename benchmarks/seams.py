@@ -33,9 +33,8 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from perigee.benchmarks.codec import ArrayCodec
+from perigee.benchmarks.codec import ArrayCodec, pixels_of
 from perigee.benchmarks.common import Pixels, images, psnr, sample_folder, table, write_report
-from perigee.benchmarks.perceptual import decode
 from perigee.bitstream import format as fmt
 from perigee.bitstream.prior import IntArray
 from perigee.bitstream.profile import BLOCK, DEFAULT_PROFILE, HYPER_BLOCK, Profile
@@ -119,7 +118,7 @@ class CompensatedCodec(ArrayCodec):
 
     def decode(self, data: bytes) -> Pixels:
         """Pixels of a stream."""
-        return decode(CompensatedDecoder(fmt.parse(data), self.ground, self.compensator, self.wanted))
+        return pixels_of(CompensatedDecoder(fmt.parse(data), self.ground, self.compensator, self.wanted))
 
 
 def decode_alone(codec: ArrayCodec, data: bytes) -> Pixels:

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from perigee.benchmarks.codec import ArrayCodec
+from perigee.benchmarks.codec import ArrayCodec, pixels_of
 from perigee.benchmarks.common import Pixels, closest, images, sample_folder, table, write_report
-from perigee.benchmarks.perceptual import QUALITY_STEPS, RATES_BPP, decode
+from perigee.benchmarks.perceptual import QUALITY_STEPS, RATES_BPP
 from perigee.bitstream import format as fmt
 from perigee.bitstream.profile import DEFAULT_PROFILE
 from perigee.ground.compensation.decoder import CompensatedDecoder, Compensation
@@ -32,7 +32,7 @@ def measure(
     size = round(rate * pixels.shape[0] * pixels.shape[1] / 8)
     data = closest(lambda s: codec.encode(pixels, s / 2.5), QUALITY_STEPS, size)
     decoder = CompensatedDecoder(fmt.parse(data), codec.ground, compensator, Compensation(strength=strength))
-    error = np.abs(decode(decoder).astype(np.float32) - pixels)
+    error = np.abs(pixels_of(decoder).astype(np.float32) - pixels)
     width = decoder.half_width(0, Region(0, 0, *pixels.shape[:2]))
     return error, np.ceil(255 * width)
 

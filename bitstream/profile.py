@@ -46,6 +46,7 @@ BLOCK = 16
 PATCH_MULTIPLE = 64
 KNOTS = 7
 HYPER_BLOCK = 64
+COMPENSATION_WINDOW = 256  # pixels on the side of what a compensator's networks see at once
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,8 @@ from perigee.bitstream import compiled
 from perigee.bitstream.errors import EngineError
 from perigee.bitstream.prior import (
     MEAN_FRACTIONS,
+    Q_MAX,
+    Q_MIN,
     IntArray,
     Prediction,
     PriorEngine,
@@ -33,8 +35,19 @@ from perigee.bitstream.prior import (
 from perigee.bitstream.profile import CONSISTENCY_FILE, Profile, load_profile
 
 FloatArray = npt.NDArray[np.float32]
+HALF_STEP = 0.49  # of quantisation: a little inside, where rounding of floats cannot tip it over
 WHOLE_PRIOR, HYPER_PRIOR = "prior.onnx", "prior_hyper.onnx"
 Graph = Any  # callable: dict of arrays -> list of arrays
+
+
+def cells_of(
+    q: npt.NDArray[Any], gains: FloatArray, reach: float | FloatArray = HALF_STEP
+) -> tuple[FloatArray, FloatArray]:
+    """Bounds of the latents that are rounded to ``q`` [latents, H, W], for gains [latents]; ``reach``: half a step at most."""
+    gains = gains[:, None, None]
+    low = np.where(q == Q_MIN, -np.inf, (q - reach) / gains)  # a clipped symbol says "at least so far out"
+    high = np.where(q == Q_MAX, np.inf, (q + reach) / gains)
+    return low.astype(np.float32), high.astype(np.float32)
 
 
 class Predicted(NamedTuple):

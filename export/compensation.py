@@ -17,14 +17,12 @@ from torch import Tensor, nn
 import perigee
 from perigee.bitstream.acquisition import FIELDS
 from perigee.bitstream.errors import ProfileError
-from perigee.bitstream.profile import BLOCK, MANIFEST_FILE, MANIFEST_VERSION, Profile
+from perigee.bitstream.profile import BLOCK, COMPENSATION_WINDOW, MANIFEST_FILE, MANIFEST_VERSION, Profile
 from perigee.export.graph import HALF_FROM, OPSET
 from perigee.models.compensation.compensator import Compensator, config_from
 from perigee.models.compensation.denoiser import STEPS
 from perigee.models.compensation.latent import CHANNELS, SIDE
 from perigee.models.compensation.trunk import WIDTHS, Features
-
-WINDOW = 256  # pixels on the side of what the networks see at once
 
 
 class _Features(nn.Module):
@@ -150,7 +148,7 @@ def export_compensator(
             parameter.data.copy_(parameter.data.half())
     folder.mkdir(parents=True, exist_ok=True)
     _, b, c, d = WIDTHS
-    s, latents = WINDOW, net.config.latents + 1
+    s, latents = COMPENSATION_WINDOW, net.config.latents + 1
     eighth, quarter, half = (1, b, s // 8, s // 8), (1, c, s // 4, s // 4), (1, d, s // 2, s // 2)
     base, y = (1, 3, s, s), (1, latents, s // BLOCK, s // BLOCK)
     z = (1, CHANNELS, s // SIDE, s // SIDE)
@@ -181,7 +179,7 @@ def export_compensator(
         "name": name,
         "perigee": perigee.__version__,
         "contracts": [p.contract.digest.hex() for p in profiles],
-        "window": WINDOW,
+        "window": COMPENSATION_WINDOW,
         "steps": STEPS,
         "fields": list(FIELDS),
         "fields_seen": done.get("diffusion", {}).get("fields", []),

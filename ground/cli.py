@@ -114,7 +114,7 @@ def main(argv: list[str] | None = None) -> int:
             from tqdm import tqdm
 
             from perigee.ground.decoder import Region
-            from perigee.ground.products import view_of, write_cog, write_png, write_trust
+            from perigee.ground.products import check_trust, view_of, write_cog, write_png, write_trust
             from perigee.ground.stac import stac_item
     except ModuleNotFoundError as error:
         print(f"ground-decode: {error.name} is missing: pip install 'perigee[ground]'", file=sys.stderr)
@@ -137,7 +137,8 @@ def main(argv: list[str] | None = None) -> int:
         for extra in (args.trust, args.stac):
             if extra is None:
                 continue
-            taken = [p for p in (args.stream, out) if extra.resolve() == p.resolve()]
+            others = [args.stream, out, *(p for p in (args.trust, args.stac) if p is not None and p is not extra)]
+            taken = any(extra.resolve() == other.resolve() for other in others)
             if taken or (extra.exists() and not (args.overwrite and extra.is_file())) or not extra.parent.is_dir():
                 print(
                     f"ground-decode: {extra} exists or cannot be created there; --overwrite replaces files",
@@ -147,11 +148,11 @@ def main(argv: list[str] | None = None) -> int:
         start = time.perf_counter()
         wanted = Compensation(steps=args.steps, seed=args.seed, strength=args.strength)
         decoder = Library(args.profiles, args.threads).decoder(stream, args.damaged, args.compensation, wanted)
-        if args.trust:
-            if not isinstance(decoder, CompensatedDecoder):
-                raise CompensationError("--trust needs the compensator that estimates it: --compensation NAME")
-            decoder.check_interval()
+        if args.trust and not isinstance(decoder, CompensatedDecoder):
+            raise CompensationError("--trust needs the compensator that estimates it: --compensation NAME")
         view = view_of(decoder, Region(*args.window) if args.window else None, args.bands, args.scale)
+        if args.trust and isinstance(decoder, CompensatedDecoder):
+            check_trust(decoder, view)
         write = write_png if out.suffix.lower() == ".png" else write_cog
         with tqdm(unit="px", unit_scale=True, disable=not sys.stderr.isatty(), leave=False) as bar:
 

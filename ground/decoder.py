@@ -19,13 +19,12 @@ from perigee.bitstream.entropy import DecodedPatch, decode_symbols
 from perigee.bitstream.errors import BitstreamError, ChecksumError, FormatError
 from perigee.bitstream.masks import unpack_mask
 from perigee.bitstream.metadata import Metadata, unpack_metadata
-from perigee.bitstream.prior import Q_MAX, Q_MIN
 from perigee.bitstream.profile import BLOCK, HYPER_BLOCK
-from perigee.engines.onnxruntime import GroundEngine
+from perigee.engines.onnxruntime import HALF_STEP, GroundEngine, cells_of
 
 MARGIN = 8  # latents on each side; the synthesis sees less than 8
 WINDOW_PATCHES = 4  # patches on the side of a synthesis window: the margin costs little and memory stays small
-HALF_STEP, HALF_STEP_MIN = 0.49, 0.25  # of quantisation: a little inside, where rounding of floats cannot tip it over
+HALF_STEP_MIN = 0.25  # of quantisation: however coarse the samples are rounded
 DTYPE_RANGE = {"uint8": (0, 255), "uint16": (0, 65535), "int16": (-32768, 32767)}
 
 
@@ -36,6 +35,21 @@ class Region(NamedTuple):
     left: int
     rows: int
     cols: int
+
+
+Place = tuple[slice, slice]
+
+
+def tiles_over(region: Region, side: int) -> Iterator[tuple[int, int, Place, Place]]:
+    """Squares of ``side`` from the scene's corner that a region touches: row, column, and where what they have in common lies in
+    the square and in the region."""
+    for row in range(region.top // side, (region.top + region.rows - 1) // side + 1):
+        for col in range(region.left // side, (region.left + region.cols - 1) // side + 1):
+            r0, r1 = max(row * side, region.top), min((row + 1) * side, region.top + region.rows)
+            c0, c1 = max(col * side, region.left), min((col + 1) * side, region.left + region.cols)
+            inner = np.s_[r0 - row * side : r1 - row * side, c0 - col * side : c1 - col * side]
+            outer = np.s_[r0 - region.top : r1 - region.top, c0 - region.left : c1 - region.left]
+            yield row, col, inner, outer
 
 
 @dataclass
@@ -158,14 +172,8 @@ class SceneDecoder:
     def _patches(self, group: int, region: Region) -> Iterator[tuple[int, Any, Any]]:
         """Units that touch ``region`` (in latents): number, and where their common rectangle lies in unit and region."""
         h = self.header
-        side = h.patch_side // BLOCK
-        for row in range(region.top // side, (region.top + region.rows - 1) // side + 1):
-            for col in range(region.left // side, (region.left + region.cols - 1) // side + 1):
-                r0, r1 = max(row * side, region.top), min((row + 1) * side, region.top + region.rows)
-                c0, c1 = max(col * side, region.left), min((col + 1) * side, region.left + region.cols)
-                inner = np.s_[:, r0 - row * side : r1 - row * side, c0 - col * side : c1 - col * side]
-                outer = np.s_[:, r0 - region.top : r1 - region.top, c0 - region.left : c1 - region.left]
-                yield (row * h.grid[1] + col) * h.groups + group, inner, outer
+        for row, col, inner, outer in tiles_over(region, h.patch_side // BLOCK):
+            yield (row * h.grid[1] + col) * h.groups + group, (slice(None), *inner), (slice(None), *outer)
 
     def _canvas(self, group: int, region: Region) -> npt.NDArray[np.float32] | None:
         """Stitched latents of the rectangle ``region`` (in latents), zero where there are none; None if all are."""
@@ -195,13 +203,11 @@ class SceneDecoder:
         for unit, inner, outer in self._patches(group, region):
             q = self._linear.get(unit)
             if q is not None:
-                gains = contract.gains(self.stream.segments[unit].quality_step)[:, None, None]
-                part, reach = (
-                    q[inner],
-                    HALF_STEP if rounding is None else np.maximum(0.5 - 3 * rounding * gains, HALF_STEP_MIN),
-                )
-                low[outer] = np.where(part == Q_MIN, -np.inf, (part - reach) / gains)  # a clipped symbol says
-                high[outer] = np.where(part == Q_MAX, np.inf, (part + reach) / gains)  # "at least so far out"
+                gains = contract.gains(self.stream.segments[unit].quality_step)
+                reach: float | npt.NDArray[np.float32] = HALF_STEP
+                if rounding is not None:
+                    reach = np.maximum(0.5 - 3 * rounding * gains, HALF_STEP_MIN)[:, None, None]
+                low[outer], high[outer] = cells_of(q[inner], gains, reach)
                 bounded = True
         return self.engine.consistent(image[None], low[None], high[None])[0] if bounded else image
 
@@ -303,19 +309,11 @@ class SceneDecoder:
         alpha = None
         if self.metadata.alpha_band is not None:
             alpha = np.zeros((region.rows, region.cols), h.dtype)
-        side = h.patch_side
-        for row in range(region.top // side, (region.top + region.rows - 1) // side + 1):
-            for col in range(region.left // side, (region.left + region.cols - 1) // side + 1):
-                patch = row * h.grid[1] + col
-                part = self._validity(patch)
-                top, left = row * side, col * side
-                r0, r1 = max(top, region.top), min(top + part.valid.shape[1], region.top + region.rows)
-                c0, c1 = max(left, region.left), min(left + part.valid.shape[2], region.left + region.cols)
-                inner = np.s_[r0 - top : r1 - top, c0 - left : c1 - left]
-                place = np.s_[r0 - region.top : r1 - region.top, c0 - region.left : c1 - region.left]
-                valid[(slice(None), *place)] = part.valid[chosen][(slice(None), *inner)]
-                if alpha is not None and part.alpha is not None:
-                    alpha[place] = part.alpha[inner]
+        for row, col, inner, outer in tiles_over(region, h.patch_side):
+            part = self._validity(row * h.grid[1] + col)
+            valid[(slice(None), *outer)] = part.valid[chosen][(slice(None), *inner)]
+            if alpha is not None and part.alpha is not None:
+                alpha[outer] = part.alpha[inner]
         return valid, alpha
 
     def blocks(self, region: Region | None = None, bands: list[int] | None = None) -> Iterator[tuple[Region, Decoded]]:

@@ -292,13 +292,18 @@ def _copy_to_cog(plain: Path, path: Path) -> None:
         rasterio.shutil.copy(plain, path, **options)
 
 
+def check_trust(decoder: CompensatedDecoder, view: View) -> None:
+    """What :func:`write_trust` will say of a view that it cannot serve, before any work."""
+    if view.reduction != 1 or not set(view.bands) <= set(range(fmt.BANDS_PER_GROUP)):
+        raise LimitError("how far to trust an image is told at full size, for bands 1 to 3")
+    decoder.check_interval()
+
+
 def write_trust(path: Path, decoder: CompensatedDecoder, view: View, progress: Progress | None = None) -> None:
     """Write how far to trust the image of a view, as a COG of two bands beside it: half the width of the 90 % interval around each
     value in the image's units, rounded up, and 1 where detail was generated; no data where the image has none.
     Raises CompensationError, and LimitError for a view that is reduced or has other bands than red, green and blue."""
-    if view.reduction != 1 or not set(view.bands) <= set(range(fmt.BANDS_PER_GROUP)):
-        raise LimitError("how far to trust an image is told at full size, for bands 1 to 3")
-    decoder.check_interval()
+    check_trust(decoder, view)
     dtype = "uint8" if decoder.header.dtype == "uint8" else "uint16"
     span = 255.0
     if decoder.stream.ranges is not None:

@@ -8,11 +8,13 @@ so that one long flight does not drown the rest; images within a source by their
 from __future__ import annotations
 
 import csv
+import math
 import zlib
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -83,6 +85,12 @@ def split(images: ImageSet, share: float) -> tuple[ImageSet, ImageSet]:
         )
 
     return part(False), part(True)
+
+
+def guessed_lambda(rate: float, activity: Any) -> Any:
+    """Lagrangian at which an image takes about ``rate`` bits per pixel, to a factor of 1.4, from its mean absolute difference of
+    neighbouring pixels in grey levels plus 0.5: a number, array or tensor."""
+    return math.exp(1.06 + 1.864 * math.log(rate)) * activity**-1.82
 
 
 def varied(crop: Pixels, rng: np.random.Generator) -> Pixels:

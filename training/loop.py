@@ -25,7 +25,7 @@ from perigee.bitstream import prior as P
 from perigee.bitstream.profile import BLOCK
 from perigee.models.codec.codec import Codec, CodecConfig, config_from, loss_of, prior_loss_of
 from perigee.models.codec.grow import grow
-from perigee.training.data import CropSampler, ImageSet
+from perigee.training.data import CropSampler, ImageSet, guessed_lambda
 
 STITCHED_PATCH = 64
 # parts that can be trained alone: what no stream depends on, and what only predicts the symbols
@@ -152,10 +152,7 @@ class Trainer:
         """
         luma = 255 * x.mean(1)
         activity = 0.5 * (luma.diff(dim=1).abs().mean((1, 2)) + luma.diff(dim=2).abs().mean((1, 2))) + 0.5
-        low, high = (
-            self.codec.config.quality_of(torch.exp(1.06 + 1.864 * math.log(rate) - 1.82 * torch.log(activity)))
-            for rate in RATES
-        )
+        low, high = (self.codec.config.quality_of(guessed_lambda(rate, activity)) for rate in RATES)
         drawn = [torch.rand(len(x), generator=generator).to(x.device) for _ in range(3)]
         there = low + drawn[0] * (high - low)
         return torch.where(drawn[1] < RATES_SHARE, there, P.QUALITY_STEPS * drawn[2]).round()

@@ -24,12 +24,11 @@ from perigee.bitstream.errors import ProfileError, RasterError
 from perigee.bitstream.metadata import Acquisition
 from perigee.bitstream.prior import QUALITY_STEPS
 from perigee.bitstream.profile import BLOCK, Profile
-from perigee.engines.onnxruntime import FlightEngine, GroundEngine
-from perigee.training.data import ImageSet, load_folders
+from perigee.engines.onnxruntime import FlightEngine, GroundEngine, cells_of
+from perigee.training.data import ImageSet, guessed_lambda, load_folders
 
 SIDE = 256
 RATES = (0.06, 1.3)
-HALF_STEP = 0.49
 Array = npt.NDArray[Any]
 FILES = ("image", "base", "latents", "quality", "values", "known", "source", "held", "number")
 HELD_SHARE = 0.04  # of the images: never trained on, to compare and calibrate with
@@ -50,9 +49,8 @@ class GroundTruth:
         q, z = self.flight.analyse(image, step)
         found = self.ground.predict(z, q, step)
         latents = self.ground.reconstruct(q, found.mean, found.scale_index, step)
-        width = (1 / self.profile.contract.gains(step))[None, :, None, None]
-        low, high = (q - HALF_STEP) * width, (q + HALF_STEP) * width
-        base = self.ground.consistent(self.ground.synthesise(latents), low.astype(np.float32), high.astype(np.float32))
+        low, high = cells_of(q[0], self.profile.contract.gains(step))
+        base = self.ground.consistent(self.ground.synthesise(latents), low[None], high[None])
         return base[0], latents[0]
 
 
@@ -61,7 +59,7 @@ def guessed_step(profile: Profile, pixels: Array, rate: float) -> int:
     luma = pixels.mean(2)
     activity = 0.5 * (np.abs(np.diff(luma, axis=0)).mean() + np.abs(np.diff(luma, axis=1)).mean()) + 0.5
     low, high = profile.manifest["quality_lambda"]
-    lam = math.exp(1.06 + 1.864 * math.log(rate) - 1.82 * math.log(activity))
+    lam = guessed_lambda(rate, float(activity))
     return round(min(max(math.log(lam / low) / math.log(high / low), 0.0), 1.0) * QUALITY_STEPS)
 
 

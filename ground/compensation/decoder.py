@@ -24,7 +24,7 @@ from perigee.ground.compensation.consistency import Agreement, costly, shares
 from perigee.ground.compensation.model import DIFFUSION, STEPS_MAX, Compensator, Features
 from perigee.ground.compensation.sampler import runs_of, sample
 from perigee.ground.compensation.windows import STRIDE, FloatArray, Grid, Window
-from perigee.ground.decoder import DTYPE_RANGE, Decoded, Region, SceneDecoder
+from perigee.ground.decoder import DTYPE_RANGE, Decoded, Place, Region, SceneDecoder, tiles_over
 
 RUNS_LIMIT = 100_000  # of the denoiser for one product: a day on two cores
 BASE_SIDE = 4 * STRIDE  # pixels on the side of a block of base image
@@ -131,14 +131,8 @@ class CompensatedDecoder(SceneDecoder):
     def base(self, group: int, region: Region) -> FloatArray:
         """Base image [3, rows, cols] of a rectangle, from blocks at absolute places."""
         out = np.empty((fmt.BANDS_PER_GROUP, region.rows, region.cols), np.float32)
-        for row in range(region.top // BASE_SIDE, (region.top + region.rows - 1) // BASE_SIDE + 1):
-            for col in range(region.left // BASE_SIDE, (region.left + region.cols - 1) // BASE_SIDE + 1):
-                block = self._base_block(group, row, col)
-                top, left = row * BASE_SIDE, col * BASE_SIDE
-                r0, r1 = max(top, region.top), min(top + block.shape[1], region.top + region.rows)
-                c0, c1 = max(left, region.left), min(left + block.shape[2], region.left + region.cols)
-                inner = block[:, r0 - top : r1 - top, c0 - left : c1 - left]
-                out[:, r0 - region.top : r1 - region.top, c0 - region.left : c1 - region.left] = inner
+        for row, col, inner, outer in tiles_over(region, BASE_SIDE):
+            out[(slice(None), *outer)] = self._base_block(group, row, col)[(slice(None), *inner)]
         return out
 
     def _region(self, window: Window) -> Region:
@@ -341,30 +335,19 @@ class CompensatedDecoder(SceneDecoder):
             both[1][outer] *= self.compensator.interval_factor(step, self.method)
         return np.asarray(np.where(generated, both[1], both[0]), np.float32)
 
-    def _blocks_of(self, group: int, region: Region) -> Iterator[tuple[int, tuple[slice, slice]]]:
+    def _blocks_of(self, group: int, region: Region) -> Iterator[tuple[int, Place]]:
         """Units that touch a pixel region: number, and where they lie in it."""
         h = self.header
-        side = h.patch_side
-        for row in range(region.top // side, (region.top + region.rows - 1) // side + 1):
-            for col in range(region.left // side, (region.left + region.cols - 1) // side + 1):
-                unit = (row * h.grid[1] + col) * h.groups + group
-                r0, c0 = max(row * side - region.top, 0), max(col * side - region.left, 0)
-                place = slice(r0, (row + 1) * side - region.top), slice(c0, (col + 1) * side - region.left)
-                yield unit, place
+        for row, col, _, outer in tiles_over(region, h.patch_side):
+            yield (row * h.grid[1] + col) * h.groups + group, outer
 
     def image(self, group: int, region: Region) -> FloatArray:
         """Image float32 [3, rows, cols] of a pixel region, nominally 0..1, compensated where the compensator applies."""
         if not self.active or group not in self.groups:
             return super().image(group, region)
-        side = self.header.patch_side
         out = np.empty((fmt.BANDS_PER_GROUP, region.rows, region.cols), np.float32)
-        for row in range(region.top // side, (region.top + region.rows - 1) // side + 1):
-            for col in range(region.left // side, (region.left + region.cols - 1) // side + 1):
-                patch, top, left = self._patch(group, row, col), row * side, col * side
-                r0, r1 = max(top, region.top), min(top + patch.shape[1], region.top + region.rows)
-                c0, c1 = max(left, region.left), min(left + patch.shape[2], region.left + region.cols)
-                inner = patch[:, r0 - top : r1 - top, c0 - left : c1 - left]
-                out[:, r0 - region.top : r1 - region.top, c0 - region.left : c1 - region.left] = inner
+        for row, col, inner, outer in tiles_over(region, self.header.patch_side):
+            out[(slice(None), *outer)] = self._patch(group, row, col)[(slice(None), *inner)]
         return out
 
     def blocks(self, region: Region | None = None, bands: list[int] | None = None) -> Iterator[tuple[Region, Decoded]]:

@@ -17,14 +17,13 @@ import numpy.typing as npt
 
 from perigee.bitstream.acquisition import FIELDS
 from perigee.bitstream.errors import CompensationError
-from perigee.bitstream.profile import MANIFEST_FILE, MANIFEST_VERSION
+from perigee.bitstream.profile import COMPENSATION_WINDOW, MANIFEST_FILE, MANIFEST_VERSION
 from perigee.engines.onnxruntime import OnnxRuntimeGraph
 
 FloatArray = npt.NDArray[np.float32]
 ONE_STEP, DIFFUSION = "one-step", "diffusion"
 METHODS = {ONE_STEP: ("features.onnx", "one_step.onnx"), DIFFUSION: ("features.onnx", "decoder.onnx", "denoiser.onnx")}
 STEPS_MAX = 100
-WINDOW = 256  # pixels on the side of what the networks see at once
 MANIFEST_MAX_BYTES = 1 << 20
 
 
@@ -65,9 +64,9 @@ class Compensator:
             files, fields = dict(m["files"]), list(m["fields"])
         except (KeyError, TypeError, ValueError) as error:
             raise CompensationError(f"{path}: incomplete ({error})") from error
-        if fields != list(FIELDS) or self.window != WINDOW:
+        if fields != list(FIELDS) or self.window != COMPENSATION_WINDOW:
             raise CompensationError(
-                f"{path}: window {self.window} and metadata fields {fields}; accepted are {WINDOW} and {list(FIELDS)}"
+                f"{path}: window {self.window} and metadata fields {fields}; accepted are {COMPENSATION_WINDOW} and {list(FIELDS)}"
             )
         if contract is not None and contract not in self.contracts:
             wanted = ", ".join(c.hex() for c in self.contracts)

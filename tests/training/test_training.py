@@ -220,7 +220,7 @@ def test_the_prior_grows_and_trains_alone(run, folder, tmp_path, tiles):
     common = ["--data", str(folder), "--presets", "swift", "lite", "--batch", "2", "--crop", "64", "--minutes", "0.02"]
     larger = ["--start-from", str(out / "checkpoint.pt"), "--only", "prior", "--prior", "large"]
     assert cli.main([str(tmp_path / "a"), *common, *larger, "--learning-rate", "1e-9"]) == 0
-    assert cli.main([str(tmp_path / "b"), *common, *larger, "--learning-rate", "1e-3"]) == 0
+    assert cli.main([str(tmp_path / "b"), *common, *larger, "--learning-rate", "2e-2"]) == 0
     (first, _), (same, _), (other, _) = (
         load_checkpoint(p / "checkpoint.pt") for p in (out, tmp_path / "a", tmp_path / "b")
     )
