@@ -10,7 +10,6 @@ and the matrix of the prior alone compares it with int64.
 from __future__ import annotations
 
 import argparse
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,14 +20,13 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from perigee.benchmarks.common import images, sample_folder, table, write_report
+from perigee.benchmarks.int8 import int8_engine
 from perigee.bitstream import compiled
 from perigee.bitstream import prior as P
 from perigee.bitstream.coders import available_coders
 from perigee.bitstream.entropy import decode_symbols, encode_symbols
 from perigee.bitstream.profile import DEFAULT_PROFILE, HYPER_BLOCK, Profile, find_profile
-from perigee.engines import precision
-from perigee.engines.build import in_precision
-from perigee.engines.onnxruntime import FlightEngine, GraphPrior, GroundEngine, OnnxRuntimeGraph
+from perigee.engines.onnxruntime import WHOLE_PRIOR, FlightEngine, GraphPrior, GroundEngine, OnnxRuntimeGraph
 from perigee.engines.torch import TorchFlightEngine, TorchGroundEngine
 from perigee.onboard.encoder import coded_latents, pad_to_multiple, quality_step_of
 
@@ -94,25 +92,6 @@ def _differing(a: list[P.Prediction], b: list[P.Prediction]) -> int:
     return sum(int((x.table != y.table).sum() + (x.mean != y.mean).sum()) for x, y in zip(a, b, strict=True))
 
 
-def _int8_engine(profile: Profile, analysis: str | None) -> FlightEngine | None:
-    """The analysis in int8, calibrated on the bundled sample, or None where it has no network that could be."""
-    _, file = profile.analysis(analysis)
-    model = precision.folded(file)
-    tiles = [pixels.transpose(2, 0, 1)[None] / np.float32(255) for _, pixels in images(sample_folder())]
-    coarse = in_precision(model, "int8", tiles)
-    if not any(node.op_type == "QuantizeLinear" for node in coarse.graph.node):
-        return None
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "int8.onnx"
-        path.write_bytes(coarse.SerializeToString())
-        return FlightEngine(
-            profile,
-            1,
-            graph=lambda name, threads: OnnxRuntimeGraph(path if name == file else name, threads),
-            analysis=analysis,
-        )
-
-
 def circle(profile: Profile, tiles: list[tuple[str, Any]], analysis: str | None = None) -> list[dict[str, Any]]:
     """Whole circle over all tiles and qualities: encode with each engine, decode with each prior, compare symbols and pixels."""
     contract = profile.contract
@@ -122,7 +101,7 @@ def circle(profile: Profile, tiles: list[tuple[str, Any]], analysis: str | None 
         "the compiled prior": FlightEngine(profile, 1, analysis=analysis),
         "torch": TorchFlightEngine(profile, analysis=analysis),
     }
-    int8 = _int8_engine(profile, analysis)
+    int8 = int8_engine(profile, analysis)
     if int8:
         flights["onnxruntime, int8 analysis"] = int8
     reference = contract.reference(np.float64)
@@ -239,13 +218,15 @@ def matrix(profile: Profile, tiles: list[tuple[str, Any]]) -> list[dict[str, Any
     for packing in compiled.packings():
         name = compiled.PACKING_NAMES[packing]
         engines[f"compiled, {name}"] = compiled.NativePrior(contract.widths, contract.layers, packing)
+    graphs = WHOLE_PRIOR in profile.manifest["files"]  # superseded profiles come without
     for threads in (1, 2, 4):
-        for optimise in (True, False):
-            graph = OnnxRuntimeGraph(profile.file("prior.onnx"), threads, optimise)
+        for optimise in (True, False) if graphs else ():
+            graph = OnnxRuntimeGraph(profile.file(WHOLE_PRIOR), threads, optimise)
             engines[f"onnxruntime, {threads} threads, optimisation {'all' if optimise else 'none'}"] = GraphPrior(
                 contract.widths, graph
             )
-        engines[f"torch, {threads} threads"] = TorchFlightEngine(profile, threads).prior
+        if graphs:
+            engines[f"torch, {threads} threads"] = TorchFlightEngine(profile, threads).prior
     rows = []
     for name, engine in tqdm(engines.items(), unit="engine", disable=None):
         if name.startswith("torch"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,17 @@ from perigee.bitstream.profile import DEFAULT_PROFILE, MANIFEST_FILE
 from perigee.ground.compensation.decoder import CompensatedDecoder, Compensation
 from perigee.ground.compensation.model import Compensator
 from perigee.ground.decoder import Region
-from perigee.training.pairs import Pairs
+from perigee.training.pairs import Pairs, guessed_step
 
 COVERAGE = 0.9
-BANDS = (0, 60, 100, 140, 251)  # of Q, with as many held-back patches in each as a few thousand images give
+BANDS = (0, 60, 100, 140, 251)  # of Q
+RATES = (
+    0.06,
+    0.13,
+    0.28,
+    0.6,
+    1.3,
+)  # every image is coded at a rate between each two: few images make a factor cautious
 SAMPLES = 4000  # of each patch
 Ratios = list[tuple[int, float, Any]]  # an image's number, its source's weight, and error over scale of samples of it
 
@@ -49,8 +57,10 @@ def fit(pairs: Pairs, compensator: Compensator, codec: ArrayCodec, seed: int = 1
     found: dict[str, dict[int, Ratios]] = {kind: {} for kind in wanted}
     counts = np.bincount(pairs.arrays["source"])
     shares = np.sqrt(counts) / np.maximum(counts, 1)
-    for i in tqdm(pairs.held, unit="patch", disable=None):
-        pixels, step = np.ascontiguousarray(pairs.arrays["image"][i]), int(pairs.arrays["quality"][i])
+    drawn = [(i, low, high) for i in pairs.held for low, high in zip(RATES, RATES[1:], strict=False)]
+    for i, low, high in tqdm(drawn, unit="patch", disable=None):
+        pixels = np.ascontiguousarray(pairs.arrays["image"][i])
+        step = guessed_step(codec.profile, pixels, math.exp(rng.uniform(math.log(low), math.log(high))))
         data = codec.encode(pixels, step / 2.5)
         chosen = rng.choice(pixels.size, SAMPLES, replace=False)
         for kind, compensation in wanted.items():

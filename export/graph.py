@@ -17,6 +17,7 @@ from torch import nn
 
 from perigee.bitstream import prior as P
 from perigee.bitstream.profile import BLOCK, KNOTS
+from perigee.models.codec.codec import CENTROID_REACH, Reconstruction
 from perigee.models.codec.flight import (
     NO_LINEAR_PATH,
     Analysis,
@@ -311,19 +312,27 @@ def write_consistency(linear: BlockTransform, path: Path) -> None:
     writer.save(path)
 
 
-def write_reconstruction(reconstruction: Any, spread_min: float, log_step: float, path: Path) -> None:
+def write_reconstruction(reconstruction: Reconstruction, spread_min: float, log_step: float, path: Path) -> None:
     """q, mean (latent steps), scale index [N, latents, H, W] and Q [N, 1] to latents and quality plane [N, latents + 1, H, W]."""
     writer = GraphWriter("reconstruction")
-    latents = reconstruction.pull.shape[0]
+    latents = len(reconstruction.narrowing)
     q, mean, index = (writer.input(name, ["N", latents, "H", "W"]) for name in ("q", "mean", "scale_index"))
     quality = writer.input("quality_step", ["N", 1])
-    spread = writer.node("Exp", writer.scalar("Add", writer.scalar("Mul", index, log_step), float(np.log(spread_min))))
-    strength = 2 / (1 + np.exp(-reconstruction.pull.detach().double().numpy()))
-    factor = writer.constant(strength.astype(np.float32)[None, :, None, None])
-    pull = writer.node("Div", factor, writer.scalar("Add", writer.scalar("Mul", spread, 4.0), 1.0))
-    offset = writer.clip(writer.node("Sub", mean, q), -0.5, 0.5)
-    centred = writer.node("Add", q, writer.node("Mul", offset, pull))
-    y = writer.node("Mul", centred, writer.gains(reconstruction.inverse_gains, quality))
+    narrowing = reconstruction.narrowing.detach().numpy()[None, :, None, None] + np.float32(np.log(spread_min))
+    spread = writer.node("Exp", writer.node("Add", writer.scalar("Mul", index, log_step), writer.constant(narrowing)))
+    distance = writer.node("Sub", q, mean)
+    near = writer.node("Div", writer.scalar("Sub", writer.node("Abs", distance), 0.5), spread)
+    near = writer.node("Min", near, writer.constant(np.array(CENTROID_REACH, np.float32)))
+    far = writer.node("Add", near, writer.node("Reciprocal", spread))
+    ends = []
+    for end in (near, far):
+        minus = writer.node("Neg", end)
+        share = writer.node("Sigmoid", minus)
+        ends.append((share, writer.node("Add", writer.node("Softplus", minus), writer.node("Mul", end, share))))
+    share, part = (writer.node("Sub", a, b) for a, b in zip(*ends, strict=True))
+    inside = writer.node("Mul", writer.node("Sub", writer.node("Div", part, share), near), spread)
+    offset = writer.node("Mul", writer.node("Sign", distance), writer.scalar("Sub", inside, 0.5))
+    y = writer.node("Mul", writer.node("Add", q, offset), writer.gains(reconstruction.inverse_gains, quality))
     plane = writer.scalar(
         "Div", writer.node("Unsqueeze", quality, writer.constant(np.array([2, 3], np.int64))), P.QUALITY_STEPS
     )
@@ -352,6 +361,14 @@ def write_synthesis(synthesis: Synthesis, path: Path) -> None:
     x = writer.depth_to_space(writer.module(synthesis.level4, x), 2)
     x = writer.node("Add", x, writer.convolution(synthesis.image2, *writer.space_to_depth(filtered, 2, 3)))
     detail = writer.depth_to_space(writer.module(synthesis.level2, x), 2)
-    out = writer.scalar("Add", writer.node("Add", image, writer.scalar("Mul", detail, 0.25)), 0.5)
+    knots = writer.constant(np.arange(KNOTS, dtype=np.float32)[None, :, None, None])
+    distance = writer.node("Abs", writer.node("Sub", writer.scalar("Mul", plane, KNOTS - 1.0), knots))
+    weights = writer.node("Relu", writer.node("Sub", writer.constant(np.ones((1, 1, 1, 1), np.float32)), distance))
+    logs = np.repeat(
+        synthesis.strength.detach().numpy()[None, :, None, None], BLOCK**2, 0
+    )  # the same for all of a block
+    strength = writer.node("Exp", writer.node("Conv", weights, writer.constant(logs), kernel_shape=[1, 1]))
+    detail = writer.node("Mul", detail, writer.depth_to_space(writer.scalar("Mul", strength, 0.25), BLOCK))
+    out = writer.scalar("Add", writer.node("Add", image, detail), 0.5)
     writer.output(out, "image", ["N", 3, "Y", "X"])
     writer.save(path)

@@ -20,11 +20,10 @@ from perigee.bitstream.errors import BitstreamError, ChecksumError, FormatError
 from perigee.bitstream.masks import unpack_mask
 from perigee.bitstream.metadata import Metadata, unpack_metadata
 from perigee.bitstream.profile import BLOCK, HYPER_BLOCK
-from perigee.engines.onnxruntime import HALF_STEP, GroundEngine, cells_of
+from perigee.engines.onnxruntime import HALF_STEP, HALF_STEP_MIN, GroundEngine, cells_of
 
 MARGIN = 8  # latents on each side; the synthesis sees less than 8
 WINDOW_PATCHES = 4  # patches on the side of a synthesis window: the margin costs little and memory stays small
-HALF_STEP_MIN = 0.25  # of quantisation: however coarse the samples are rounded
 DTYPE_RANGE = {"uint8": (0, 255), "uint16": (0, 65535), "int16": (-32768, 32767)}
 
 

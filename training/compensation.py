@@ -1,7 +1,8 @@
 """Training of a compensator on pairs: stage by stage, each driven by its own time budget, resumable at any moment.
 
 Losses are relative to the base image: the squared error over the base's, the perceptual distance over the base's, per sample, so
-that no rate and no kind of ground dominates. 12 % more squared error are half a decibel.
+that no rate and no kind of ground dominates. They are those of the image as the ground shows it: held to its symbols. How
+much squared error the detail may cost is given; the weight of perception follows, in bands of quality.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import csv
 import math
 import os
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +20,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from perigee.bitstream.acquisition import FIELDS
+from perigee.bitstream.prior import QUALITY_STEPS
 from perigee.models.compensation.compensator import STAGES, Compensator, CompensatorConfig, config_from
 from perigee.models.compensation.denoiser import STEPS, alpha_sigma
 from perigee.models.compensation.paper import paper_compensator
 from perigee.models.compensation.trunk import Features
+from perigee.training.critic import Critic
+from perigee.training.held import HeldToSymbols
 from perigee.training.loop import half_precision
 from perigee.training.pairs import Pairs
 from perigee.training.perceptual import PerceptualDistance
@@ -32,7 +38,10 @@ Batch = dict[str, Tensor]
 FIELD_DROP, ALL_DROP = 0.15, 0.15  # known fields hidden one by one, and all together
 IMAGINED = 0.25  # share of samples whose z0 is noise: the decoder must not take everything for true
 SHIFTS = 16  # pixels
-LOW_RATES, LOW_RATE_GAIN = (50, 110), 4.0  # Q below which the perceptual distance counts up to so much more
+SCALES = (1.0, 1.0, 0.75, 1.5)
+BANDS = 5  # of Q
+WEIGHT_STEP, WEIGHT_RANGE = 0.03, (0.05, 30.0)  # of the weight of perception
+ADVERSARY_FROM = 0.15  # share of a stage before it, in which its critic learns alone
 
 
 @dataclass(frozen=True)
@@ -43,7 +52,8 @@ class StageConfig:
     batch: int = 8
     crop: int = 128
     learning_rate: float = 4e-4
-    perceptual: float = 1.0
+    budget: float = 1.09  # squared error over the base's: 0.37 dB
+    adversary: float = 0.05  # weight of the critic beside the perceptual distance, of the one-step stage
     seed: int = 1
     checkpoint_minutes: float = 4.0
 
@@ -61,11 +71,35 @@ def grid_share(detail: Tensor) -> Tensor:
     return repeated / (cells.square().mean((1, 2, 3, 4, 5, 6, 7)) + 1e-8)
 
 
+def random_view(side: int) -> Callable[[Tensor], Tensor]:
+    """How a perceptual network looks at images of ``side`` pixels this time: at a random place, mirrored, at another scale.
+
+    Else the detail learns where the network's strides fall and what this network alone sees (Kettunen et al. 2019).
+    """
+    dy, dx, scale, flips = (
+        int(n) for n in torch.stack([torch.randint(0, n, ()) for n in (SHIFTS, SHIFTS, len(SCALES), 8)])
+    )
+
+    def view(x: Tensor) -> Tensor:
+        x = x[..., dy : dy + side - SHIFTS, dx : dx + side - SHIFTS]
+        if SCALES[scale] != 1:
+            x = F.interpolate(x, scale_factor=SCALES[scale], mode="bilinear", antialias=True)
+        x = x.transpose(2, 3) if flips & 1 else x
+        return x.flip([axis for axis, bit in ((2, 2), (3, 4)) if flips & bit])
+
+    return view
+
+
 class CompensatorTrainer:
     """State of a run in ``folder``: ``checkpoint.pt``, a log for each stage."""
 
     def __init__(
-        self, config: CompensatorConfig, folder: Path, device: str = "cpu", weights: Path | None = None
+        self,
+        config: CompensatorConfig,
+        held: HeldToSymbols,
+        folder: Path,
+        device: str = "cpu",
+        weights: Path | None = None,
     ) -> None:
         """``weights``: a folder of Stable Diffusion, for the preset ``paper``. Raises CompensationError where it is none."""
         self.folder, self.device = folder, torch.device(device)
@@ -77,13 +111,19 @@ class CompensatorTrainer:
         torch.manual_seed(1)
         first = paper_compensator(weights, config.latents) if weights else Compensator(config)
         self.net, self.mean = first.to(self.device), copy.deepcopy(first).to(self.device)
+        self.held = held.to(self.device)
+        self.critic = Critic().to(self.device)
+        self.weight = torch.ones(BANDS, device=self.device)  # of perception, by bands of Q
         self.optimiser: dict[str, Any] | None = None
         if state:
             self.net.load_state_dict(state["net"])
             self.mean.load_state_dict(state["mean"])
+            self.critic.load_state_dict(state["critic"])
+            self.weight.copy_(state["weight"])
             self.done, self.optimiser = state["done"], state["optimiser"]
         self.autocast = half_precision(self.device)
         self.perceptual: PerceptualDistance | None = None
+        self._judging: torch.optim.Optimizer | None = None
 
     def save(self, stage: str, optimiser: torch.optim.Optimizer | None) -> None:
         """Write the checkpoint atomically."""
@@ -92,12 +132,25 @@ class CompensatorTrainer:
             "config": self.net.config.plain(),
             "net": self.net.state_dict(),
             "mean": self.mean.state_dict(),
+            "critic": self.critic.state_dict(),
+            "weight": self.weight,
             "done": self.done,
             "optimiser": {"stage": stage, "state": optimiser.state_dict()} if optimiser else None,
         }
         part = self.folder / "checkpoint.pt.part"
         torch.save(state, part)
         os.replace(part, self.folder / "checkpoint.pt")
+
+    def start_from(self, checkpoint: Path) -> None:
+        """Begin a new run with the averaged weights of another; nothing where this one has begun. Raises ValueError."""
+        if self.done:
+            return
+        try:
+            state = torch.load(checkpoint, map_location=self.device, weights_only=True)
+            for net in (self.net, self.mean):
+                net.load_state_dict(state["mean"])
+        except Exception as error:  # torch.load raises nearly anything for a file that is none
+            raise ValueError(f"{checkpoint}: not a checkpoint of such a compensator ({error})") from error
 
     def start_scales(self, pairs: Pairs) -> None:
         """Deviations of the latents, from the data."""
@@ -120,26 +173,43 @@ class CompensatorTrainer:
             found: Features = net.trunk(batch["base"], batch["latents"])
         return found
 
-    def _image_loss(self, detail: Tensor, batch: Batch, weight: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Loss [N], relative squared error and relative perceptual distance [N] of base + detail."""
+    def _judge(self, true: list[Tensor], made: list[Tensor], base: list[Tensor]) -> None:
+        """A step of the critic."""
+        if self._judging is None:
+            self._judging = torch.optim.Adam(self.critic.parameters(), lr=1e-3, betas=(0.5, 0.99))
+        self._judging.zero_grad(set_to_none=True)
+        self.critic.loss(true, made, base).backward()  # type: ignore[no-untyped-call]
+        self._judging.step()
+
+    def _image_loss(self, detail: Tensor, batch: Batch, adversary: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss [N], relative squared error and relative perceptual distance [N] of base + detail, held to the symbols."""
         image, base = batch["image"], batch["base"]
-        wrong = (base + detail - image).square().mean((1, 2, 3))
-        before = (base - image).square().mean((1, 2, 3)) + 1e-6
+        shown = self.held(base + detail, batch["symbols"], batch["quality"])
+        error = (shown - image).square().mean((1, 2, 3)) / ((base - image).square().mean((1, 2, 3)) + 1e-6)
         if self.perceptual is None:
             self.perceptual = PerceptualDistance().to(self.device)
-        # at a random place: else the detail learns where the distance's strides fall, and paints a grid there
-        dy, dx = (int(n) for n in torch.randint(0, SHIFTS, (2,)))
-        side = image.shape[-1] - SHIFTS
-        part = np.s_[..., dy : dy + side, dx : dx + side]
+        view = random_view(image.shape[-1])
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             with torch.no_grad():
-                reference = self.perceptual.features(image[part])
-                start = self.perceptual(base[part], reference) + 0.02
-            distance = self.perceptual((base + detail)[part].clamp(0, 1), reference)
-        error, seen = wrong / before, distance / start
-        # where the codec lost most there is most to put back, and little of the error is the detail's
-        more = 1 + LOW_RATE_GAIN * ((LOW_RATES[1] - batch["quality"]) / (LOW_RATES[1] - LOW_RATES[0])).clamp(0, 1)
-        return error + weight * more * (seen + grid_share(detail)), error, seen
+                reference = self.perceptual.features(view(image))
+                plain = self.perceptual.features(view(base.clamp(0, 1)))
+            made = self.perceptual.features(view(shown.clamp(0, 1)))
+        seen = self.perceptual.distance(made, reference) / (self.perceptual.distance(plain, reference) + 0.02)
+        worse = seen + grid_share(shown - base)
+        if adversary:
+            self._judge(reference, made, plain)
+            worse = worse + adversary * self.critic.verdict(made, plain)
+        return error + self.weight[self._band(batch)] * worse, error, seen
+
+    @staticmethod
+    def _band(batch: Batch) -> Tensor:
+        return (batch["quality"] * BANDS / (QUALITY_STEPS + 1)).long()
+
+    @torch.no_grad()
+    def _spend(self, error: Tensor, batch: Batch, budget: float) -> None:
+        """More weight for perception, in each band of quality, while less than the budget of error is spent there; else less."""
+        pull = torch.zeros_like(self.weight).index_add(0, self._band(batch), (budget - error).clamp(-0.2, 0.2))
+        self.weight.mul_(torch.exp(WEIGHT_STEP / 0.1 * pull)).clamp_(*WEIGHT_RANGE)
 
     def loss_of(self, stage: str, batch: Batch, config: StageConfig) -> tuple[Tensor, list[float]]:
         """Loss (scalar) and two figures for the log."""
@@ -148,24 +218,27 @@ class CompensatorTrainer:
             features = self.features(batch, net)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
                 detail = net.one_step(features)
-            loss, error, seen = self._image_loss(detail.float(), batch, config.perceptual)
+            late = self.done[stage]["seconds"] > ADVERSARY_FROM * 60 * config.minutes
+            loss, error, seen = self._image_loss(detail.float(), batch, config.adversary if late else 1e-6)
+            self._spend(error, batch, config.budget)
             return loss.mean(), [error.mean().item(), seen.mean().item()]
         with torch.no_grad():
             features = self.features(batch, self.mean)
         if stage == "latent":
-            return self._latent_loss(batch, features, config)
+            return self._latent_loss(batch, features)
         if stage == "diffusion":
             return self._diffusion_loss(batch, features)
         with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             detail = self.mean.one_step(features).float()
+        shown = self.held(batch["base"] + detail, batch["symbols"], batch["quality"])
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             scale = net.scale(features, batch["base"], detail).float()
         base = batch["base"]
-        wrong = torch.stack([(base - batch["image"]).abs().mean(1), (base + detail - batch["image"]).abs().mean(1)], 1)
+        wrong = torch.stack([(x - batch["image"]).abs().mean(1) for x in (base, shown)], 1)
         loss = (scale.log() + wrong / scale).mean()  # likelihood of a Laplace distribution
         return loss, [loss.item(), (wrong / scale).mean().item()]
 
-    def _latent_loss(self, batch: Batch, features: Features, config: StageConfig) -> tuple[Tensor, list[float]]:
+    def _latent_loss(self, batch: Batch, features: Features) -> tuple[Tensor, list[float]]:
         net = self.net
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             z = net.encoder(batch["image"], batch["base"]).float()
@@ -179,7 +252,7 @@ class CompensatorTrainer:
         z = torch.where(imagined, 0.7 * noise, z + level * noise)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             detail = net.decoder(features, z)
-        loss, error, seen = self._image_loss(detail.float(), batch, config.perceptual)
+        loss, error, seen = self._image_loss(detail.float(), batch)
         true = ~imagined.reshape(-1)
         figures = [error[true].mean().item(), seen[true].mean().item()] if true.any() else [math.nan] * 2
         return torch.where(true, loss, 0.2 * loss).mean() + 1e-3 * z.square().mean(), figures

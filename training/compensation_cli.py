@@ -40,8 +40,15 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME[=MINUTES]",
         help=f"what to train (repeatable; default: {' '.join(f'{n}={m:g}' for n, m in STAGE_MINUTES.items())})",
     )
-    parser.add_argument("--perceptual", type=float, default=1.0, help="weight of the perceptual distance")
+    parser.add_argument(
+        "--budget",
+        type=float,
+        default=1.09,
+        help="squared error over the base image's that detail may cost; 1.12 are half a decibel (default %(default)s)",
+    )
+    parser.add_argument("--adversary", type=float, default=0.05, help="weight of the critic (default %(default)s)")
     parser.add_argument("--learning-rate", type=float, default=4e-4, help="of Adam (default %(default)s)")
+    parser.add_argument("--start-from", type=Path, metavar="CHECKPOINT", help="begin with the weights of another run")
     parser.add_argument(
         "--stable-diffusion",
         type=Path,
@@ -61,6 +68,7 @@ def main(argv: list[str] | None = None) -> int:
 
         from perigee.models.compensation.compensator import CompensatorConfig
         from perigee.training.compensation import CompensatorTrainer, StageConfig
+        from perigee.training.held import HeldToSymbols
         from perigee.training.pairs import Pairs, make_pairs
 
         stages = dict(STAGE_MINUTES)
@@ -81,13 +89,19 @@ def main(argv: list[str] | None = None) -> int:
             print(f"{count} pairs", file=sys.stderr)
         pairs = Pairs(folder)
         trainer = CompensatorTrainer(
-            CompensatorConfig(profile.contract.widths.latents), args.run, args.device, args.stable_diffusion
+            CompensatorConfig(profile.contract.widths.latents),
+            HeldToSymbols(profile),
+            args.run,
+            args.device,
+            args.stable_diffusion,
         )
+        if args.start_from:
+            trainer.start_from(args.start_from)
         with (args.run / "commands.log").open("a", encoding="utf-8") as handle:
             handle.write(" ".join(["perigee-train-compensator", *(sys.argv[1:] if argv is None else argv)]) + "\n")
         for stage, minutes in stages.items():
             batch, crop = STAGE_SHAPES[stage]
-            config = StageConfig(minutes, batch, crop, args.learning_rate, args.perceptual)
+            config = StageConfig(minutes, batch, crop, args.learning_rate, args.budget, args.adversary)
             trainer.run(stage, pairs, config, show)
     except ModuleNotFoundError as error:
         print(

@@ -94,6 +94,7 @@ class Trainer:
             for name, parameter in self.codec.named_parameters():
                 parameter.requires_grad_(name.startswith(trained))
         self.optimiser = _optimiser(self.codec, config.learning_rate)
+        self.holds = config.only == ("synthesis",) and set(codec_config.presets) == {"swift"}
         self.step, self.seconds = 0, 0.0
         self.autocast = half_precision(self.device)
 
@@ -192,6 +193,9 @@ class Trainer:
         from tqdm import tqdm
 
         config = self.config
+        if self.holds:
+            self.codec.hold()
+            self.mean.hold()
         sampler = CropSampler(training, weights)
         generator = torch.Generator().manual_seed(config.seed + self.step)
         saved = tick = time.monotonic()

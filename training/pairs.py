@@ -30,7 +30,7 @@ from perigee.training.data import ImageSet, guessed_lambda, load_folders
 SIDE = 256
 RATES = (0.06, 1.3)
 Array = npt.NDArray[Any]
-FILES = ("image", "base", "latents", "quality", "values", "known", "source", "held", "number")
+FILES = ("image", "base", "latents", "symbols", "quality", "values", "known", "source", "held", "number")
 HELD_SHARE = 0.04  # of the images: never trained on, to compare and calibrate with
 
 
@@ -43,15 +43,16 @@ class GroundTruth:
         if not self.flight.linear:
             raise ProfileError(f"{profile.name}: a compensator holds to symbols, which needs a linear analysis")
 
-    def base_of(self, pixels: Array, step: int) -> tuple[Array, Array]:
-        """Base image float32 [3, H, W] and latents [M + 1, H/16, W/16] of uint8 [H, W, 3], sides multiples of 64."""
+    def base_of(self, pixels: Array, step: int) -> tuple[Array, Array, Array]:
+        """Of uint8 [H, W, 3], sides multiples of 64: base image float32 [3, H, W], dequantised latents [M + 1, H/16, W/16] and
+        symbols [M, H/16, W/16]."""
         image = pixels.transpose(2, 0, 1)[None].astype(np.float32) * np.float32(1 / 255)
         q, z = self.flight.analyse(image, step)
         found = self.ground.predict(z, q, step)
         latents = self.ground.reconstruct(q, found.mean, found.scale_index, step)
         low, high = cells_of(q[0], self.profile.contract.gains(step))
         base = self.ground.consistent(self.ground.synthesise(latents), low[None], high[None])
-        return base[0], latents[0]
+        return base[0], latents[0], q[0]
 
 
 def guessed_step(profile: Profile, pixels: Array, rate: float) -> int:
@@ -130,6 +131,7 @@ def make_pairs(
         "image": ((n, SIDE, SIDE, 3), np.uint8),
         "base": ((n, 3, SIDE, SIDE), np.float16),
         "latents": ((n, latents, small, small), np.float16),
+        "symbols": ((n, latents - 1, small, small), np.int16),
         "quality": ((n,), np.uint8),
         "values": ((n, len(FIELDS), 2), np.float32),
         "known": ((n, len(FIELDS)), np.float32),
@@ -151,7 +153,7 @@ def make_pairs(
         step = guessed_step(profile, pixels, rate)
         found = conditions.get(images.names[i])
         arrays["image"][k], arrays["quality"][k] = pixels, step
-        arrays["base"][k], arrays["latents"][k] = truth.base_of(pixels, step)
+        arrays["base"][k], arrays["latents"][k], arrays["symbols"][k] = truth.base_of(pixels, step)
         arrays["values"][k], arrays["known"][k] = found or condition_of(
             Acquisition(gsd_m=(gsd_m or {}).get(images.sources[i]))
         )
@@ -196,12 +198,13 @@ class Pairs:
 
     def crops(self, chosen: Array, places: Array, side: int) -> dict[str, Array]:
         """Pairs by number, cut at ``places`` (in latents)."""
-        out: dict[str, list[Array]] = {name: [] for name in ("image", "base", "latents")}
+        out: dict[str, list[Array]] = {name: [] for name in ("image", "base", "latents", "symbols")}
         small = side // BLOCK
         for i, (row, col) in zip(chosen, places, strict=True):
             y, x = row * BLOCK, col * BLOCK
             out["image"].append(self.arrays["image"][i, y : y + side, x : x + side].transpose(2, 0, 1))
             out["base"].append(self.arrays["base"][i, :, y : y + side, x : x + side])
-            out["latents"].append(self.arrays["latents"][i, :, row : row + small, col : col + small])
+            for name in ("latents", "symbols"):
+                out[name].append(self.arrays[name][i, :, row : row + small, col : col + small])
         found = {name: np.stack(parts) for name, parts in out.items()}
         return found | {name: np.asarray(self.arrays[name][chosen]) for name in ("quality", "values", "known")}

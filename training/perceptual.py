@@ -16,7 +16,7 @@ MEAN, DEVIATION = 0.498, 0.502  # of EfficientNet-Lite's input in 0..1: (255 x -
 
 
 class PerceptualDistance(nn.Module):
-    """Distance [N] between images [N, 3, H, W] in 0..1. Raises ModuleNotFoundError where the packages are missing."""
+    """Features of images [N, 3, H, W] in 0..1, and the distance between them. Raises ModuleNotFoundError where the packages are missing."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,7 +39,8 @@ class PerceptualDistance(nn.Module):
                 out.append(h)
         return [f.float() / (f.float().square().sum(1, keepdim=True) + 1e-6).sqrt() for f in out]
 
-    def forward(self, x: Tensor, reference: list[Tensor]) -> Tensor:
-        """``reference``: :meth:`features` of the original."""
-        pairs = zip(self.features(x), reference, strict=True)
+    @staticmethod
+    def distance(features: list[Tensor], reference: list[Tensor]) -> Tensor:
+        """Distance [N] between images by their :meth:`features`."""
+        pairs = zip(features, reference, strict=True)
         return torch.stack([(a - b).square().sum(1).mean((1, 2)) for a, b in pairs]).sum(0)

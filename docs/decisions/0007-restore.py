@@ -2,7 +2,8 @@
 (of the synthesis, four numbers).
 
 Every weight is what the profile stores: integers of the prior, fp16 of the networks. Only the distributions of the hyper-latents
-are fitted again to their tables. The rates come out as they were to the last digit that the log has.
+are fitted again to their tables. The rates come out as
+they were to the last digit that the log has. Since 0.6.0 it reads the reconstruction and synthesis of that release (0010).
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from onnx import numpy_helper
 from torch import nn
 
 from perigee.bitstream.prior import layer_shapes
-from perigee.bitstream.profile import Profile, find_profile
-from perigee.models.codec.codec import Z_BANDS, Codec, CodecConfig
+from perigee.bitstream.profile import BLOCK, KNOTS, Profile, find_profile
+from perigee.models.codec.codec import SPREAD_MIN, Z_BANDS, Codec, CodecConfig
 from perigee.models.codec.flight import Synthesis
 
 
@@ -59,10 +60,10 @@ def restore(profile: Profile, blocks: tuple[int, ...]) -> Codec:
         bits = layer.shift.astype(int) - (shape.input_fraction - shape.output_fraction)
         module.weight.copy_(torch.from_numpy(np.ldexp(layer.weight.astype(float), -bits[:, None, None, None])))
         module.bias.copy_(torch.from_numpy(np.ldexp(layer.bias.astype(float), -(bits + shape.input_fraction))))
-    parts = constants(profile.file("reconstruction.onnx"))
-    strength = torch.from_numpy(parts[2].reshape(-1) / 2)
-    codec.reconstruction.pull.copy_(torch.log(strength / (1 - strength)))
-    codec.reconstruction.inverse_gains.knots.copy_(torch.from_numpy(parts[10]))
+    by_shape = {c.shape: torch.from_numpy(c) for c in constants(profile.file("reconstruction.onnx"))}
+    latents = profile.contract.widths.latents
+    codec.reconstruction.narrowing.copy_(by_shape[1, latents, 1, 1].reshape(-1) - np.log(SPREAD_MIN))
+    codec.reconstruction.inverse_gains.knots.copy_(by_shape[KNOTS, latents])
     restore_synthesis(codec.synthesis, constants(profile.file("synthesis.onnx")))
     return codec
 
@@ -71,6 +72,8 @@ def restore_synthesis(synthesis: Synthesis, values: list[np.ndarray[Any, Any]]) 
     """From the constants of ``write_synthesis``."""
     synthesis.linear.weight.copy_(torch.from_numpy(values[8][:, :, 0, 0].T.reshape(-1, 3, 16, 16).copy()))
     synthesis.input_scale.copy_(torch.from_numpy(values[9].reshape(-1)))
+    strength = next(v for v in values if v.shape == (BLOCK**2, KNOTS, 1, 1))
+    synthesis.strength.copy_(torch.from_numpy(strength[0, :, 0, 0]))
     weights = [v for v in values[15:] if v.ndim == 4 or v.ndim == 1 and v.size > 1]
 
     def place(side: int) -> Any:

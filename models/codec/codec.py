@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perigee.bitstream import prior as P
-from perigee.bitstream.profile import KNOTS
+from perigee.bitstream.profile import BLOCK, KNOTS
 from perigee.models.codec.flight import NO_LINEAR_PATH, Analysis, Gains, HyperAnalysis, Synthesis
 from perigee.models.codec.prior import TrainedPrior
 
 SPREAD_MIN, SPREAD_MAX = 0.045, 56.0  # of the logistic distributions, in latent steps
 LOG2 = math.log(2.0)
 Z_BANDS = 8  # parts of the quality range with hyper-latent tables of their own
+CENTROID_REACH = 8.0  # spreads
 COST_FLOOR = 0.03  # bits per pixel: below this a sample no longer gains weight
 
 
@@ -92,20 +93,29 @@ class HyperPrior(nn.Module):
 
 
 class Reconstruction(nn.Module):
-    """Centres of the quantisation cells: pulls q towards the mean, one learned factor a channel, then the inverse gain.
+    """Centres of the quantisation cells: the centroid of the predicted logistic in the cell of q, then the inverse gain.
 
-    Source: the reconstruction of ``training.md``; q itself stays an unshifted integer.
+    One learned factor a channel narrows the logistic, whose tails are heavier than it knows. q itself stays an unshifted
+    integer.
     """
 
     def __init__(self, latents: int, gain_start: Tensor) -> None:
         super().__init__()
-        self.pull = nn.Parameter(torch.zeros(latents))
+        self.narrowing = nn.Parameter(torch.zeros(latents))
         self.inverse_gains = Gains(latents, -gain_start)
 
     def forward(self, q: Tensor, mean: Tensor, spread: Tensor, quality_step: Tensor) -> Tensor:
         """Latents with the quality plane appended: [N, latents + 1, H, W]."""
-        factor = 2 * torch.sigmoid(self.pull)[None, :, None, None] / (1 + 4 * spread)
-        y = (q + (mean - q).clamp(-0.5, 0.5) * factor) * self.inverse_gains(quality_step)
+        width = 1 / (spread * torch.exp(self.narrowing)[None, :, None, None])  # of a cell, in spreads
+        distance = q - mean
+        near = ((distance.abs() - 0.5) * width).clamp_max(
+            CENTROID_REACH
+        )  # beyond, the tail is exponential to 1 in 3,000
+        far = near + width
+        part = F.softplus(-near) - F.softplus(-far) + near * torch.sigmoid(-near) - far * torch.sigmoid(-far)
+        inside = part / (torch.sigmoid(-near) - torch.sigmoid(-far)) - near  # from the cell's near side, in spreads
+        y = q + torch.sign(distance) * (inside / width - 0.5)
+        y = y * self.inverse_gains(quality_step)
         n, _, rows, cols = q.shape
         plane = (quality_step / P.QUALITY_STEPS).reshape(n, 1, 1, 1).expand(n, 1, rows, cols)
         return torch.cat([y, plane], 1)
@@ -132,6 +142,25 @@ class Codec(nn.Module):
         self.prior = TrainedPrior(config.prior)
         self.reconstruction = Reconstruction(latents, start)
         self.synthesis = Synthesis(latents, config.synthesis_widths, config.synthesis_blocks)
+        self.inverse: Tensor | None = None  # of a linear analysis that is not trained: images are held to their symbols
+
+    @torch.no_grad()
+    def hold(self) -> None:
+        """From now on hold images to the symbols of their patches, as the ground does with linear segments (decision 0005).
+
+        For a codec whose only analysis is the linear transform, and while that is not trained.
+        """
+        weight = self.analysis.linear.weight
+        self.inverse = torch.linalg.pinv(weight.flatten(1).double()).float()
+
+    def held(self, image: Tensor, q: Tensor, quality_step: Tensor) -> Tensor:
+        """``image`` [N, 3, 16H, 16W] moved to where its transform lies within the cells of q [N, latents, H, W]."""
+        if self.inverse is None:
+            return image
+        gains = self.gains(quality_step)
+        y = self.analysis.linear(image - 0.5)
+        missing = torch.clamp(y, (q - 0.5) / gains, (q + 0.5) / gains) - y
+        return image + F.pixel_shuffle(F.conv2d(missing, self.inverse[:, :, None, None]), BLOCK)
 
     @torch.no_grad()
     def start_from_transform(self, blocks: Tensor) -> None:
@@ -203,6 +232,11 @@ class Codec(nn.Module):
             number = torch.repeat_interleave(torch.arange(len(sizes), device=x.device), sizes)
             q = torch.where((number[None] < slices_kept[:, None])[:, :, None, None], q, mean)
         image = self.synthesis(self.reconstruction(q, mean, spread, quality_step), autocast)
+        if slices_kept is None:
+            image = self.held(image, q, quality_step)
+        else:
+            whole = (slices_kept >= len(self.config.prior.slices))[:, None, None, None]
+            image = torch.where(whole, self.held(image, q, quality_step), image)
         return Output(image, bits_y, bits_z)
 
 

@@ -37,6 +37,7 @@ COSMIC_CAM: dict[str, CamForm | None] = {
 }
 NO_LINEAR_PATH = {"cosmic", "cosmic-cam"}
 PRESETS = (*ANALYSIS_STAGES, *COSMIC_CAM)
+STRENGTH_FALL = 2.2  # of the synthesis' detail over the qualities, natural logarithm
 
 
 def start_small(layer: nn.Conv2d, std: float) -> nn.Conv2d:
@@ -214,6 +215,8 @@ class Synthesis(nn.Module):
 
     Input [N, M + 1, H, W]: latents and the quality (0..1) as the last channel; output [N, 3, 16H, 16W].
     The linear path's image is fed back at half and quarter resolution, so that the network can also work as a filter.
+    What it adds is scaled by ``strength``, log-linear over quality: errors shrink by a factor of six from the lowest rates
+    to the highest, and so must their corrections.
     """
 
     def __init__(
@@ -231,6 +234,7 @@ class Synthesis(nn.Module):
 
         self.linear = nn.ConvTranspose2d(latents, 3, BLOCK, stride=BLOCK, bias=False)
         self.input_scale = nn.Parameter(torch.ones(latents))
+        self.strength = nn.Parameter(torch.linspace(0.0, -STRENGTH_FALL, KNOTS))
         self.level16 = nn.Sequential(nn.Conv2d(latents + 1, a, 3, padding=1), *residual(0), nn.Conv2d(a, 4 * b, 1))
         self.level8 = nn.Sequential(*residual(1), nn.Conv2d(b, 4 * c, 1))
         self.image4 = nn.Conv2d(48, c, 1)
@@ -248,7 +252,17 @@ class Synthesis(nn.Module):
             x = F.pixel_shuffle(self.level8(x), 2) + self.image4(F.pixel_unshuffle(filtered, 4))
             x = F.pixel_shuffle(self.level4(x), 2) + self.image2(F.pixel_unshuffle(filtered, 2))
             detail = F.pixel_shuffle(self.level2(x), 2)
-        return image + 0.25 * detail.float() + 0.5
+        return (
+            image
+            + detail.float() * self.strength_at(latents[:, -1:]).repeat_interleave(BLOCK, 2).repeat_interleave(BLOCK, 3)
+            + 0.5
+        )
+
+    def strength_at(self, plane: Tensor) -> Tensor:
+        """Factor of the detail for quality planes [N, 1, H, W] of 0..1."""
+        knots = torch.arange(KNOTS, device=plane.device, dtype=plane.dtype)[:, None, None]
+        weights = (1 - ((KNOTS - 1) * plane - knots).abs()).clamp_min(0)
+        return torch.exp((weights * self.strength[:, None, None]).sum(1, keepdim=True)) / 4
 
 
 class Gains(nn.Module):

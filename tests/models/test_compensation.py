@@ -10,12 +10,14 @@ from perigee.benchmarks.codec import ArrayCodec
 from perigee.benchmarks.intervals import fit
 from perigee.bitstream.acquisition import FIELDS, condition_of
 from perigee.bitstream.metadata import Acquisition
+from perigee.engines.onnxruntime import FlightEngine
 from perigee.export.compensation import export_compensator
 from perigee.ground.compensation.model import Compensator as Loaded
 from perigee.ground.compensation.sampler import alpha_sigma as shares_of_time
 from perigee.models.compensation.compensator import Compensator, CompensatorConfig
 from perigee.models.compensation.denoiser import STEPS, DenoiserConfig, MetadataEncoder, alpha_sigma
 from perigee.training.compensation import CompensatorTrainer, StageConfig
+from perigee.training.held import HeldToSymbols
 from perigee.training.pairs import Pairs, make_pairs
 
 SMALL = CompensatorConfig(448, DenoiserConfig(widths=(16, 16, 16), token=16, head=8, groups=8, features=4))
@@ -72,16 +74,39 @@ def test_acquisition_fields_as_numbers():
     assert np.abs(turned - values).max() < 0.02
 
 
+def test_what_is_trained_through_is_what_the_ground_does(pairs, profile):
+    """Held to its symbols, a disturbed image codes to them again, and the gradient lies within their cells."""
+    batch = pairs.crops(np.array([0, 1]), np.zeros((2, 2), int), 128)
+    base, symbols, step = (torch.from_numpy(batch[n]).float() for n in ("base", "symbols", "quality"))
+    disturbed = (base + 0.05 * torch.randn(base.shape, generator=torch.Generator().manual_seed(1))).requires_grad_()
+    shown = HeldToSymbols(profile)(disturbed, symbols, step)
+    assert (shown - base).square().mean() < (disturbed - base).square().mean()
+    engine = FlightEngine(profile, 1)
+    rounded = np.clip(np.rint(255 * shown.detach().numpy()), 0, 255).astype(np.float32) / 255
+    for image, wanted, q in zip(rounded, batch["symbols"], batch["quality"], strict=True):
+        found, _ = engine.analyse(image[None], int(q))
+        assert (found[0] == wanted).mean() > 0.995  # but for what saturated pixels cannot show
+    shown.square().sum().backward()
+    assert 0 < disturbed.grad.abs().mean() < 2
+
+
 def test_training_learns_resumes_and_exports(pairs, profile, tmp_path):
     pytest.importorskip("efficientnet_lite_pytorch")
     run = tmp_path / "run"
     run.mkdir()
-    trainer = CompensatorTrainer(SMALL, run)
+    trainer = CompensatorTrainer(SMALL, HeldToSymbols(profile), run)
     short = StageConfig(minutes=0.05, batch=2, crop=64, checkpoint_minutes=0.02)
     trainer.run("one-step", pairs, short, False)
     before = trainer.done["one-step"]["step"]
-    again = CompensatorTrainer(SMALL, run)
+    again = CompensatorTrainer(SMALL, HeldToSymbols(profile), run)
     assert again.done["one-step"]["step"] == before > 0
+    (tmp_path / "next").mkdir()
+    follower = CompensatorTrainer(SMALL, HeldToSymbols(profile), tmp_path / "next")
+    follower.start_from(run / "checkpoint.pt")
+    wanted = dict(again.mean.named_parameters())
+    assert not follower.done and all(torch.equal(p, wanted[n]) for n, p in follower.net.named_parameters())
+    with pytest.raises(ValueError, match="not a checkpoint"):
+        follower.start_from(run / "one-step.csv")
     for stage in ("latent", "diffusion", "scale"):
         again.run(stage, pairs, short, False)
     trunk = dict(trainer.mean.trunk.named_parameters())
@@ -148,7 +173,7 @@ def test_the_papers_parts_from_a_local_folder(pairs, profile, tmp_path):
         v = net.denoiser(z, torch.tensor([10.0]), features, net.trunk.scaled(latents), values, known)
         assert v.shape == z.shape
         assert torch.allclose(net.denoiser.unet.conv_in.weight, unet.conv_in.weight)
-    trainer = CompensatorTrainer(CompensatorConfig(448), tmp_path, weights=tmp_path)
+    trainer = CompensatorTrainer(CompensatorConfig(448), HeldToSymbols(profile), tmp_path, weights=tmp_path)
     trainer.run("diffusion", pairs, StageConfig(minutes=0.02, batch=1, crop=64), False)
     assert not torch.equal(trainer.net.denoiser.unet.conv_in.weight, unet.conv_in.weight)
     assert torch.equal(next(trainer.net.encoder.vae.parameters()), next(vae.parameters()))  # frozen

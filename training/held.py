@@ -1,0 +1,51 @@
+"""Images held to their symbols as the ground holds compensated ones, differentiable: what a compensator is trained through."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from perigee.bitstream.profile import BLOCK, Profile
+from perigee.engines.onnxruntime import HALF_STEP_MIN, GroundEngine
+from perigee.models.codec.flight import Gains
+
+PROJECTIONS = 2
+ROUNDING = 12**-0.5 / 255  # deviation of a sample that is rounded to 8 bits
+
+
+class HeldToSymbols(nn.Module):
+    """In turn onto what a product of 8 bits can show and onto the received symbols (decisions 0005 and 0009).
+
+    The transform is that of the profile's own graph: the inverse as the graph applies it to single latents.
+    """
+
+    analysis: Tensor
+    inverse: Tensor
+
+    def __init__(self, profile: Profile) -> None:
+        """Raises ProfileError where the profile has no linear analysis."""
+        super().__init__()
+        latents = profile.contract.widths.latents
+        engine = GroundEngine(profile)
+        one = np.eye(latents, dtype=np.float32).reshape(latents, latents, 1, 1)
+        grey = np.full((latents, 3, BLOCK, BLOCK), 0.5, np.float32)  # its transform is zero
+        columns = (engine.consistent(grey, one, one) - grey).reshape(latents, -1).astype(np.float64)
+        weight = np.linalg.pinv(columns.T).reshape(latents, 3, BLOCK, BLOCK)
+        self.register_buffer("analysis", torch.from_numpy(weight.astype(np.float32)))
+        self.register_buffer("inverse", torch.from_numpy(columns.T.astype(np.float32)[:, :, None, None].copy()))
+        self.gains = Gains(latents, torch.zeros(len(profile.contract.gain_knots))).requires_grad_(False)
+        self.gains.knots.copy_(torch.from_numpy(profile.contract.gain_knots))
+
+    def forward(self, image: Tensor, symbols: Tensor, quality_step: Tensor) -> Tensor:
+        """``image`` [N, 3, H, W] in 0..1, ``symbols`` [N, latents, H/16, W/16], Q [N]."""
+        gains = self.gains(quality_step)
+        reach = (0.5 - 3 * ROUNDING * gains).clamp_min(HALF_STEP_MIN)
+        low, high = (symbols - reach) / gains, (symbols + reach) / gains
+        for _ in range(PROJECTIONS):
+            image = image.clamp(0, 1)
+            y = F.conv2d(image - 0.5, self.analysis, stride=BLOCK)
+            missing = torch.minimum(torch.maximum(y, low), high) - y
+            image = image + F.pixel_shuffle(F.conv2d(missing, self.inverse), BLOCK)
+        return image
