@@ -33,6 +33,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SOURCE=M",
         help="ground sample distance of a source without index",
     )
+    parser.add_argument(
+        "--weight", action="append", default=[], metavar="SOURCE=W", help="draw a source W times as often"
+    )
     parser.add_argument("--limit", type=int, help="at most so many patches of 256x256")
     parser.add_argument(
         "--stage",
@@ -78,7 +81,10 @@ def main(argv: list[str] | None = None) -> int:
             if unknown:
                 raise ValueError(f"stages {unknown}: accepted are {', '.join(STAGE_MINUTES)}")
             stages = {name: float(value) if value else STAGE_MINUTES[name] for name, _, value in parts}
-        gsd = {name: float(value) for name, value in (item.rsplit("=", 1) for item in args.gsd)}
+        gsd, weights = (
+            {name: float(value) for name, value in (item.rsplit("=", 1) for item in given)}
+            for given in (args.gsd, args.weight)
+        )
         if args.threads:
             torch.set_num_threads(args.threads)
         show = sys.stderr.isatty()
@@ -87,7 +93,7 @@ def main(argv: list[str] | None = None) -> int:
         if not (folder / "pairs.json").is_file():
             count = make_pairs(profile, args.data, folder, args.exclude, gsd, args.limit, show=show)
             print(f"{count} pairs", file=sys.stderr)
-        pairs = Pairs(folder)
+        pairs = Pairs(folder, weights)
         trainer = CompensatorTrainer(
             CompensatorConfig(profile.contract.widths.latents),
             HeldToSymbols(profile),

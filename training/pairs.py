@@ -174,9 +174,10 @@ def is_held(name: str) -> bool:
 
 
 class Pairs:
-    """A folder of pairs, mapped into memory; batches come from those that are not held back."""
+    """A folder of pairs, mapped into memory; batches come from those that are not held back, sources by the square root of their
+    size times an optional weight."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, weights: Mapping[str, float] | None = None) -> None:
         try:
             about = json.loads((folder / "pairs.json").read_text())
             self.arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in FILES}
@@ -184,9 +185,9 @@ class Pairs:
             raise RasterError(f"{folder}: no pairs there ({error})") from error
         self.contract, self.sources = str(about["contract"]), list(about["sources"])
         counts = np.bincount(self.arrays["source"], minlength=len(self.sources))
-        shares = np.sqrt(counts) / np.maximum(counts, 1)  # a source by the square root of its size, as for the codec
-        weights = shares[self.arrays["source"]] * ~self.arrays["held"]
-        self.shares = weights / weights.sum()
+        wanted = np.array([(weights or {}).get(name, 1.0) for name in self.sources])
+        drawn = (wanted * np.sqrt(counts) / np.maximum(counts, 1))[self.arrays["source"]] * ~self.arrays["held"]
+        self.shares = drawn / drawn.sum()
         self.held = np.flatnonzero(self.arrays["held"])
 
     def batch(self, count: int, side: int, rng: np.random.Generator) -> dict[str, Array]:

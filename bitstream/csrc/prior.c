@@ -262,25 +262,89 @@ static uint32_t checked(Tile *tile, const Layer *l, const uint8_t *x, size_t str
 
 /* --- depthwise layers ------------------------------------------------------------------------------------------ */
 
-/* At one position of a map with a border of `reach` zeros on each side and `cols` real columns. */
-CLONED static void depthwise(const Layer *l, const uint8_t *map, size_t stride, size_t cols, size_t row, size_t col,
-                      uint8_t *out) {
+/* At `count` positions of a row, every `step`th from `col` on, of a map with a border of zeros half a kernel wide and `cols` real
+ * columns; `out` [count][out_stride]. */
+typedef void Depthwise(const Layer *l, const uint8_t *map, size_t stride, size_t cols, size_t row, size_t col, size_t step,
+                       size_t count, uint8_t *out, size_t out_stride);
+
+CLONED static void depthwise_plain(const Layer *l, const uint8_t *map, size_t stride, size_t cols, size_t row, size_t col,
+                                   size_t step, size_t count, uint8_t *out, size_t out_stride) {
     const size_t kernel = (size_t)l->kernel, line = cols + kernel - 1, channels = (size_t)l->outputs;
-    for (size_t first = 0; first < channels; first += COLUMNS) {
-        const size_t width = channels - first < COLUMNS ? channels - first : COLUMNS;
-        int32_t sums[COLUMNS] = {0};
-        for (size_t i = 0; i < kernel; i++)
-            for (size_t j = 0; j < kernel; j++) {
-                const uint8_t *x = map + ((row + i) * line + col + j) * stride + first;
-                const int16_t *w = (const int16_t *)l->weight + (i * kernel + j) * channels + first;
-                if (width == COLUMNS)
-                    for (size_t c = 0; c < COLUMNS; c++) sums[c] += x[c] * w[c];
-                else
-                    for (size_t c = 0; c < width; c++) sums[c] += x[c] * w[c];
+    for (; count--; col += step, out += out_stride)
+        for (size_t first = 0; first < channels; first += COLUMNS) {
+            const size_t width = channels - first < COLUMNS ? channels - first : COLUMNS;
+            int32_t sums[COLUMNS] = {0};
+            for (size_t i = 0; i < kernel; i++)
+                for (size_t j = 0; j < kernel; j++) {
+                    const uint8_t *x = map + ((row + i) * line + col + j) * stride + first;
+                    const int16_t *w = (const int16_t *)l->weight + (i * kernel + j) * channels + first;
+                    if (width == COLUMNS)
+                        for (size_t c = 0; c < COLUMNS; c++) sums[c] += x[c] * w[c];
+                    else
+                        for (size_t c = 0; c < width; c++) sums[c] += x[c] * w[c];
+                }
+            for (size_t c = 0; c < width; c++)
+                out[first + c] = (uint8_t)clamp((sums[c] + l->bias[first + c]) >> l->shift[first + c], 0, 255);
+        }
+}
+
+#ifdef X86
+/* Two taps side by side as 16-bit words, whose products are added in one step, at POSITIONS places with the same weights. */
+__attribute__((target("avx512f,avx512bw,avx512vl"))) static void depthwise_avx512(
+    const Layer *l, const uint8_t *map, size_t stride, size_t cols, size_t row, size_t col, size_t step, size_t count,
+    uint8_t *out, size_t out_stride) {
+    enum { POSITIONS = 4 };
+    const size_t kernel = (size_t)l->kernel, taps = kernel * kernel, line = cols + kernel - 1, channels = (size_t)l->outputs;
+    const __m512i zero = _mm512_setzero_si512(), most = _mm512_set1_epi32(255);
+    /* what unpacking mixed up, in order again: 32-bit sums of channels 0 to 15 and 16 to 31 */
+    const __m512i order = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+    const __m512i later = _mm512_add_epi32(order, _mm512_set1_epi32(8));
+    for (size_t done = 0; done < count; done += POSITIONS) {
+        const size_t places = count - done < POSITIONS ? count - done : POSITIONS;
+        size_t from[POSITIONS];
+        for (size_t n = 0; n < POSITIONS; n++) from[n] = (col + (done + (n < places ? n : 0)) * step) * stride;
+        for (size_t first = 0; first < channels; first += COLUMNS) {
+            const size_t width = channels - first < COLUMNS ? channels - first : COLUMNS;
+            const __mmask32 real = (__mmask32)(UINT32_MAX >> (COLUMNS - width));
+            const int16_t *w = (const int16_t *)l->weight + first;
+            const uint8_t *corner = map + row * line * stride + first;
+            __m512i low[POSITIONS] = {zero, zero, zero, zero}, high[POSITIONS] = {zero, zero, zero, zero};
+            for (size_t tap = 0; tap < taps; tap += 2) {
+                const int two = tap + 1 < taps;
+                const uint8_t *a = corner + (tap / kernel * line + tap % kernel) * stride;
+                const uint8_t *b = two ? corner + ((tap + 1) / kernel * line + (tap + 1) % kernel) * stride : a;
+                const __m512i v = _mm512_maskz_loadu_epi16(real, w + tap * channels);
+                const __m512i u = two ? _mm512_maskz_loadu_epi16(real, w + (tap + 1) * channels) : zero;
+                const __m512i w0 = _mm512_unpacklo_epi16(v, u), w1 = _mm512_unpackhi_epi16(v, u);
+                for (size_t n = 0; n < POSITIONS; n++) {
+                    const __m512i x = _mm512_cvtepu8_epi16(_mm256_maskz_loadu_epi8(real, a + from[n]));
+                    const __m512i y = _mm512_cvtepu8_epi16(_mm256_maskz_loadu_epi8(real, b + from[n]));
+                    low[n] = _mm512_add_epi32(low[n], _mm512_madd_epi16(_mm512_unpacklo_epi16(x, y), w0));
+                    high[n] = _mm512_add_epi32(high[n], _mm512_madd_epi16(_mm512_unpackhi_epi16(x, y), w1));
+                }
             }
-        for (size_t c = 0; c < width; c++)
-            out[first + c] = (uint8_t)clamp((sums[c] + l->bias[first + c]) >> l->shift[first + c], 0, 255);
+            for (size_t half = 0; half < 2; half++) {
+                const __mmask16 there = (__mmask16)(real >> (16 * half));
+                const __m512i bias = _mm512_maskz_loadu_epi32(there, l->bias + first + 16 * half);
+                const __m512i shift = _mm512_maskz_loadu_epi32(there, l->shift + first + 16 * half);
+                for (size_t n = 0; n < places; n++) {
+                    __m512i sums = _mm512_permutex2var_epi32(low[n], half ? later : order, high[n]);
+                    sums = _mm512_srav_epi32(_mm512_add_epi32(sums, bias), shift);
+                    sums = _mm512_min_epi32(_mm512_max_epi32(sums, zero), most);
+                    _mm_mask_storeu_epi8(out + (done + n) * out_stride + first + 16 * half, there, _mm512_cvtepi32_epi8(sums));
+                }
+            }
+        }
     }
+}
+#endif
+
+static Depthwise *depthwise_of(int32_t packing) {
+#ifdef X86
+    if (packing == QUADS_VNNI) return depthwise_avx512;
+#endif
+    (void)packing;
+    return depthwise_plain;
 }
 
 /* --- hyper-decoder --------------------------------------------------------------------------------------------- */
@@ -302,7 +366,7 @@ API uint64_t perigee_prior_scratch(const Model *m, uint32_t rows, uint32_t cols)
 
 /* One step of upsampling: 1x1 to four times the channels, pixel shuffle, depthwise 3x3. `x` [rows * cols][in_stride] to
  * `out` [4 * rows * cols][out_stride]. The packed weights of the 1x1 have their outputs in the order (row, col, channel). */
-static uint32_t upsample(Tile *tile, const Layer *up, const Layer *depth, const uint8_t *x, size_t in_stride, size_t rows,
+static uint32_t upsample(Tile *tile, Depthwise *depthwise, const Layer *up, const Layer *depth, const uint8_t *x, size_t in_stride, size_t rows,
                      size_t cols, uint8_t *wide, uint8_t *map, uint8_t *out, size_t out_stride) {
     const size_t channels = (size_t)depth->outputs, line = 2 * cols + 2;
     const uint32_t wrong = checked(tile, up, x, in_stride, rows * cols, wide, 4 * channels);
@@ -313,8 +377,7 @@ static uint32_t upsample(Tile *tile, const Layer *up, const Layer *depth, const 
             memcpy(map + ((row + 1) * line + col + 1) * channels, from, channels);
         }
     for (size_t row = 0; row < 2 * rows; row++)
-        for (size_t col = 0; col < 2 * cols; col++)
-            depthwise(depth, map, channels, 2 * cols, row, col, out + (row * 2 * cols + col) * out_stride);
+        depthwise(depth, map, channels, 2 * cols, row, 0, 1, 2 * cols, out + row * 2 * cols * out_stride, out_stride);
     return wrong | (constants(depth) - depth->check[0]);
 }
 
@@ -330,8 +393,8 @@ API uint32_t perigee_prior_features(const Model *m, const int32_t *z, uint32_t q
     memset(half, 0, 2 * positions * mix_stride);
     for (size_t c = 0; c < (size_t)m->hyper_latents; c++)
         for (size_t p = 0; p < h * w; p++) hyper_z[p * in_stride + c] = (uint8_t)(z[c * h * w + p] + Z_OFFSET);
-    uint32_t wrong = upsample(tile, &m->layers[UP1], &m->layers[DEPTH1], hyper_z, in_stride, h, w, wide, map, half, mix_stride);
-    wrong |= upsample(tile, &m->layers[UP2], &m->layers[DEPTH2], half, mix_stride, 2 * h, 2 * w, wide, map, full, mix_stride);
+    uint32_t wrong = upsample(tile, depthwise_of(m->packing), &m->layers[UP1], &m->layers[DEPTH1], hyper_z, in_stride, h, w, wide, map, half, mix_stride);
+    wrong |= upsample(tile, depthwise_of(m->packing), &m->layers[UP2], &m->layers[DEPTH2], half, mix_stride, 2 * h, 2 * w, wide, map, full, mix_stride);
     for (size_t p = 0; p < positions; p++) full[p * mix_stride + hyper] = (uint8_t)quality_plane;
     return wrong | checked(tile, &m->layers[MIX], full, mix_stride, positions, features, padded(hyper));
 }
@@ -344,24 +407,17 @@ static size_t views(const Model *m) { return m->magnitudes ? 2 : 1; }
 /* Channels start..stop - 1 of q as bytes, position by position, where (row + col) % 2 == parity. */
 CLONED static void gather(const int32_t *q, size_t rows, size_t cols, size_t parity, size_t start, size_t stop,
                           const uint8_t *magnitudes, uint8_t *given, size_t stride) {
-    const size_t positions = rows * cols;
-    for (size_t first = start; first < stop; first += COLUMNS) { /* few channels at a time: they stay in the cache */
-        const size_t last = first + COLUMNS < stop ? first + COLUMNS : stop;
-        for (size_t row = 0; row < rows; row++)
+    const size_t positions = rows * cols, step = magnitudes ? 2 : 1;
+    for (size_t c = start; c < stop; c++)
+        for (size_t row = 0; row < rows; row++) {
+            const int32_t *from = q + c * positions + row * cols;
+            uint8_t *to = given + row * cols * stride + step * c;
             for (size_t col = (row + parity) % 2; col < cols; col += 2) {
-                const int32_t *from = q + row * cols + col;
-                uint8_t *to = given + (row * cols + col) * stride;
-                for (size_t c = first; c < last; c++) {
-                    const int32_t x = clamp(from[c * positions] >> (c == 0 ? DC_SHIFT : 0), -CONTEXT_CLAMP, CONTEXT_CLAMP);
-                    if (magnitudes) {
-                        to[2 * c] = (uint8_t)(x + CONTEXT_OFFSET);
-                        to[2 * c + 1] = (uint8_t)(magnitudes[x < 0 ? -x : x] + CONTEXT_OFFSET);
-                    } else {
-                        to[c] = (uint8_t)(x + CONTEXT_OFFSET);
-                    }
-                }
+                const int32_t x = clamp(from[col] >> (c == 0 ? DC_SHIFT : 0), -CONTEXT_CLAMP, CONTEXT_CLAMP);
+                to[col * stride] = (uint8_t)(x + CONTEXT_OFFSET);
+                if (magnitudes) to[col * stride + 1] = (uint8_t)(magnitudes[x < 0 ? -x : x] + CONTEXT_OFFSET);
             }
-    }
+        }
 }
 
 /* What pass k may see of q, as bytes [rows * cols][padded(views * latents)], where `filled` passes have prepared it before:
@@ -389,6 +445,7 @@ API uint32_t perigee_prior_pass(const Model *m, uint32_t k, const uint8_t *featu
                             uint32_t cols, uint32_t channels, uint8_t *given, uint32_t filled, int32_t *table, int32_t *mean,
                             uint8_t *scratch) {
     Tile *tile = tile_of(m->packing);
+    Depthwise *depthwise = depthwise_of(m->packing);
     const Layer *layers = m->layers + PASSES + PER_PASS * k;
     const size_t half = (size_t)rows * cols / 2, parity = k % 2, line = cols + 4;
     const size_t start = (size_t)m->starts[k / 2], slice = (size_t)m->starts[k / 2 + 1] - start;
@@ -412,13 +469,15 @@ API uint32_t perigee_prior_pass(const Model *m, uint32_t k, const uint8_t *featu
     }
     size_t at = 0;
     for (size_t odd = 0; odd < 2; odd++)
-        for (size_t row = odd; row < rows; row += 2)
-            for (size_t col = (odd + parity) % 2; col < cols; col += 2, at++) {
-                uint8_t *to = joined + at * join_stride;
+        for (size_t row = odd; row < rows; row += 2) {
+            const size_t left = (odd + parity) % 2;
+            uint8_t *to = joined + at * join_stride;
+            if (seen) depthwise(&layers[DEPTH], map, context, cols, row, left, 2, cols / 2, to + hyper, join_stride);
+            for (size_t col = left; col < cols; col += 2, at++, to += join_stride) {
                 memcpy(to, features + (row * cols + col) * padded(hyper), hyper);
-                if (seen) depthwise(&layers[DEPTH], map, context, cols, row, col, to + hyper);
                 memset(to + hyper + (seen ? context : 0), 0, join_stride - hyper - (seen ? context : 0));
             }
+        }
     memset(first, 0, 2 * half * head);
     wrong |= checked(tile, &layers[HEAD1], joined, join_stride, half, first, head);
     wrong |= checked(tile, &layers[HEAD2], first, head, half, second, head);
@@ -448,7 +507,7 @@ API uint32_t perigee_prior_packings(void) {
     uint32_t out = 1u << SINGLES;
 #ifdef X86
     if (__builtin_cpu_supports("avx2")) out |= 1u << QUADS_AVX2;
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vnni")) out |= 1u << QUADS_VNNI;
+    if (__builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vnni")) out |= 1u << QUADS_VNNI;
 #endif
 #ifdef ARM
     if (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) out |= 1u << QUADS_DOT;
