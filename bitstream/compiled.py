@@ -103,13 +103,14 @@ class _NativeStep:
         views = 2 if widths.magnitudes else 1
         self.features = np.empty((patches, 16 * h * w, _up(widths.hyper)), np.uint8)
         self._given = np.empty((patches, 16 * h * w, _up(views * widths.latents)), np.uint8)
+        # for every pass the same, and a microsecond each
+        self._places = [(pointer(f), pointer(g)) for f, g in zip(self.features, self._given, strict=True)]
+        self._room = pointer(self._scratch)
         self._filled = 0  # passes for which ``given`` is prepared
         z = np.ascontiguousarray(z, np.int32)
         plane = ctypes.c_uint32(quality_plane_value(quality_step))
-        for i in range(patches):
-            if library.perigee_prior_features(
-                self._model, pointer(z[i]), plane, *self._sizes, pointer(self.features[i]), pointer(self._scratch)
-            ):
+        for one, (features, _) in zip(z, self._places, strict=True):
+            if library.perigee_prior_features(self._model, pointer(one), plane, *self._sizes, features, self._room):
                 raise UpsetError("a sum of the prior's hyper-decoder cannot be")
 
     def __call__(self, k: int, q: IntArray, channels: int | None = None) -> Prediction:
@@ -123,11 +124,10 @@ class _NativeStep:
         patches, _, rows, cols = self.shape
         out = np.empty((2, patches, count, rows, cols // 2), np.int32)
         before = ctypes.c_uint32(self._filled)
-        for i in range(patches):
+        for i, (features, given) in enumerate(self._places):
             self._filled = library.perigee_prior_pass(
-                self._model, ctypes.c_uint32(k), pointer(self.features[i]), pointer(q[i]), *self._sizes,
-                ctypes.c_uint32(count), pointer(self._given[i]), before, pointer(out[0, i]), pointer(out[1, i]),
-                pointer(self._scratch),
+                self._model, ctypes.c_uint32(k), features, pointer(q[i]), *self._sizes, ctypes.c_uint32(count), given, before,
+                pointer(out[0, i]), pointer(out[1, i]), self._room,
             )  # fmt: skip
             if not self._filled:
                 raise UpsetError(f"a sum in pass {k} of the prior cannot be")
