@@ -22,7 +22,7 @@ from perigee.export.graph import HALF_FROM, OPSET
 from perigee.models.compensation.compensator import Compensator, config_from
 from perigee.models.compensation.denoiser import STEPS
 from perigee.models.compensation.latent import CHANNELS, SIDE
-from perigee.models.compensation.trunk import WIDTHS, Features
+from perigee.models.compensation.trunk import NOISE, WIDTHS, Features
 
 
 class _Features(nn.Module):
@@ -42,6 +42,17 @@ class _OneStep(nn.Module):
 
     def forward(self, half: Tensor) -> Tensor:
         out: Tensor = self.net.one_step(Features(half, half, half))
+        return out
+
+
+class _Textured(nn.Module):
+    def __init__(self, net: Compensator) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, half: Tensor, noise: Tensor) -> Tensor:
+        features = Features(half, half, half)
+        out: Tensor = self.net.one_step(features) + self.net.texture(features, noise)
         return out
 
 
@@ -83,10 +94,11 @@ def load_checkpoint(path: Path) -> tuple[Compensator, dict[str, Any]]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         net = Compensator(config_from(state["config"]))
-        # the encoder serves training alone, and may be another's
-        kept = {k: v for k, v in state["mean"].items() if not k.startswith("encoder.")}
+        # the encoder serves training alone, and may be another's; not all runs have a texture
+        spare = ("encoder.",) if "texture" in state["done"] else ("encoder.", "texture.")
+        kept = {k: v for k, v in state["mean"].items() if not k.startswith(spare)}
         missing = net.load_state_dict(kept, strict=False)
-        if missing.unexpected_keys or any(not k.startswith("encoder.") for k in missing.missing_keys):
+        if missing.unexpected_keys or any(not k.startswith(spare) for k in missing.missing_keys):
             raise KeyError(f"weights {[*missing.unexpected_keys, *missing.missing_keys][:3]}...")
     except (OSError, KeyError, RuntimeError, TypeError, EOFError) as error:
         raise ProfileError(f"{path}: not a perigee-train-compensator checkpoint ({error})") from error
@@ -157,6 +169,9 @@ def export_compensator(
         "features.onnx": (_Features(net), {"base": base, "latents": y}, ["eighth", "quarter", "half"]),
         "one_step.onnx": (_OneStep(net), {"half": half}, ["detail"]),
     }
+    if "texture" in done:
+        noise = (1, NOISE, s // 2, s // 2)
+        graphs["one_step.onnx"] = (_Textured(net), {"half": half, "noise": noise}, ["detail"])
     if "scale" in done:
         graphs["scale.onnx"] = (_Scale(net), {"half": half, "base": base, "detail": base}, ["scale"])
     if "diffusion" in done:
@@ -183,6 +198,7 @@ def export_compensator(
         "steps": STEPS,
         "fields": list(FIELDS),
         "fields_seen": done.get("diffusion", {}).get("fields", []),
+        "noise": NOISE if "texture" in done else 0,
         "training": done,
         "files": {file: hashlib.sha256((folder / file).read_bytes()).hexdigest() for file in graphs},
         **(card or {}),

@@ -80,7 +80,9 @@ def main(argv: list[str] | None = None) -> int:
         help="add generated detail where the codec lost it, by this compensator (default: none, what was measured alone)",
     )
     parser.add_argument("--steps", type=int, metavar="N", help="of the diffusion (default: the compensator's)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the diffusion's noise (default 0)")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of the noise that detail is made of (default 0)"
+    )
     parser.add_argument(
         "--strength", type=float, default=1.0, metavar="0..1", help="share of the detail that is added (default 1)"
     )

@@ -27,7 +27,7 @@ from perigee.bitstream.prior import QUALITY_STEPS
 from perigee.models.compensation.compensator import STAGES, Compensator, CompensatorConfig, config_from
 from perigee.models.compensation.denoiser import STEPS, alpha_sigma
 from perigee.models.compensation.paper import paper_compensator
-from perigee.models.compensation.trunk import Features
+from perigee.models.compensation.trunk import NOISE, Features
 from perigee.training.critic import Critic
 from perigee.training.held import HeldToSymbols
 from perigee.training.loop import half_precision
@@ -40,7 +40,7 @@ IMAGINED = 0.25  # share of samples whose z0 is noise: the decoder must not take
 SHIFTS = 16  # pixels
 SCALES = (1.0, 1.0, 0.75, 1.5)
 BANDS = 5  # of Q
-WEIGHT_STEP, WEIGHT_RANGE = 0.03, (0.05, 30.0)  # of the weight of perception
+WEIGHT_STEP, WEIGHT_RANGE = 0.01, (0.05, 10.0)  # of the weight of perception
 ADVERSARY_FROM = 0.15  # share of a stage before it, in which its critic learns alone
 
 
@@ -53,7 +53,7 @@ class StageConfig:
     crop: int = 128
     learning_rate: float = 4e-4
     budget: float = 1.09  # squared error over the base's: 0.37 dB
-    adversary: float = 0.05  # weight of the critic beside the perceptual distance, of the one-step stage
+    adversary: float = 0.05  # weight of the critic beside the perceptual distance, of the stages one-step and texture
     seed: int = 1
     checkpoint_minutes: float = 4.0
 
@@ -113,7 +113,7 @@ class CompensatorTrainer:
         self.net, self.mean = first.to(self.device), copy.deepcopy(first).to(self.device)
         self.held = held.to(self.device)
         self.critic = Critic().to(self.device)
-        self.weight = torch.ones(BANDS, device=self.device)  # of perception, by bands of Q
+        self.weight = torch.full((BANDS,), 3.0, device=self.device)  # of perception, by bands of Q
         self.optimiser: dict[str, Any] | None = None
         if state:
             self.net.load_state_dict(state["net"])
@@ -148,7 +148,9 @@ class CompensatorTrainer:
         try:
             state = torch.load(checkpoint, map_location=self.device, weights_only=True)
             for net in (self.net, self.mean):
-                net.load_state_dict(state["mean"])
+                missing = net.load_state_dict(state["mean"], strict=False)
+                if missing.unexpected_keys or len(missing.missing_keys) == len(net.state_dict()):
+                    raise KeyError(", ".join(missing.unexpected_keys[:3]))
         except Exception as error:  # torch.load raises nearly anything for a file that is none
             raise ValueError(f"{checkpoint}: not a checkpoint of such a compensator ({error})") from error
 
@@ -218,18 +220,23 @@ class CompensatorTrainer:
             features = self.features(batch, net)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
                 detail = net.one_step(features)
-            late = self.done[stage]["seconds"] > ADVERSARY_FROM * 60 * config.minutes
-            loss, error, seen = self._image_loss(detail.float(), batch, config.adversary if late else 1e-6)
-            self._spend(error, batch, config.budget)
-            return loss.mean(), [error.mean().item(), seen.mean().item()]
+            return self._detail_loss(stage, detail.float(), batch, config)
         with torch.no_grad():
             features = self.features(batch, self.mean)
         if stage == "latent":
             return self._latent_loss(batch, features)
         if stage == "diffusion":
             return self._diffusion_loss(batch, features)
+        noise = torch.randn(len(batch["base"]), NOISE, *features.half.shape[2:], device=self.device)
+        if stage == "texture":
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+                detail = net.one_step(features) + net.texture(features, noise)
+            return self._detail_loss(stage, detail.float(), batch, config)
         with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-            detail = self.mean.one_step(features).float()
+            detail = self.mean.one_step(features)
+            if "texture" in self.done:
+                detail = detail + self.mean.texture(features, noise)
+            detail = detail.float()
         shown = self.held(batch["base"] + detail, batch["symbols"], batch["quality"])
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             scale = net.scale(features, batch["base"], detail).float()
@@ -237,6 +244,13 @@ class CompensatorTrainer:
         wrong = torch.stack([(x - batch["image"]).abs().mean(1) for x in (base, shown)], 1)
         loss = (scale.log() + wrong / scale).mean()  # likelihood of a Laplace distribution
         return loss, [loss.item(), (wrong / scale).mean().item()]
+
+    def _detail_loss(self, stage: str, detail: Tensor, batch: Batch, config: StageConfig) -> tuple[Tensor, list[float]]:
+        """Of the stages that spend the budget."""
+        late = self.done[stage]["seconds"] > ADVERSARY_FROM * 60 * config.minutes
+        loss, error, seen = self._image_loss(detail, batch, config.adversary if late else 1e-6)
+        self._spend(error, batch, config.budget)
+        return loss.mean(), [error.mean().item(), seen.mean().item()]
 
     def _latent_loss(self, batch: Batch, features: Features) -> tuple[Tensor, list[float]]:
         net = self.net

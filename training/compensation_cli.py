@@ -10,15 +10,15 @@ from pathlib import Path
 from perigee.bitstream.errors import PerigeeError
 from perigee.bitstream.profile import DEFAULT_PROFILE, find_profile
 
-STAGE_MINUTES = {"one-step": 30.0, "latent": 15.0, "diffusion": 45.0, "scale": 4.0}
+STAGE_MINUTES = {"one-step": 30.0, "texture": 20.0, "latent": 15.0, "diffusion": 45.0, "scale": 4.0}
 # half the patches of a step for the denoiser, in whole windows: that is how it is used
-STAGE_SHAPES = {"one-step": (8, 128), "latent": (8, 128), "diffusion": (4, 256), "scale": (8, 128)}
+STAGE_SHAPES = {"one-step": (8, 128), "texture": (8, 128), "latent": (8, 128), "diffusion": (4, 256), "scale": (8, 128)}
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="perigee-train-compensator",
-        description="Train a compensator for a profile: one-step network, latent space, diffusion, error scale, in this order.",
+        description="Train a compensator for a profile: one-step network, texture, latent space, diffusion, error scale, in this order.",
     )
     parser.add_argument("run", type=Path, help="folder of the run: pairs, checkpoint, logs; resumed if it has any")
     parser.add_argument("--profile", default=DEFAULT_PROFILE, help="name or folder (default %(default)s)")

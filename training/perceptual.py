@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 DEPTHS = (0, 2, 4, 10)  # blocks whose output is compared: 1/2, 1/4, 1/8, 1/16; and the stem
+FIRST = 2  # of the depths, in the distance
 MEAN, DEVIATION = 0.498, 0.502  # of EfficientNet-Lite's input in 0..1: (255 x - 127) / 128
 
 
@@ -41,6 +42,7 @@ class PerceptualDistance(nn.Module):
 
     @staticmethod
     def distance(features: list[Tensor], reference: list[Tensor]) -> Tensor:
-        """Distance [N] between images by their :meth:`features`."""
-        pairs = zip(features, reference, strict=True)
+        """Distance [N] between images by their :meth:`features`, from block 2 on: stem and block 0 measure hardly more than
+        squared error, which is weighed by itself."""
+        pairs = zip(features[FIRST:], reference[FIRST:], strict=True)
         return torch.stack([(a - b).square().sum(1).mean((1, 2)) for a, b in pairs]).sum(0)

@@ -23,13 +23,15 @@ from perigee.engines.onnxruntime import FlightEngine, GroundEngine
 from perigee.ground.compensation.consistency import Agreement, costly, shares
 from perigee.ground.compensation.model import DIFFUSION, STEPS_MAX, Compensator, Features
 from perigee.ground.compensation.sampler import runs_of, sample
-from perigee.ground.compensation.windows import STRIDE, FloatArray, Grid, Window
+from perigee.ground.compensation.windows import STRIDE, FloatArray, Grid, Window, noise_at
 from perigee.ground.decoder import DTYPE_RANGE, Decoded, Place, Region, SceneDecoder, tiles_over
 
 RUNS_LIMIT = 100_000  # of the denoiser for one product: a day on two cores
 BASE_SIDE = 4 * STRIDE  # pixels on the side of a block of base image
 ROUNDING = 12**-0.5  # deviation of a rounded sample
 PROJECTIONS = 2
+TEXTURE_UNIT = 2  # pixels to an element of the noise that texture is made of
+TEXTURE_KEY = 1 << 32  # so that its noise is not that of z
 FEATURES_KEPT = 48  # windows
 PATCHES_KEPT = 32  # at least: more than a block of 4x4 and its neighbours
 SAMPLED_PIXELS = 64_000_000  # of patches whose latents are kept while z is sampled
@@ -223,7 +225,13 @@ class CompensatedDecoder(SceneDecoder):
     def _detail(self, group: int, window: Window, z: FloatArray | None) -> FloatArray:
         """What the network adds to the base image of a window [3, S, S], before it is held to the symbols."""
         features, _, _ = self._window(group, window)
-        found = self.compensator.one_step(features) if z is None else self.compensator.decode(features, z[None])
+        if z is None:
+            n, unit = self.grid.side // TEXTURE_UNIT, STRIDE // TEXTURE_UNIT
+            shape = (self.compensator.noise, n, n)
+            noise = noise_at(self.wanted.seed, TEXTURE_KEY + group, window.row * unit, window.col * unit, shape)
+            found = self.compensator.one_step(features, noise[None])
+        else:
+            found = self.compensator.decode(features, z[None])
         detail: FloatArray = found[0]
         return detail
 
@@ -386,12 +394,10 @@ class CompensatedDecoder(SceneDecoder):
                 f"{v:.4f}" for v in (*shown.mean(0), *told[:, 2:].mean(0))
             )
             tags["PERIGEE_COMPENSATION_PATCHES"] = f"{kept} of {len(told)}; the others are the base image"
+        if self.method == DIFFUSION or self.compensator.noise:
+            tags["PERIGEE_COMPENSATION_SEED"] = str(self.wanted.seed)
         if self.method == DIFFUSION:
-            tags |= {
-                "PERIGEE_COMPENSATION_SAMPLER": "DDIM, eta 0",
-                "PERIGEE_COMPENSATION_STEPS": str(self.steps),
-                "PERIGEE_COMPENSATION_SEED": str(self.wanted.seed),
-            }
+            tags |= {"PERIGEE_COMPENSATION_SAMPLER": "DDIM, eta 0", "PERIGEE_COMPENSATION_STEPS": str(self.steps)}
         return tags
 
     def _ignored(self) -> list[str]:

@@ -60,6 +60,7 @@ class Compensator:
             self.default_steps = int(m.get("default_steps", 1))
             self.start = float(m.get("start", 1.0))
             self._strength = np.array(m.get("strength", [[0.0, 1.0]]), np.float64)
+            self.noise = int(m.get("noise", 0))  # channels of noise at 1/2 that the one-step network makes texture of
             self.fields_seen = list(m.get("fields_seen", []))
             files, fields = dict(m["files"]), list(m["fields"])
         except (KeyError, TypeError, ValueError) as error:
@@ -110,9 +111,10 @@ class Compensator:
         """Of a window: base image [1, 3, S, S] in 0..1, latents with quality plane [1, M + 1, S/16, S/16]."""
         return Features(*self._graphs["features.onnx"]({"base": base, "latents": latents}))
 
-    def one_step(self, features: Features) -> FloatArray:
-        """Detail [1, 3, S, S] to add to the base image."""
-        out: FloatArray = self._graphs["one_step.onnx"]({"half": features.half})[0]
+    def one_step(self, features: Features, noise: FloatArray) -> FloatArray:
+        """Detail [1, 3, S, S] to add to the base image; ``noise`` [1, ``self.noise``, S/2, S/2]."""
+        given = {"noise": noise} if self.noise else {}
+        out: FloatArray = self._graphs["one_step.onnx"]({"half": features.half, **given})[0]
         return out
 
     def decode(self, features: Features, z: FloatArray) -> FloatArray:

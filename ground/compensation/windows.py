@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 STRIDE = 192  # pixels, of windows of 256
-NOISE_BLOCK = 32  # elements of z on the side of what one state of the generator makes
+NOISE_BLOCK = 32  # elements on the side of what one state of the generator makes
 FloatArray = npt.NDArray[np.float32]
 
 
@@ -74,7 +74,7 @@ class Grid:
 
 
 def noise_at(seed: int, group: int, top: int, left: int, shape: tuple[int, int, int]) -> FloatArray:
-    """Standard normal noise [C, rows, cols] at a place of z: the same at the same place, whatever rectangle is asked for."""
+    """Standard normal noise [C, rows, cols] at a place of z, or of texture: the same at the same place, whatever rectangle is asked for."""
     channels, rows, cols = shape
     out = np.empty(shape, np.float32)
     for y, x in _blocks(top, left, rows, cols):

@@ -134,7 +134,7 @@ def order_of(
         str, Query(description="none, or a compensator: NAME or NAME:METHOD", examples=["cosmic"])
     ] = NONE,
     steps: Annotated[int | None, Query(description="of the diffusion; default: the compensator's")] = None,
-    seed: Annotated[int, Query(description="of the diffusion's noise")] = 0,
+    seed: Annotated[int, Query(description="of the noise that detail is made of")] = 0,
     strength: Annotated[float, Query(description="share of the detail that is added, 0 to 1")] = 1.0,
     product: Annotated[
         str,

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from perigee.models.compensation.denoiser import Denoiser, DenoiserConfig
 from perigee.models.compensation.latent import CHANNELS, DetailDecoder, DetailEncoder
-from perigee.models.compensation.trunk import OneStepHead, ScaleHead, Trunk
+from perigee.models.compensation.trunk import OneStepHead, ScaleHead, TextureHead, Trunk
 
 # in the order in which they are trained, and the modules that learn then
 STAGES = {
     "one-step": ("trunk", "one_step"),
+    "texture": ("one_step", "texture"),
     "latent": ("encoder", "decoder"),
     "diffusion": ("denoiser",),
     "scale": ("scale",),
@@ -40,7 +41,7 @@ def config_from(stored: dict[str, Any]) -> CompensatorConfig:
 
 
 class Compensator(nn.Module):
-    """Trunk, one-step head, latent space, denoiser and scale head. ``z_deviation`` brings z0 to unit deviation."""
+    """Trunk, one-step and texture heads, latent space, denoiser and scale head. ``z_deviation`` brings z0 to unit deviation."""
 
     z_deviation: Tensor
 
@@ -49,6 +50,7 @@ class Compensator(nn.Module):
         self.config = config
         self.trunk = Trunk(config.latents)
         self.one_step = OneStepHead()
+        self.texture = TextureHead()
         self.encoder = DetailEncoder()
         self.decoder = DetailDecoder()
         self.denoiser = Denoiser(config.latents, config.denoiser)

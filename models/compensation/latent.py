@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perigee.models.codec.flight import ResidualBlock, start_small
-from perigee.models.compensation.trunk import WIDTHS, Features
+from perigee.models.compensation.trunk import WIDTHS, Features, Modulated
 
 CHANNELS = 4
 SIDE = 8  # pixels
@@ -42,21 +42,6 @@ class DetailEncoder(nn.Module):
         return out
 
 
-class _Modulated(nn.Module):
-    """``v * (1 + gate(features))`` and a residual block, all homogeneous in v: nothing comes of nothing."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.gate = start_small(nn.Conv2d(channels, channels, 1), 0.02)
-        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.conv2 = start_small(nn.Conv2d(channels, channels, 3, padding=1, bias=False), 0.01)
-
-    def forward(self, v: Tensor, features: Tensor) -> Tensor:
-        v = v * (1 + self.gate(features))
-        out: Tensor = v + self.conv2(F.leaky_relu(self.conv1(v), 0.1))
-        return out
-
-
 class DetailDecoder(nn.Module):
     """Features and z0 to the detail that is added to the base image [N, 3, H, W]; zero where z0 is."""
 
@@ -64,11 +49,11 @@ class DetailDecoder(nn.Module):
         super().__init__()
         _, b, c, d = WIDTHS
         self.enter = nn.Conv2d(CHANNELS, b, 3, padding=1, bias=False)
-        self.level8, self.level8b = _Modulated(b), _Modulated(b)
+        self.level8, self.level8b = Modulated(b), Modulated(b)
         self.up8 = nn.Conv2d(b, 4 * c, 1, bias=False)
-        self.level4, self.level4b = _Modulated(c), _Modulated(c)
+        self.level4, self.level4b = Modulated(c), Modulated(c)
         self.up4 = nn.Conv2d(c, 4 * d, 1, bias=False)
-        self.level2 = _Modulated(d)
+        self.level2 = Modulated(d)
         self.leave = start_small(nn.Conv2d(d, 12, 3, padding=1, bias=False), 0.02)
 
     def forward(self, features: Features, z: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from perigee.models.codec.flight import ResidualBlock, start_small
 WIDTHS = (160, 128, 64, 32)  # channels at 1/16, 1/8, 1/4 and 1/2
 BLOCKS = (1, 3, 3, 1)
 LATENT_LIMIT = 20.0
+NOISE = 8  # channels of noise at 1/2 that texture is made of
 
 
 class Features(NamedTuple):
@@ -65,6 +66,21 @@ class Trunk(nn.Module):
         return Features(eighth, quarter, half)
 
 
+class Modulated(nn.Module):
+    """``v * (1 + gate(features))`` and a residual block, all homogeneous in v: nothing comes of nothing."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.gate = start_small(nn.Conv2d(channels, channels, 1), 0.02)
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.conv2 = start_small(nn.Conv2d(channels, channels, 3, padding=1, bias=False), 0.01)
+
+    def forward(self, v: Tensor, features: Tensor) -> Tensor:
+        v = v * (1 + self.gate(features))
+        out: Tensor = v + self.conv2(F.leaky_relu(self.conv1(v), 0.1))
+        return out
+
+
 class OneStepHead(nn.Module):
     """Features to the detail that is added to the base image, [N, 3, H, W]: the yardstick that diffusion has to beat."""
 
@@ -75,6 +91,25 @@ class OneStepHead(nn.Module):
 
     def forward(self, features: Features) -> Tensor:
         return 0.25 * F.pixel_shuffle(self.layers(features.half), 2)
+
+
+class TextureHead(nn.Module):
+    """Features and noise [N, NOISE, H/2, W/2] to texture that is added to the one-step detail, [N, 3, H, W]; none where there is no noise.
+
+    Without noise a network has nothing but regular patterns to offer where the base image is smooth and the ground is not.
+    All layers on the way of the noise are homogeneous, with the features as factors.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        width = WIDTHS[3]
+        self.enter = nn.Conv2d(NOISE, width, 3, padding=1, bias=False)
+        self.first, self.second = Modulated(width), Modulated(width)
+        self.leave = start_small(nn.Conv2d(width, 12, 3, padding=1, bias=False), 0.01)
+
+    def forward(self, features: Features, noise: Tensor) -> Tensor:
+        v = self.second(self.first(self.enter(noise), features.half), features.half)
+        return 0.25 * F.pixel_shuffle(self.leave(v), 2)
 
 
 class ScaleHead(nn.Module):

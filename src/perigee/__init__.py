@@ -4,4 +4,4 @@ The rooms (``perigee.bitstream``, ``perigee.onboard``, ``perigee.ground``, ...) 
 linked here; see ``docs/architecture.md``.
 """
 
-__version__ = "0.5.0"
+__version__ = "0.6.0"

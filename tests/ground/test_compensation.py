@@ -78,12 +78,12 @@ def test_a_pixel_does_not_depend_on_the_request(data, ground, compensator, wante
     assert (decoded(late, Region(0, 0, 200, 200)) == whole[:, :200, :200]).all()
 
 
-def test_seeds(data, ground, compensator):
-    first, again, other = (
-        decoded(with_compensation(data, ground, compensator, method=DIFFUSION, steps=1, seed=s), Region(0, 0, 64, 64))
-        for s in (1, 1, 2)
-    )
+@pytest.mark.parametrize("wanted", [{"method": ONE_STEP}, {"method": DIFFUSION, "steps": 1}])
+def test_seeds(data, ground, compensator, wanted):
+    decoders = [with_compensation(data, ground, compensator, **wanted, seed=s) for s in (1, 1, 2)]
+    first, again, other = (decoded(decoder, Region(0, 0, 64, 64)) for decoder in decoders)
     assert (first == again).all() and (first != other).any()
+    assert [d.generated()["PERIGEE_COMPENSATION_SEED"] for d in decoders] == ["1", "1", "2"]
 
 
 def test_symbols_are_met_as_well_as_by_the_base(data, ground, compensator):

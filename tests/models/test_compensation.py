@@ -107,7 +107,7 @@ def test_training_learns_resumes_and_exports(pairs, profile, tmp_path):
     assert not follower.done and all(torch.equal(p, wanted[n]) for n, p in follower.net.named_parameters())
     with pytest.raises(ValueError, match="not a checkpoint"):
         follower.start_from(run / "one-step.csv")
-    for stage in ("latent", "diffusion", "scale"):
+    for stage in ("texture", "latent", "diffusion", "scale"):
         again.run(stage, pairs, short, False)
     trunk = dict(trainer.mean.trunk.named_parameters())
     for name, parameter in again.mean.trunk.named_parameters():  # later stages leave it as it was
@@ -132,6 +132,12 @@ def test_training_learns_resumes_and_exports(pairs, profile, tmp_path):
         values, known = torch.from_numpy(batch["values"]), torch.from_numpy(batch["known"])
         v = net.denoiser(z, torch.tensor([500.0]), wanted, net.trunk.scaled(torch.from_numpy(latents)), values, known)
         detail = net.decoder(wanted, z)
+        noise = torch.randn(1, loaded.noise, 128, 128)
+        plain, textured = net.one_step(wanted), net.one_step(wanted) + net.texture(wanted, noise)
+    assert np.abs(loaded.one_step(features, noise.numpy()) - textured.numpy()).max() < 1e-4
+    assert (textured != plain).any()
+    without = loaded.one_step(features, 0 * noise.numpy())  # nothing comes of nothing
+    assert np.abs(without - plain.numpy()).max() < 1e-4
     assert np.abs(features.half - wanted.half.numpy()).max() < 1e-3
     found = loaded.denoise(z.numpy(), 500.0, features, latents, batch["values"][0], batch["known"][0])
     assert np.abs(found - v.numpy()).max() < 1e-3
