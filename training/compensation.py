@@ -40,7 +40,7 @@ IMAGINED = 0.25  # share of samples whose z0 is noise: the decoder must not take
 SHIFTS = 16  # pixels
 SCALES = (1.0, 1.0, 0.75, 1.5)
 BANDS = 5  # of Q
-WEIGHT_STEP, WEIGHT_RANGE = 0.01, (0.05, 10.0)  # of the weight of perception
+WEIGHT_STEP, WEIGHT_RANGE = 0.01, (0.05, 12.0)  # of the weight of perception
 ADVERSARY_FROM = 0.15  # share of a stage before it, in which its critic learns alone
 
 
@@ -113,7 +113,7 @@ class CompensatorTrainer:
         self.net, self.mean = first.to(self.device), copy.deepcopy(first).to(self.device)
         self.held = held.to(self.device)
         self.critic = Critic().to(self.device)
-        self.weight = torch.full((BANDS,), 3.0, device=self.device)  # of perception, by bands of Q
+        self.weight = torch.full((BANDS,), 2.0, device=self.device)  # of perception, by bands of Q
         self.optimiser: dict[str, Any] | None = None
         if state:
             self.net.load_state_dict(state["net"])
@@ -228,15 +228,14 @@ class CompensatorTrainer:
         if stage == "diffusion":
             return self._diffusion_loss(batch, features)
         noise = torch.randn(len(batch["base"]), NOISE, *features.half.shape[2:], device=self.device)
+        with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+            detail = self.mean.one_step(features).float()
+            if stage != "texture" and "texture" in self.done:
+                detail = detail + self.mean.texture(features, noise).float()
         if stage == "texture":
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-                detail = net.one_step(features) + net.texture(features, noise)
-            return self._detail_loss(stage, detail.float(), batch, config)
-        with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-            detail = self.mean.one_step(features)
-            if "texture" in self.done:
-                detail = detail + self.mean.texture(features, noise)
-            detail = detail.float()
+                texture = net.texture(features, noise)
+            return self._detail_loss(stage, detail + texture.float(), batch, config)
         shown = self.held(batch["base"] + detail, batch["symbols"], batch["quality"])
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             scale = net.scale(features, batch["base"], detail).float()

@@ -15,7 +15,7 @@ from perigee.models.compensation.trunk import OneStepHead, ScaleHead, TextureHea
 # in the order in which they are trained, and the modules that learn then
 STAGES = {
     "one-step": ("trunk", "one_step"),
-    "texture": ("one_step", "texture"),
+    "texture": ("texture",),
     "latent": ("encoder", "decoder"),
     "diffusion": ("denoiser",),
     "scale": ("scale",),
