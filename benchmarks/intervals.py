@@ -27,13 +27,8 @@ from perigee.training.pairs import Pairs, guessed_step
 
 COVERAGE = 0.9
 BANDS = (0, 60, 100, 140, 251)  # of Q
-RATES = (
-    0.06,
-    0.13,
-    0.28,
-    0.6,
-    1.3,
-)  # every image is coded at a rate between each two: few images make a factor cautious
+# every image is coded at a rate between each two: few images make a factor cautious
+RATES = (0.06, 0.13, 0.28, 0.6, 1.3)
 SAMPLES = 4000  # of each patch
 Ratios = list[tuple[int, float, Any]]  # an image's number, its source's weight, and error over scale of samples of it
 

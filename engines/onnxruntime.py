@@ -36,6 +36,8 @@ from perigee.bitstream.profile import CONSISTENCY_FILE, Profile, load_profile
 
 FloatArray = npt.NDArray[np.float32]
 HALF_STEP = 0.49  # of quantisation: a little inside, where rounding of floats cannot tip it over
+ROUNDING = 12**-0.5  # deviation of a rounded sample
+PROJECTIONS = 2  # of an image with generated detail, in turn onto what a product can show and onto its symbols
 HALF_STEP_MIN = 0.25  # however coarsely samples are rounded
 WHOLE_PRIOR, HYPER_PRIOR = "prior.onnx", "prior_hyper.onnx"
 Graph = Any  # callable: dict of arrays -> list of arrays

@@ -183,8 +183,13 @@ class CompensatorTrainer:
         self.critic.loss(true, made, base).backward()  # type: ignore[no-untyped-call]
         self._judging.step()
 
-    def _image_loss(self, detail: Tensor, batch: Batch, adversary: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
-        """Loss [N], relative squared error and relative perceptual distance [N] of base + detail, held to the symbols."""
+    def _image_loss(
+        self, detail: Tensor, batch: Batch, adversary: float | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss [N], relative squared error and relative perceptual distance [N] of base + detail, held to the symbols.
+
+        ``adversary``: weight of the critic, which learns beside it; None is without.
+        """
         image, base = batch["image"], batch["base"]
         shown = self.held(base + detail, batch["symbols"], batch["quality"])
         error = (shown - image).square().mean((1, 2, 3)) / ((base - image).square().mean((1, 2, 3)) + 1e-6)
@@ -198,7 +203,7 @@ class CompensatorTrainer:
             made = self.perceptual.features(view(shown.clamp(0, 1)))
         seen = self.perceptual.distance(made, reference) / (self.perceptual.distance(plain, reference) + 0.02)
         worse = seen + grid_share(shown - base)
-        if adversary:
+        if adversary is not None:
             self._judge(reference, made, plain)
             worse = worse + adversary * self.critic.verdict(made, plain)
         return error + self.weight[self._band(batch)] * worse, error, seen
@@ -247,7 +252,7 @@ class CompensatorTrainer:
     def _detail_loss(self, stage: str, detail: Tensor, batch: Batch, config: StageConfig) -> tuple[Tensor, list[float]]:
         """Of the stages that spend the budget."""
         late = self.done[stage]["seconds"] > ADVERSARY_FROM * 60 * config.minutes
-        loss, error, seen = self._image_loss(detail, batch, config.adversary if late else 1e-6)
+        loss, error, seen = self._image_loss(detail, batch, config.adversary if late else 0.0)
         self._spend(error, batch, config.budget)
         return loss.mean(), [error.mean().item(), seen.mean().item()]
 

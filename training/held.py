@@ -8,11 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perigee.bitstream.profile import BLOCK, Profile
-from perigee.engines.onnxruntime import HALF_STEP_MIN, GroundEngine
+from perigee.engines.onnxruntime import HALF_STEP_MIN, PROJECTIONS, ROUNDING, GroundEngine
 from perigee.models.codec.flight import Gains
-
-PROJECTIONS = 2
-ROUNDING = 12**-0.5 / 255  # deviation of a sample that is rounded to 8 bits
 
 
 class HeldToSymbols(nn.Module):
@@ -41,7 +38,7 @@ class HeldToSymbols(nn.Module):
     def forward(self, image: Tensor, symbols: Tensor, quality_step: Tensor) -> Tensor:
         """``image`` [N, 3, H, W] in 0..1, ``symbols`` [N, latents, H/16, W/16], Q [N]."""
         gains = self.gains(quality_step)
-        reach = (0.5 - 3 * ROUNDING * gains).clamp_min(HALF_STEP_MIN)
+        reach = (0.5 - 3 * ROUNDING / 255 * gains).clamp_min(HALF_STEP_MIN)
         low, high = (symbols - reach) / gains, (symbols + reach) / gains
         for _ in range(PROJECTIONS):
             image = image.clamp(0, 1)

@@ -19,7 +19,7 @@ from perigee.bitstream.acquisition import FIELDS, condition_of
 from perigee.bitstream.entropy import DecodedPatch
 from perigee.bitstream.errors import CompensationError, LimitError
 from perigee.bitstream.profile import BLOCK
-from perigee.engines.onnxruntime import FlightEngine, GroundEngine
+from perigee.engines.onnxruntime import PROJECTIONS, ROUNDING, FlightEngine, GroundEngine
 from perigee.ground.compensation.consistency import Agreement, costly, shares
 from perigee.ground.compensation.model import DIFFUSION, STEPS_MAX, Compensator, Features
 from perigee.ground.compensation.sampler import runs_of, sample
@@ -28,8 +28,6 @@ from perigee.ground.decoder import DTYPE_RANGE, Decoded, Place, Region, SceneDec
 
 RUNS_LIMIT = 100_000  # of the denoiser for one product: a day on two cores
 BASE_SIDE = 4 * STRIDE  # pixels on the side of a block of base image
-ROUNDING = 12**-0.5  # deviation of a rounded sample
-PROJECTIONS = 2
 TEXTURE_UNIT = 2  # pixels to an element of the noise that texture is made of
 TEXTURE_KEY = 1 << 32  # so that its noise is not that of z
 FEATURES_KEPT = 48  # windows
