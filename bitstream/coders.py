@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from perigee.bitstream.compiled import library, pointer
+from perigee.bitstream.compiled import address, library, pointer
 from perigee.bitstream.errors import SymbolError
 from perigee.bitstream.prior import Q_MAX, Q_MIN, IntArray, Prediction
 from perigee.bitstream.tables import FIRST_Z_TABLE, Tables
@@ -43,8 +43,9 @@ class Coder(ABC):
         """Pop entries [runs, count] of tables ``table``, ``table + 1``, ..."""
 
     @abstractmethod
-    def push_pass(self, values: IntArray, prediction: Prediction) -> None:
-        """Push the latents of a pass, int of any shape, with a prediction of the same shape."""
+    def push_passes(self, passes: Sequence[tuple[IntArray, Prediction]]) -> None:
+        """Push the passes of a patch so that they pop in this order: the latents of each, int of any shape, and a prediction of
+        the same shape. Raises SymbolError for what no stream can carry."""
 
     @abstractmethod
     def pop_pass(self, prediction: Prediction) -> IntArray:
@@ -89,7 +90,11 @@ class RunCoder(Coder):
     def pop_bit(self) -> int:
         """Pop one bit."""
 
-    def push_pass(self, values: IntArray, prediction: Prediction) -> None:
+    def push_passes(self, passes: Sequence[tuple[IntArray, Prediction]]) -> None:
+        for values, prediction in reversed(passes):
+            self._push_pass(values, prediction)
+
+    def _push_pass(self, values: IntArray, prediction: Prediction) -> None:
         if values.size and (values.min() < Q_MIN or values.max() > Q_MAX):
             raise SymbolError(f"a latent of {int(values.min())}..{int(values.max())} is outside {Q_MIN}..{Q_MAX}")
         order, ordered, runs = _runs(prediction.table)
@@ -315,23 +320,27 @@ class NativeAns(Coder):
         if status < 0:
             raise SymbolError(_NATIVE_ERRORS[status])
 
-    def _pass(self, name: str, values: IntArray, prediction: Prediction) -> None:
-        table = np.ascontiguousarray(prediction.table, np.int32)
-        mean = np.ascontiguousarray(prediction.mean, np.int32)
-        if not values.shape == table.shape == mean.shape:
-            raise SymbolError(
-                f"{list(values.shape)} values for {list(table.shape)} tables and {list(mean.shape)} means"
-            )
-        order = np.empty(values.size, np.uint32)
-        pointers = (pointer(a) for a in (values, table, mean, order))
-        self._call(name, ctypes.byref(self._tables), ctypes.c_uint32(values.size), *pointers)
-
-    def push_pass(self, values: IntArray, prediction: Prediction) -> None:
-        self._pass("perigee_push_pass", np.ascontiguousarray(values, np.int32), prediction)
+    def push_passes(self, passes: Sequence[tuple[IntArray, Prediction]]) -> None:
+        kept = []
+        for values, prediction in passes:
+            if not values.shape == prediction.table.shape == prediction.mean.shape:
+                raise SymbolError(
+                    f"{list(values.shape)} values for {list(prediction.table.shape)} tables and {list(prediction.mean.shape)} means"
+                )
+            kept.append([np.ascontiguousarray(a, np.int32) for a in (values, *prediction)])
+        addresses = np.array([[address(a) for a in arrays] for arrays in kept], np.uint64).T.copy()
+        counts = np.array([arrays[0].size for arrays in kept], np.uint32)
+        room = np.empty(counts.max(initial=0), np.uint64)
+        given = (counts, *addresses, room)
+        self._call("perigee_push_passes", ctypes.byref(self._tables), ctypes.c_uint32(len(kept)), *map(pointer, given))
 
     def pop_pass(self, prediction: Prediction) -> IntArray:
-        values = np.empty(prediction.table.shape, np.int32)
-        self._pass("perigee_pop_pass", values, prediction)
+        table, mean = (np.ascontiguousarray(a, np.int32) for a in prediction)
+        if table.shape != mean.shape:
+            raise SymbolError(f"{list(table.shape)} tables and {list(mean.shape)} means")
+        values, order = np.empty(table.shape, np.int32), np.empty(table.size, np.uint32)
+        given = map(pointer, (values, table, mean, order))
+        self._call("perigee_pop_pass", ctypes.byref(self._tables), ctypes.c_uint32(table.size), *given)
         return values
 
     def _runs(self, name: str, entries: npt.NDArray[np.int32], table: int) -> None:

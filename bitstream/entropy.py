@@ -45,8 +45,7 @@ def encode_symbols(
     if np.abs(z).max() > Z_CLAMP:
         raise SymbolError(f"a hyper-latent of {int(z.min())}..{int(z.max())} is outside -{Z_CLAMP}..{Z_CLAMP}")
     coder = new_coder(tables, kind=kind, symbols=z.size + sum(values.size for values, _ in passes))
-    for values, prediction in reversed(passes):
-        coder.push_pass(values, prediction)
+    coder.push_passes(passes)
     first = tables.first_z_table(quality_step, widths.hyper_latents)
     coder.push(z.reshape(widths.hyper_latents, -1).astype(np.int32) + Z_CLAMP, first)
     return coder.to_words()

@@ -176,10 +176,11 @@ class Encoder:
         contract = self.engine.profile.contract
         widths = contract.widths
         with timings.stage("entropy"):
+            halves = [half(q[:, :latents], parity)[0] for parity in (0, 1)]
             passes = []
             for k, p in enumerate(predictions):
                 start, _ = widths.slice_of(k)
-                values = half(q[:, start : start + p.mean.shape[1]], k % 2)[0]
+                values = halves[k % 2][start : start + p.mean.shape[1]]
                 passes.append((values, Prediction(p.table[0], p.mean[0])))
             words = encode_symbols(widths, contract.tables, z[0], passes, quality_step, self.coder)
         linear = self.engine.linear

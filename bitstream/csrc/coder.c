@@ -89,20 +89,19 @@ static int pop_escape(Coder *c, uint32_t *excess, int *negative) {
     return OK;
 }
 
-/* Stable counting sort: the positions 0..count-1 in order of their table. `ends` is where each table's run ends. */
-static int sort_by_table(const int32_t *table, uint32_t count, uint32_t *order, uint32_t ends[TABLES]) {
+/* Where each table's run begins when positions are sorted by table. */
+static int starts_by_table(const int32_t *table, uint32_t count, uint32_t begins[TABLES]) {
     uint32_t sum = 0;
-    for (int t = 0; t < TABLES; t++) ends[t] = 0;
+    for (int t = 0; t < TABLES; t++) begins[t] = 0;
     for (uint32_t i = 0; i < count; i++) {
         if ((uint32_t)table[i] >= TABLES) return BAD_TABLE;
-        ends[table[i]]++;
+        begins[table[i]]++;
     }
     for (int t = 0; t < TABLES; t++) {
-        const uint32_t size = ends[t];
-        ends[t] = sum;
+        const uint32_t size = begins[t];
+        begins[t] = sum;
         sum += size;
     }
-    for (uint32_t i = 0; i < count; i++) order[ends[table[i]]++] = i;
     return OK;
 }
 
@@ -110,32 +109,52 @@ static int64_t reach_of(const Tables *t, int32_t table) { return ((int64_t)t->en
 
 static int64_t floor_mean(int32_t mean) { return mean >= 0 ? mean / 16 : -((15 - (int64_t)mean) / 16); }
 
-API int perigee_push_pass(Coder *c, const Tables *t, uint32_t count, const int32_t *values, const int32_t *table,
-                          const int32_t *mean, uint32_t *order) {
-    uint32_t ends[TABLES];
-    int status = sort_by_table(table, count, order, ends);
-    for (uint32_t i = 0; i < count; i++)
+/* A symbol in coding order: its place in the pass, and what it is coded with. */
+typedef struct {
+    uint32_t at;
+    uint16_t left, less; /* cumulated frequency before it; its own, less 1 */
+} Sorted;
+
+static int push_pass(Coder *c, const Tables *t, uint32_t count, const int32_t *values, const int32_t *table,
+                     const int32_t *mean, Sorted *sorted) {
+    uint32_t next[TABLES];
+    int status = starts_by_table(table, count, next), escapes = 0;
+    if (status != OK) return status;
+    for (uint32_t i = 0; i < count; i++) {
         if (values[i] < Q_MIN || values[i] > Q_MAX) return OUT_OF_RANGE;
-    for (uint32_t i = count; i-- && status == OK;) {
-        const uint32_t at = order[i];
+        const int64_t symbol = values[i] - floor_mean(mean[i]), reach = reach_of(t, table[i]);
+        const int outside = symbol < -reach || symbol > reach + 1;
+        const uint32_t *row = t->cumulated + t->starts[table[i]] + (outside ? 2 * reach + 2 : symbol + reach);
+        sorted[next[table[i]]++] = (Sorted){i, (uint16_t)row[0], (uint16_t)(row[1] - row[0] - 1)};
+        escapes |= outside;
+    }
+    for (uint32_t i = escapes ? count : 0; i-- && status == OK;) {
+        const uint32_t at = sorted[i].at;
         const int64_t symbol = values[at] - floor_mean(mean[at]), reach = reach_of(t, table[at]);
         if (symbol < -reach) status = push_escape(c, (uint32_t)(-symbol - reach - 1), 1);
         if (symbol > reach + 1) status = push_escape(c, (uint32_t)(symbol - reach - 2), 0);
     }
-    for (uint32_t i = count; i-- && status == OK;) {
-        const uint32_t at = order[i];
-        const int64_t symbol = values[at] - floor_mean(mean[at]), reach = reach_of(t, table[at]);
-        const int64_t entry = symbol < -reach || symbol > reach + 1 ? 2 * reach + 2 : symbol + reach;
-        status = push_entry(c, t, (uint32_t)table[at], (uint32_t)entry);
-    }
+    for (uint32_t i = count; i-- && status == OK;)
+        status = push(c, (uint64_t)sorted[i].left << 8, ((uint64_t)sorted[i].less + 1) << 8);
+    return status;
+}
+
+/* The passes of a patch, in the order in which they will be read; `sorted` has room for the largest. */
+API int perigee_push_passes(Coder *c, const Tables *t, uint32_t passes, const uint32_t *counts,
+                            const int32_t *const *values, const int32_t *const *table, const int32_t *const *mean,
+                            Sorted *sorted) {
+    int status = OK;
+    for (uint32_t k = passes; k-- && status == OK;)
+        status = push_pass(c, t, counts[k], values[k], table[k], mean[k], sorted);
     return status;
 }
 
 API int perigee_pop_pass(Coder *c, const Tables *t, uint32_t count, int32_t *values, const int32_t *table,
                          const int32_t *mean, uint32_t *order) {
-    uint32_t ends[TABLES];
-    int status = sort_by_table(table, count, order, ends);
+    uint32_t next[TABLES];
+    int status = starts_by_table(table, count, next);
     if (status != OK) return status;
+    for (uint32_t i = 0; i < count; i++) order[next[table[i]]++] = i;
     for (uint32_t i = 0; i < count; i++) values[order[i]] = (int32_t)pop_entry(c, t, (uint32_t)table[order[i]]);
     for (uint32_t i = 0; i < count; i++) {
         const uint32_t at = order[i];

@@ -105,7 +105,7 @@ def test_coders_agree_on_any_pass(profile, latents, near):
     words = []
     for kind in KINDS:
         coder = new_coder(tables, kind=kind, symbols=values.size)
-        coder.push_pass(values, prediction)
+        coder.push_passes([(values, prediction)])
         words.append(coder.to_words())
     assert words[0].tobytes() == words[1].tobytes() == words[2].tobytes()
     for kind in KINDS:
@@ -137,9 +137,9 @@ def test_native_coder_refuses_what_it_cannot_code(profile):
     with pytest.raises(SymbolError, match="not in its table"):
         coder.push(np.array([[len(tables.row(5))]], np.int32), 5)
     with pytest.raises(SymbolError, match="table number"):
-        coder.push_pass(np.zeros(1, np.int32), P.Prediction(np.array([1024], np.int32), np.zeros(1, np.int32)))
+        coder.push_passes([(np.zeros(1, np.int32), P.Prediction(np.array([1024], np.int32), np.zeros(1, np.int32)))])
     with pytest.raises(SymbolError, match="more words"):
-        coder.push_pass(np.full(40, 30000, np.int32), P.Prediction(np.zeros(40, np.int32), np.zeros(40, np.int32)))
+        coder.push_passes([(np.full(40, 30000, np.int32), P.Prediction(*np.zeros((2, 40), np.int32)))])
 
 
 @pytest.mark.parametrize("kind", KINDS)

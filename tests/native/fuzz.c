@@ -44,6 +44,8 @@ static Tables make_tables(void) {
 static void segment(const Tables *t) {
     const uint32_t count = 1 + any(MOST), first = TABLES + any(CHANNELS - 2);
     int32_t values[MOST], table[MOST], mean[MOST], z[6], got[MOST], got_z[6];
+    const int32_t *passes[3] = {values, table, mean};
+    Sorted sorted[MOST];
     uint32_t order[MOST], *words = malloc(sizeof *words * WORDS);
     for (uint32_t i = 0; i < count; i++) {
         table[i] = (int32_t)any(TABLES), mean[i] = (int32_t)any(8192) - 4096;
@@ -51,8 +53,8 @@ static void segment(const Tables *t) {
     }
     for (int i = 0; i < 6; i++) z[i] = (int32_t)any(129);
     Coder c = {0, words, WORDS, WORDS};
-    int bad = perigee_push_pass(&c, t, count, values, table, mean, order) || perigee_push_runs(&c, t, first, 2, 3, z) ||
-              perigee_flush(&c);
+    int bad = perigee_push_passes(&c, t, 1, &count, &passes[0], &passes[1], &passes[2], sorted) ||
+              perigee_push_runs(&c, t, first, 2, 3, z) || perigee_flush(&c);
     if (bad) abort();
     const uint64_t length = WORDS - c.position;
     const uint32_t kind = any(8), kept = kind == 1 ? any((uint32_t)length + 1) : (uint32_t)length;
@@ -70,7 +72,8 @@ static void segment(const Tables *t) {
     perigee_pop_runs(&d, t, first, 2, 3, got_z);
     const int status = perigee_pop_pass(&d, t, count, got, table, mean, order);
     if (kind == 0 && (status || memcmp(got, values, sizeof *got * count) || memcmp(got_z, z, sizeof z))) abort();
-    if (kind == 7) perigee_push_pass(&d, t, count, got, table, mean, order);
+    passes[0] = got;
+    if (kind == 7) perigee_push_passes(&d, t, 1, &count, &passes[0], &passes[1], &passes[2], sorted);
     free(cut), free(words);
 }
 
