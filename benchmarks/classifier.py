@@ -37,7 +37,7 @@ class Backbone:
         try:
             import onnx
         except ModuleNotFoundError as error:
-            raise SystemExit("onnx is missing: pip install 'perigee[export]'") from error
+            raise SystemExit("onnx is missing: pip install '.[export]' in Perigee's checkout") from error
         import onnxruntime as ort
 
         data = path.read_bytes()

@@ -21,7 +21,7 @@ from perigee.benchmarks.common import Pixels
 from perigee.benchmarks.metrics import LUMA_WEIGHTS, Luma
 from perigee.bitstream.errors import PerigeeError
 
-INSTALL = "pip install 'perigee[bench]'"
+INSTALL = "pip install '.[bench]' in Perigee's checkout"
 X265 = "qp={qp}:keyint=1:info=0:pools=none:frame-threads=1:range=full:colormatrix=smpte170m:log-level=none"
 VVC_SAMPLES = "yuv420p10le"
 

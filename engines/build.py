@@ -88,7 +88,7 @@ def calibration_patches(folder: Path, side: int) -> Iterator[Array]:
     try:
         import imagecodecs
     except ModuleNotFoundError as error:
-        raise EngineError("imagecodecs is missing: pip install 'perigee[tensorrt]'") from error
+        raise EngineError("imagecodecs is missing: pip install '.[tensorrt]' in Perigee's checkout") from error
     paths = sorted(p for p in folder.iterdir() if p.is_file()) if folder.is_dir() else []
     if not paths:
         raise EngineError(f"{folder} is no folder with tiles to calibrate on")

@@ -22,10 +22,10 @@ def missing() -> str | None:
     try:
         import onnxruntime as ort
     except Exception as error:  # a broken package raises anything
-        return f"onnxruntime cannot be imported ({error}): pip install 'perigee[cuda]' in a fresh environment"
+        return f"onnxruntime cannot be imported ({error}): pip install '.[cuda]' in Perigee's checkout, into a fresh environment"
     if PROVIDER in ort.get_available_providers():
         return None
-    return "this onnxruntime has no CUDA provider: pip uninstall onnxruntime, then pip install 'perigee[cuda]'"
+    return "this onnxruntime has no CUDA provider: pip uninstall onnxruntime, then pip install '.[cuda]' in Perigee's checkout"
 
 
 class CudaGraph(OnnxRuntimeGraph):

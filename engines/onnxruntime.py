@@ -70,7 +70,7 @@ class OnnxRuntimeGraph:
         try:
             import onnxruntime as ort
         except ModuleNotFoundError as error:
-            raise EngineError("onnxruntime is missing: pip install 'perigee[onboard]'") from error
+            raise EngineError("onnxruntime is missing: pip install '.[onboard]' in Perigee's checkout") from error
         ort.disable_telemetry_events()
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads or 0

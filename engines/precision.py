@@ -42,7 +42,7 @@ def folded(path: Path) -> Model:
     become true scalars. The values are those that ONNX Runtime computes. Raises EngineError where onnx is missing or fails.
     """
     if _missing:
-        raise EngineError(f"{_missing} is missing: pip install 'perigee[tensorrt]'")
+        raise EngineError(f"{_missing} is missing: pip install '.[tensorrt]' in Perigee's checkout")
     try:
         model = onnx.load(str(path))
     except Exception as error:  # protobuf's errors have no ancestor that onnx exports

@@ -27,7 +27,7 @@ from perigee.engines.device import Device, open_device
 from perigee.engines.onnxruntime import WHOLE_PRIOR, FlightEngine
 
 OLDEST = 10  # the first major version whose networks are typed by their graph and whose tensors have names only
-INSTALL = "JetPack brings it as python3-libnvinfer; elsewhere pip install 'perigee[tensorrt]'"
+INSTALL = "JetPack brings it as python3-libnvinfer; elsewhere pip install '.[tensorrt]' in Perigee's checkout"
 FLAGS = ("STRONGLY_TYPED", "no TF32")
 Array = npt.NDArray[Any]
 

@@ -31,7 +31,7 @@ class TorchGraph:
 
     def __init__(self, path: Path, threads: int | None = None, device: str = "cpu") -> None:
         if _missing:
-            raise EngineError(f"{_missing} is missing: pip install 'perigee[export]'")
+            raise EngineError(f"{_missing} is missing: pip install '.[export]' in Perigee's checkout")
         if threads:
             torch.set_num_threads(threads)
         torch.backends.cudnn.allow_tf32 = False

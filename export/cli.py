@@ -23,7 +23,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         from perigee.export.profile import export_profile
     except ModuleNotFoundError as error:
-        print(f"export-profile: {error.name} is missing: pip install 'perigee[export]'", file=sys.stderr)
+        print(
+            f"export-profile: {error.name} is missing: pip install '.[export]' in Perigee's checkout", file=sys.stderr
+        )
         return os.EX_UNAVAILABLE
     try:
         manifest = export_profile(args.checkpoint, args.out, args.name or args.out.resolve().name)

@@ -33,7 +33,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         from perigee.export.compensation import export_compensator
     except ModuleNotFoundError as error:
-        print(f"export-compensator: {error.name} is missing: pip install 'perigee[compensation]'", file=sys.stderr)
+        print(
+            f"export-compensator: {error.name} is missing: pip install '.[compensation]' in Perigee's checkout",
+            file=sys.stderr,
+        )
         return os.EX_UNAVAILABLE
     try:
         card = json.loads(args.card.read_text(encoding="utf-8")) if args.card else None

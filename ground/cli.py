@@ -119,7 +119,7 @@ def main(argv: list[str] | None = None) -> int:
             from perigee.ground.products import check_trust, view_of, write_cog, write_png, write_trust
             from perigee.ground.stac import stac_item
     except ModuleNotFoundError as error:
-        print(f"ground-decode: {error.name} is missing: pip install 'perigee[ground]'", file=sys.stderr)
+        print(f"ground-decode: {error.name} is missing: pip install '.[ground]' in Perigee's checkout", file=sys.stderr)
         return os.EX_UNAVAILABLE
     try:
         data = args.stream.read_bytes()

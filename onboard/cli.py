@@ -76,7 +76,7 @@ def _parse(argv: list[str] | None) -> Options:
         "--profile", default=DEFAULT_PROFILE, metavar="NAME_OR_DIR", help="trained codec (default %(default)s)"
     )
     parser.add_argument(
-        "--analysis", metavar="PRESET", help="encoder network of the profile: swift, lite or light (default: swift)"
+        "--analysis", metavar="PRESET", help="one of the profile's analyses (default: swift, or its first)"
     )
     parser.add_argument(
         "--engine",
@@ -227,7 +227,9 @@ def _doctor(argv: list[str]) -> int:
             failed |= finding.ok is False
             _say(json.dumps(record_of(finding)) if args.json else line_of(finding))
     except ModuleNotFoundError as error:
-        print(f"onboard-encode: {error.name} is missing: pip install 'perigee[onboard]'", file=sys.stderr)
+        print(
+            f"onboard-encode: {error.name} is missing: pip install '.[onboard]' in Perigee's checkout", file=sys.stderr
+        )
         return os.EX_UNAVAILABLE
     except PerigeeError as error:
         print(f"onboard-encode: {error}", file=sys.stderr)
@@ -251,7 +253,9 @@ def main(argv: list[str] | None = None) -> int:
         choice = choose(profile, options.engine, options.threads, options.analysis)
         encoder = Encoder(profile, choice.engine)
     except ModuleNotFoundError as error:
-        print(f"onboard-encode: {error.name} is missing: pip install 'perigee[onboard]'", file=sys.stderr)
+        print(
+            f"onboard-encode: {error.name} is missing: pip install '.[onboard]' in Perigee's checkout", file=sys.stderr
+        )
         return os.EX_UNAVAILABLE
     except KeyboardInterrupt:
         return 130

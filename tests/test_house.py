@@ -53,7 +53,7 @@ def test_a_missing_extra_names_the_command_that_installs_it(command, missing, ex
     (tmp_path / "x.peri").write_bytes(b"")
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert result.returncode == os.EX_UNAVAILABLE, result.stderr
-    assert f"pip install 'perigee[{extra}]'" in result.stderr
+    assert f"pip install '.[{extra}]'" in result.stderr
 
 
 def test_readme_links_lead_somewhere():

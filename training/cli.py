@@ -90,7 +90,7 @@ def main(argv: list[str] | None = None) -> int:
         from perigee.training.data import load_folders, split
         from perigee.training.loop import Trainer, TrainingConfig, evaluate
     except ModuleNotFoundError as error:
-        print(f"perigee-train: {error.name} is missing: pip install 'perigee[train]'", file=sys.stderr)
+        print(f"perigee-train: {error.name} is missing: pip install '.[train]' in Perigee's checkout", file=sys.stderr)
         return os.EX_UNAVAILABLE
     if args.threads:
         torch.set_num_threads(args.threads)

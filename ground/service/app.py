@@ -138,7 +138,9 @@ def order_of(
     strength: Annotated[float, Query(description="share of the detail that is added, 0 to 1")] = 1.0,
     product: Annotated[
         str,
-        Query(description="image, or trust: the width of the pixels' 90 % interval and where detail was generated"),
+        Query(
+            description="image, or trust: half the width of the pixels' 90 % interval and where detail was generated"
+        ),
     ] = "image",
 ) -> Order:
     """The query as an order. Raises Problem 406 or 422, CompensationError."""

@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
 
         from perigee.ground.service.app import Settings, create_app
     except ModuleNotFoundError as error:
-        print(f"ground-serve: {error.name} is missing: pip install 'perigee[ground]'", file=sys.stderr)
+        print(f"ground-serve: {error.name} is missing: pip install '.[ground]' in Perigee's checkout", file=sys.stderr)
         return os.EX_UNAVAILABLE
     settings = Settings(
         profiles=tuple(args.profiles),

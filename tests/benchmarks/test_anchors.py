@@ -116,7 +116,7 @@ def test_a_missing_library_skips_the_anchor_with_one_line(monkeypatch, capsys):
         video.ffmpeg_with_vvenc.cache_clear()
     lines = capsys.readouterr().err.splitlines()
     assert [line.split()[0] for line in lines] == ["hevc", "vvc"]
-    assert all("pip install 'perigee[bench]'" in line for line in lines)
+    assert all("pip install '.[bench]'" in line for line in lines)
 
 
 def test_vvc_is_opt_in():
