@@ -41,7 +41,7 @@ class _OneStep(nn.Module):
         self.net = net
 
     def forward(self, half: Tensor) -> Tensor:
-        out: Tensor = self.net.one_step(Features(half, half, half))
+        out: Tensor = self.net.one_step(half)
         return out
 
 
@@ -50,10 +50,8 @@ class _Textured(nn.Module):
         super().__init__()
         self.net = net
 
-    def forward(self, half: Tensor, noise: Tensor) -> Tensor:
-        features = Features(half, half, half)
-        out: Tensor = self.net.one_step(features) + self.net.texture(features, noise)
-        return out
+    def forward(self, base: Tensor, eighth: Tensor, noise: Tensor) -> Tensor:
+        return self.net.detail(Features(eighth, eighth, eighth), base, noise)
 
 
 class _Decoder(nn.Module):
@@ -95,7 +93,7 @@ def load_checkpoint(path: Path) -> tuple[Compensator, dict[str, Any]]:
         state = torch.load(path, map_location="cpu", weights_only=True)
         net = Compensator(config_from(state["config"]))
         # the encoder serves training alone, and may be another's; not all runs have a texture
-        spare = ("encoder.",) if "texture" in state["done"] else ("encoder.", "texture.")
+        spare = ("encoder.",) if "texture" in state["done"] else ("encoder.", "finish.", "texture.")
         kept = {k: v for k, v in state["mean"].items() if not k.startswith(spare)}
         missing = net.load_state_dict(kept, strict=False)
         if missing.unexpected_keys or any(not k.startswith(spare) for k in missing.missing_keys):
@@ -171,7 +169,7 @@ def export_compensator(
     }
     if "texture" in done:
         noise = (1, NOISE, s // 2, s // 2)
-        graphs["one_step.onnx"] = (_Textured(net), {"half": half, "noise": noise}, ["detail"])
+        graphs["one_step.onnx"] = (_Textured(net), {"base": base, "eighth": eighth, "noise": noise}, ["detail"])
     if "scale" in done:
         graphs["scale.onnx"] = (_Scale(net), {"half": half, "base": base, "detail": base}, ["scale"])
     if "diffusion" in done:

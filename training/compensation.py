@@ -101,12 +101,15 @@ class CompensatorTrainer:
         device: str = "cpu",
         weights: Path | None = None,
     ) -> None:
-        """``weights``: a folder of Stable Diffusion, for the preset ``paper``. Raises CompensationError where it is none."""
+        """``weights``: a folder of Stable Diffusion, for the preset ``paper``. Raises CompensationError where it is none, ValueError
+        where the run is another's."""
         self.folder, self.device = folder, torch.device(device)
         self.done: dict[str, dict[str, Any]] = {}
         path = folder / "checkpoint.pt"
         state = torch.load(path, map_location=device, weights_only=True) if path.is_file() else None
         if state:
+            if "config" not in state:
+                raise ValueError(f"{path} is no compensator's: give its run a folder of its own")
             config = config_from(state["config"])
         torch.manual_seed(1)
         first = paper_compensator(weights, config.latents) if weights else Compensator(config)
@@ -175,6 +178,11 @@ class CompensatorTrainer:
             found: Features = net.trunk(batch["base"], batch["latents"])
         return found
 
+    def detail(self, net: Compensator, features: Features, batch: Batch, noise: Tensor | None) -> Tensor:
+        """One step's, in half precision where that is faster."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+            return net.detail(features, batch["base"], noise).float()
+
     def _judge(self, true: list[Tensor], made: list[Tensor], base: list[Tensor]) -> None:
         """A step of the critic."""
         if self._judging is None:
@@ -223,9 +231,7 @@ class CompensatorTrainer:
         net = self.net
         if stage == "one-step":
             features = self.features(batch, net)
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-                detail = net.one_step(features)
-            return self._detail_loss(stage, detail.float(), batch, config)
+            return self._detail_loss(stage, self.detail(net, features, batch, None), batch, config)
         with torch.no_grad():
             features = self.features(batch, self.mean)
         if stage == "latent":
@@ -233,14 +239,10 @@ class CompensatorTrainer:
         if stage == "diffusion":
             return self._diffusion_loss(batch, features)
         noise = torch.randn(len(batch["base"]), NOISE, *features.half.shape[2:], device=self.device)
-        with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-            detail = self.mean.one_step(features).float()
-            if stage != "texture" and "texture" in self.done:
-                detail = detail + self.mean.texture(features, noise).float()
         if stage == "texture":
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-                texture = net.texture(features, noise)
-            return self._detail_loss(stage, detail + texture.float(), batch, config)
+            return self._detail_loss(stage, self.detail(net, features, batch, noise), batch, config)
+        with torch.no_grad():
+            detail = self.detail(self.mean, features, batch, noise if "texture" in self.done else None)
         shown = self.held(batch["base"] + detail, batch["symbols"], batch["quality"])
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             scale = net.scale(features, batch["base"], detail).float()
@@ -299,6 +301,9 @@ class CompensatorTrainer:
         names = STAGES[stage]
         if not self.done and stage == "one-step":
             self.start_scales(pairs)
+        if stage == "texture" and stage not in self.done:
+            for net in (self.net, self.mean):
+                net.finish.load_state_dict(net.trunk.finish.state_dict())
         state = self.done.setdefault(stage, {"step": 0, "seconds": 0.0, "config": {}})
         if state["seconds"] >= 60 * config.minutes:  # done in an earlier part of the run
             state["finished"] = True

@@ -89,11 +89,6 @@ def main(argv: list[str] | None = None) -> int:
             torch.set_num_threads(args.threads)
         show = sys.stderr.isatty()
         profile = find_profile(args.profile)
-        folder = args.run / "pairs"
-        if not (folder / "pairs.json").is_file():
-            count = make_pairs(profile, args.data, folder, args.exclude, gsd, args.limit, show=show)
-            print(f"{count} pairs", file=sys.stderr)
-        pairs = Pairs(folder, weights)
         trainer = CompensatorTrainer(
             CompensatorConfig(profile.contract.widths.latents),
             HeldToSymbols(profile),
@@ -101,6 +96,11 @@ def main(argv: list[str] | None = None) -> int:
             args.device,
             args.stable_diffusion,
         )
+        folder = args.run / "pairs"
+        if not (folder / "pairs.json").is_file():
+            count = make_pairs(profile, args.data, folder, args.exclude, gsd, args.limit, show=show)
+            print(f"{count} pairs", file=sys.stderr)
+        pairs = Pairs(folder, weights)
         if args.start_from:
             trainer.start_from(args.start_from)
         with (args.run / "commands.log").open("a", encoding="utf-8") as handle:
@@ -111,7 +111,8 @@ def main(argv: list[str] | None = None) -> int:
             trainer.run(stage, pairs, config, show)
     except ModuleNotFoundError as error:
         print(
-            f"perigee-train-compensator: {error.name} is missing: pip install 'perigee[compensation]'", file=sys.stderr
+            f"perigee-train-compensator: {error.name} is missing: pip install '.[compensation]' in Perigee's checkout",
+            file=sys.stderr,
         )
         return os.EX_UNAVAILABLE
     except (PerigeeError, ValueError) as error:

@@ -222,12 +222,12 @@ class CompensatedDecoder(SceneDecoder):
 
     def _detail(self, group: int, window: Window, z: FloatArray | None) -> FloatArray:
         """What the network adds to the base image of a window [3, S, S], before it is held to the symbols."""
-        features, _, _ = self._window(group, window)
+        features, base, _ = self._window(group, window)
         if z is None:
             n, unit = self.grid.side // TEXTURE_UNIT, STRIDE // TEXTURE_UNIT
             shape = (self.compensator.noise, n, n)
             noise = noise_at(self.wanted.seed, TEXTURE_KEY + group, window.row * unit, window.col * unit, shape)
-            found = self.compensator.one_step(features, noise[None])
+            found = self.compensator.one_step(features, base[None], noise[None])
         else:
             found = self.compensator.decode(features, z[None])
         detail: FloatArray = found[0]

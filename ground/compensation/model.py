@@ -111,10 +111,10 @@ class Compensator:
         """Of a window: base image [1, 3, S, S] in 0..1, latents with quality plane [1, M + 1, S/16, S/16]."""
         return Features(*self._graphs["features.onnx"]({"base": base, "latents": latents}))
 
-    def one_step(self, features: Features, noise: FloatArray) -> FloatArray:
-        """Detail [1, 3, S, S] to add to the base image; ``noise`` [1, ``self.noise``, S/2, S/2]."""
-        given = {"noise": noise} if self.noise else {}
-        out: FloatArray = self._graphs["one_step.onnx"]({"half": features.half, **given})[0]
+    def one_step(self, features: Features, base: FloatArray, noise: FloatArray) -> FloatArray:
+        """Detail [1, 3, S, S] to add to the base image [1, 3, S, S]; ``noise`` [1, ``self.noise``, S/2, S/2]."""
+        given = {"base": base, "eighth": features.eighth, "noise": noise} if self.noise else {"half": features.half}
+        out: FloatArray = self._graphs["one_step.onnx"](given)[0]
         return out
 
     def decode(self, features: Features, z: FloatArray) -> FloatArray:

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from perigee.models.compensation.denoiser import Denoiser, DenoiserConfig
 from perigee.models.compensation.latent import CHANNELS, DetailDecoder, DetailEncoder
-from perigee.models.compensation.trunk import OneStepHead, ScaleHead, TextureHead, Trunk
+from perigee.models.compensation.trunk import Features, Finish, OneStepHead, ScaleHead, TextureHead, Trunk
 
 # in the order in which they are trained, and the modules that learn then
 STAGES = {
     "one-step": ("trunk", "one_step"),
-    "texture": ("texture",),
+    "texture": ("finish", "one_step", "texture"),
     "latent": ("encoder", "decoder"),
     "diffusion": ("denoiser",),
     "scale": ("scale",),
@@ -50,12 +50,22 @@ class Compensator(nn.Module):
         self.config = config
         self.trunk = Trunk(config.latents)
         self.one_step = OneStepHead()
+        self.finish = Finish()  # of one step with texture: the trunk's serves the others, and stays
         self.texture = TextureHead()
         self.encoder = DetailEncoder()
         self.decoder = DetailDecoder()
         self.denoiser = Denoiser(config.latents, config.denoiser)
         self.scale = ScaleHead()
         self.register_buffer("z_deviation", torch.ones(CHANNELS))
+
+    def detail(self, features: Features, base: Tensor, noise: Tensor | None) -> Tensor:
+        """What one step adds to the base image, [N, 3, H, W]; ``noise`` [N, NOISE, H/2, W/2], None before there is texture."""
+        if noise is None:
+            plain: Tensor = self.one_step(features.half)
+            return plain
+        _, half = self.finish(base, features.eighth)
+        textured: Tensor = self.one_step(half) + self.texture(half, noise)
+        return textured
 
     def encode(self, image: Tensor, base: Tensor) -> Tensor:
         """z0 of unit deviation."""

@@ -29,6 +29,34 @@ class Features(NamedTuple):
     half: Tensor
 
 
+def _residual(level: int) -> list[nn.Module]:
+    return [ResidualBlock(WIDTHS[level]) for _ in range(BLOCKS[level])]
+
+
+def _centred(base: Tensor) -> Tensor:
+    return 4 * (base.clamp(-0.25, 1.25) - 0.5)
+
+
+class Finish(nn.Module):
+    """Features at 1/8 and the base image to features at 1/4 and 1/2: the trunk's upper levels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        _, b, c, d = WIDTHS
+        self.up8 = nn.Conv2d(b, 4 * c, 1)
+        self.image4 = nn.Conv2d(48, c, 1)
+        self.level4 = nn.Sequential(*_residual(2))
+        self.up4 = nn.Conv2d(c, 4 * d, 1)
+        self.image2 = nn.Conv2d(12, d, 1)
+        self.level2 = nn.Sequential(*_residual(3))
+
+    def forward(self, base: Tensor, eighth: Tensor) -> tuple[Tensor, Tensor]:
+        image = _centred(base)
+        quarter = self.level4(F.pixel_shuffle(self.up8(eighth), 2) + self.image4(F.pixel_unshuffle(image, 4)))
+        half = self.level2(F.pixel_shuffle(self.up4(quarter), 2) + self.image2(F.pixel_unshuffle(image, 2)))
+        return quarter, half
+
+
 class Trunk(nn.Module):
     """From the latents upwards, with the base image joining at each level."""
 
@@ -36,21 +64,12 @@ class Trunk(nn.Module):
 
     def __init__(self, latents: int) -> None:
         super().__init__()
-        a, b, c, d = WIDTHS
-
-        def residual(level: int) -> list[nn.Module]:
-            return [ResidualBlock(WIDTHS[level]) for _ in range(BLOCKS[level])]
-
+        a, b, _, _ = WIDTHS
         self.register_buffer("input_scale", torch.ones(latents))  # one over each latent's deviation
-        self.level16 = nn.Sequential(nn.Conv2d(latents + 1, a, 3, padding=1), *residual(0), nn.Conv2d(a, 4 * b, 1))
+        self.level16 = nn.Sequential(nn.Conv2d(latents + 1, a, 3, padding=1), *_residual(0), nn.Conv2d(a, 4 * b, 1))
         self.image8 = nn.Conv2d(192, b, 1)
-        self.level8 = nn.Sequential(*residual(1))
-        self.up8 = nn.Conv2d(b, 4 * c, 1)
-        self.image4 = nn.Conv2d(48, c, 1)
-        self.level4 = nn.Sequential(*residual(2))
-        self.up4 = nn.Conv2d(c, 4 * d, 1)
-        self.image2 = nn.Conv2d(12, d, 1)
-        self.level2 = nn.Sequential(*residual(3))
+        self.level8 = nn.Sequential(*_residual(1))
+        self.finish = Finish()
 
     def scaled(self, latents: Tensor) -> Tensor:
         """Latents of about unit deviation, outliers clipped, with the quality plane."""
@@ -58,12 +77,9 @@ class Trunk(nn.Module):
         return torch.cat([y.clamp(-LATENT_LIMIT, LATENT_LIMIT), latents[:, -1:]], 1)
 
     def forward(self, base: Tensor, latents: Tensor) -> Features:
-        image = 4 * (base.clamp(-0.25, 1.25) - 0.5)
         x = F.pixel_shuffle(self.level16(self.scaled(latents)), 2)
-        eighth = self.level8(x + self.image8(F.pixel_unshuffle(image, 8)))
-        quarter = self.level4(F.pixel_shuffle(self.up8(eighth), 2) + self.image4(F.pixel_unshuffle(image, 4)))
-        half = self.level2(F.pixel_shuffle(self.up4(quarter), 2) + self.image2(F.pixel_unshuffle(image, 2)))
-        return Features(eighth, quarter, half)
+        eighth = self.level8(x + self.image8(F.pixel_unshuffle(_centred(base), 8)))
+        return Features(eighth, *self.finish(base, eighth))
 
 
 class Modulated(nn.Module):
@@ -82,19 +98,19 @@ class Modulated(nn.Module):
 
 
 class OneStepHead(nn.Module):
-    """Features to the detail that is added to the base image, [N, 3, H, W]: the yardstick that diffusion has to beat."""
+    """Features at 1/2 to the detail that is added to the base image, [N, 3, H, W]: the yardstick that diffusion has to beat."""
 
     def __init__(self) -> None:
         super().__init__()
         width = WIDTHS[3]
         self.layers = nn.Sequential(ResidualBlock(width), start_small(nn.Conv2d(width, 12, 3, padding=1), 0.003))
 
-    def forward(self, features: Features) -> Tensor:
-        return 0.25 * F.pixel_shuffle(self.layers(features.half), 2)
+    def forward(self, half: Tensor) -> Tensor:
+        return 0.25 * F.pixel_shuffle(self.layers(half), 2)
 
 
 class TextureHead(nn.Module):
-    """Features and noise [N, NOISE, H/2, W/2] to texture that is added to the one-step detail, [N, 3, H, W]; none where there is no noise.
+    """Features at 1/2 and noise [N, NOISE, H/2, W/2] to texture that is added to the one-step detail, [N, 3, H, W]; none where there is no noise.
 
     Without noise a network has nothing but regular patterns to offer where the base image is smooth and the ground is not.
     All layers on the way of the noise are homogeneous, with the features as factors.
@@ -107,8 +123,8 @@ class TextureHead(nn.Module):
         self.first, self.second = Modulated(width), Modulated(width)
         self.leave = start_small(nn.Conv2d(width, 12, 3, padding=1, bias=False), 0.01)
 
-    def forward(self, features: Features, noise: Tensor) -> Tensor:
-        v = self.second(self.first(self.enter(noise), features.half), features.half)
+    def forward(self, half: Tensor, noise: Tensor) -> Tensor:
+        v = self.second(self.first(self.enter(noise), half), half)
         return 0.25 * F.pixel_shuffle(self.leave(v), 2)
 
 

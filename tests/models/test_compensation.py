@@ -107,6 +107,9 @@ def test_training_learns_resumes_and_exports(pairs, profile, tmp_path):
     assert not follower.done and all(torch.equal(p, wanted[n]) for n, p in follower.net.named_parameters())
     with pytest.raises(ValueError, match="not a checkpoint"):
         follower.start_from(run / "one-step.csv")
+    torch.save({"codec_config": {}}, tmp_path / "checkpoint.pt")  # a codec's run
+    with pytest.raises(ValueError, match="a folder of its own"):
+        CompensatorTrainer(SMALL, HeldToSymbols(profile), tmp_path)
     for stage in ("texture", "latent", "diffusion", "scale"):
         again.run(stage, pairs, short, False)
     trunk = dict(trainer.mean.trunk.named_parameters())
@@ -133,10 +136,10 @@ def test_training_learns_resumes_and_exports(pairs, profile, tmp_path):
         v = net.denoiser(z, torch.tensor([500.0]), wanted, net.trunk.scaled(torch.from_numpy(latents)), values, known)
         detail = net.decoder(wanted, z)
         noise = torch.randn(1, loaded.noise, 128, 128)
-        plain, textured = net.one_step(wanted), net.one_step(wanted) + net.texture(wanted, noise)
-    assert np.abs(loaded.one_step(features, noise.numpy()) - textured.numpy()).max() < 1e-4
+        textured, plain = (net.detail(wanted, torch.from_numpy(base), n) for n in (noise, 0 * noise))
+    assert np.abs(loaded.one_step(features, base, noise.numpy()) - textured.numpy()).max() < 1e-4
     assert (textured != plain).any()
-    without = loaded.one_step(features, 0 * noise.numpy())  # nothing comes of nothing
+    without = loaded.one_step(features, base, 0 * noise.numpy())
     assert np.abs(without - plain.numpy()).max() < 1e-4
     assert np.abs(features.half - wanted.half.numpy()).max() < 1e-3
     found = loaded.denoise(z.numpy(), 500.0, features, latents, batch["values"][0], batch["known"][0])
