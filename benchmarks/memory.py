@@ -7,7 +7,7 @@ starts it, and the system says how much memory it had at most. It has to be flat
 from __future__ import annotations
 
 import argparse
-import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -21,16 +21,22 @@ from perigee.benchmarks.common import Pixels, images, sample_folder, table, writ
 SIDES = (1024, 2048, 4096, 8192)
 QUALITY = "50"
 BIN = Path(sys.executable).parent
+# a process is charged with the memory of whoever starts it, so that must be a small one
+LAUNCHER = """import os, sys
+_, status, usage = os.wait4(os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ), 0)
+print(usage.ru_maxrss)
+sys.exit(os.waitstatus_to_exitcode(status))"""
 
 
 def peak(command: list[str]) -> tuple[float, float]:
     """Peak resident memory in MiB and seconds of a command that must succeed."""
     start = time.perf_counter()
-    process = os.posix_spawn(command[0], command, os.environ)
-    _, status, usage = os.wait4(process, 0)
-    if status:
-        raise SystemExit(f"{' '.join(command)} failed: {os.waitstatus_to_exitcode(status)}")
-    return usage.ru_maxrss / 1024, time.perf_counter() - start
+    done = subprocess.run(
+        [sys.executable, "-ISc", LAUNCHER, *command], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed: {done.returncode}")
+    return int(done.stdout.split()[-1]) / 1024, time.perf_counter() - start
 
 
 def scene(pictures: list[Pixels], side: int) -> Pixels:

@@ -6,6 +6,7 @@ copied to its final form; every tag is set before that copy (a COG must not be t
 
 from __future__ import annotations
 
+import os
 import struct
 import tempfile
 import warnings
@@ -16,6 +17,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+os.environ.setdefault(
+    "GDAL_CACHEMAX", "64"
+)  # MB, before GDAL is there: its default, a twentieth of the memory, grows with the scene
 import rasterio
 import rasterio.shutil
 from rasterio.control import GroundControlPoint
