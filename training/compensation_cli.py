@@ -10,7 +10,7 @@ from pathlib import Path
 from perigee.bitstream.errors import PerigeeError
 from perigee.bitstream.profile import DEFAULT_PROFILE, find_profile
 
-STAGE_MINUTES = {"one-step": 30.0, "texture": 20.0, "latent": 15.0, "diffusion": 45.0, "scale": 4.0}
+STAGE_MINUTES = {"one-step": 30.0, "texture": 60.0, "latent": 15.0, "diffusion": 45.0, "scale": 4.0}
 # half the patches of a step for the denoiser, in whole windows: that is how it is used
 STAGE_SHAPES = {"one-step": (8, 128), "texture": (8, 128), "latent": (8, 128), "diffusion": (4, 256), "scale": (8, 128)}
 
