@@ -14,7 +14,7 @@ from perigee.engines.onnxruntime import FlightEngine
 from perigee.export.compensation import export_compensator
 from perigee.ground.compensation.model import Compensator as Loaded
 from perigee.ground.compensation.sampler import alpha_sigma as shares_of_time
-from perigee.models.compensation.compensator import Compensator, CompensatorConfig
+from perigee.models.compensation.compensator import Compensator, CompensatorConfig, without_grid
 from perigee.models.compensation.denoiser import STEPS, DenoiserConfig, MetadataEncoder, alpha_sigma
 from perigee.training.compensation import CompensatorTrainer, StageConfig
 from perigee.training.held import HeldToSymbols
@@ -145,6 +145,13 @@ def test_training_learns_resumes_and_exports(pairs, profile, tmp_path):
     found = loaded.denoise(z.numpy(), 500.0, features, latents, batch["values"][0], batch["known"][0])
     assert np.abs(found - v.numpy()).max() < 1e-3
     assert np.abs(loaded.decode(features, z.numpy()) - detail.numpy()).max() < 1e-4
+
+
+def test_what_repeats_with_the_blocks_is_taken_out_of_detail():
+    pattern = torch.rand(1, 3, 16, 16).repeat(1, 1, 16, 16)
+    assert without_grid(pattern).abs().max() < 1e-5
+    texture = torch.randn(1, 3, 256, 256, generator=torch.Generator().manual_seed(1))
+    assert 0.95 < without_grid(texture).square().mean() < 1
 
 
 def test_the_papers_parts_from_a_local_folder(pairs, profile, tmp_path):
