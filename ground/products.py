@@ -18,9 +18,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-os.environ.setdefault(
-    "GDAL_CACHEMAX", "64"
-)  # MB, before GDAL is there: its default, a twentieth of the memory, grows with the scene
+# MB, before GDAL is there: its default is a twentieth of the machine's memory, and large scenes fill it
+os.environ.setdefault("GDAL_CACHEMAX", "64")
 import rasterio
 import rasterio.shutil
 from rasterio.control import GroundControlPoint

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from perigee.bitstream.profile import BLOCK
 from perigee.models.compensation.denoiser import Denoiser, DenoiserConfig
 from perigee.models.compensation.latent import CHANNELS, DetailDecoder, DetailEncoder
 from perigee.models.compensation.trunk import Features, Finish, OneStepHead, ScaleHead, TextureHead, Trunk
@@ -23,16 +24,16 @@ STAGES = {
 }
 
 
-PERIOD, AROUND = 16, 7  # pixels; blocks on the side of the neighbourhood in which a pattern would repeat
+AROUND = 7  # blocks on the side of the neighbourhood in which a pattern would repeat
 
 
 def without_grid(detail: Tensor) -> Tensor:
     """Detail [N, C, H, W] less what repeats with the codec's blocks: on even ground a network that sees latents weaves a pattern of
     their period, which a perceptual distance likes and the eye does not. Of detail that does not repeat a fiftieth goes along.
     """
-    phases = F.pixel_unshuffle(detail, PERIOD)
+    phases = F.pixel_unshuffle(detail, BLOCK)
     repeated = F.avg_pool2d(phases, AROUND, 1, AROUND // 2, count_include_pad=False)
-    return F.pixel_shuffle(phases - repeated, PERIOD)
+    return F.pixel_shuffle(phases - repeated, BLOCK)
 
 
 @dataclass(frozen=True)
