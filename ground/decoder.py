@@ -39,6 +39,16 @@ class Region(NamedTuple):
 Place = tuple[slice, slice]
 
 
+def windows(start: int, length: int, patch: int) -> Iterator[tuple[int, int]]:
+    """Start and length of synthesis windows along an axis, in pixels; a rest of at most one patch joins the last, since a window
+    of its own would mostly be margin."""
+    side = WINDOW_PATCHES * patch
+    while length > side + patch:
+        yield start, side
+        start, length = start + side, length - side
+    yield start, length
+
+
 def tiles_over(region: Region, side: int) -> Iterator[tuple[int, int, Place, Place]]:
     """Squares of ``side`` from the scene's corner that a region touches: row, column, and where what they have in common lies in
     the square and in the region."""
@@ -316,14 +326,13 @@ class SceneDecoder:
         return valid, alpha
 
     def blocks(self, region: Region | None = None, bands: list[int] | None = None) -> Iterator[tuple[Region, Decoded]]:
-        """The scene (or a region) in windows of 4x4 patches from its corner, row by row; latents done with are dropped."""
+        """The scene (or a region) in windows of 4x4 patches from its corner, at the far edges up to 5x5, row by row; latents done
+        with are dropped."""
         h = self.header
         whole = region or Region(0, 0, h.height, h.width)
-        side = h.patch_side * WINDOW_PATCHES
-        for top in range(whole.top, whole.top + whole.rows, side):
+        for top, rows in windows(whole.top, whole.rows, h.patch_side):
             self._forget_before((top - MARGIN * BLOCK) // h.patch_side)
-            for left in range(whole.left, whole.left + whole.cols, side):
-                rows, cols = min(side, whole.top + whole.rows - top), min(side, whole.left + whole.cols - left)
+            for left, cols in windows(whole.left, whole.cols, h.patch_side):
                 window = Region(top, left, rows, cols)
                 yield window, self.region(window, bands)
 

@@ -3,13 +3,15 @@
 import numpy as np
 import pytest
 import tifffile
+from hypothesis import given
+from hypothesis import strategies as st
 
 from perigee.benchmarks.codec import ArrayCodec
 from perigee.bitstream import format as fmt
 from perigee.bitstream.errors import ChecksumError, SymbolError
 from perigee.engines.onnxruntime import GroundEngine
 from perigee.engines.torch import TorchFlightEngine, TorchGroundEngine
-from perigee.ground.decoder import Region, SceneDecoder
+from perigee.ground.decoder import WINDOW_PATCHES, Region, SceneDecoder, windows
 from perigee.onboard.encoder import Encoder
 
 
@@ -48,6 +50,16 @@ def test_blocks_cover_the_scene_once(stream, ground, codec, mosaic):
         assert block.samples.shape == (3, region.rows, region.cols)
     assert (seen == 1).all()
     assert np.abs(codec.decode(stream).astype(float) - mosaic).mean() < 12
+
+
+@given(start=st.integers(0, 5000), length=st.integers(1, 20_000), patch=st.sampled_from((128, 256)))
+def test_windows_cover_an_axis_once_within_bounds(start, length, patch):
+    """Memory is bounded by the largest, and no narrow rest is synthesised for the sake of its margins."""
+    found = list(windows(start, length, patch))
+    ends = [a + n for a, n in found]
+    assert [a for a, _ in found] == [start, *ends[:-1]] and ends[-1] == start + length
+    assert all(0 < n <= (WINDOW_PATCHES + 1) * patch for _, n in found)
+    assert len(found) == 1 or min(n for _, n in found) > patch
 
 
 def test_a_patch_decodes_alone(stream, ground):
