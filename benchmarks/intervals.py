@@ -18,11 +18,11 @@ from tqdm import tqdm
 
 from perigee.benchmarks.codec import ArrayCodec, pixels_of
 from perigee.bitstream import format as fmt
-from perigee.bitstream.files import write_atomically
 from perigee.bitstream.profile import DEFAULT_PROFILE, MANIFEST_FILE
 from perigee.ground.compensation.decoder import CompensatedDecoder, Compensation
 from perigee.ground.compensation.model import Compensator
 from perigee.ground.decoder import Region
+from perigee.support.files import write_atomically
 from perigee.training.pairs import Pairs, guessed_step
 
 COVERAGE = 0.9

@@ -1,88 +1,242 @@
-"""Every way in which something given to Perigee can be wrong.
+"""Every way in which something given to Perigee can be wrong, in one tree.
 
 PerigeeError
-├── ProfileError            a profile that is missing, damaged or inconsistent
-├── EngineError             an engine that is absent, fails its self-test or misbehaves
-│   └── UpsetError          a computation whose result cannot be: memory or processor has erred
-├── RasterError             an input image that is unreadable or of an unsupported kind
-├── MetadataError           metadata that cannot be understood or carried
-├── LimitError              a request beyond a stated limit
-└── BitstreamError          bytes that are not a valid stream (all carry ``offset_bytes`` where known)
-    ├── TruncatedError      the bytes end too early
-    ├── ChecksumError       a CRC or a symbol checksum differs
-    ├── FormatError         a field outside its legal range, a chunk out of place
-    ├── UnsupportedError    a critical chunk, version or mode that this reader does not know
-    ├── UnknownProfileError the stream was made with a contract that is not installed
-    └── SymbolError         entropy-coded data that decode to impossible symbols
+├── BitstreamError          bytes that are not a valid stream
+│   ├── TruncatedError      the bytes end too early
+│   ├── ChecksumError       a CRC or a symbol checksum differs
+│   ├── FormatError         a field is outside its legal range, or a chunk is out of place
+│   ├── UnsupportedError    a version, a critical chunk or a mode that this reader does not know
+│   ├── UnknownProfileError the stream was made with a contract that is not installed
+│   └── SymbolError         entropy-coded data decode to symbols that no encoder writes
+├── RasterError             an input image is unreadable or of a kind that is not supported
+├── MetadataError           metadata cannot be understood or carried
+├── ProfileError            a profile is missing, damaged or inconsistent
+├── CompensationError       a compensator is missing or damaged, or does not fit the stream
+├── EngineError             an engine is absent, fails its self-test or cannot run here
+│   └── UpsetError          a checksum over exact arithmetic failed: a bit has flipped
+├── LimitError              a size is beyond a stated limit
+├── OrderError              a request asks for something that cannot be given
+│   ├── TooLargeError       the request is sound, but larger than accepted here
+│   ├── UnknownJobError     no job has this name, or its product is gone
+│   ├── UnfinishedJobError  the job's product does not exist yet
+│   └── BusyError           there is no room for the request now
+└── OutputError             the output exists already or cannot be created
+
+Every error carries its :class:`Fault` and, where they are known, the field that is wrong, what was expected there, what was
+found, and the byte at which it was found. The message says the same in a sentence.
 """
 
 from __future__ import annotations
 
+from enum import Enum
+from typing import Any
+
+
+class Fault(Enum):
+    """What is wrong, for programs that act on it. The value is a short name that also stands in problem documents."""
+
+    # the bytes of a stream
+    MAGIC = "magic"  # the bytes do not begin as a stream does
+    VERSION = "version"  # a format version that this reader does not know
+    FLAGS = "flags"  # flags that this reader does not know
+    ENDS_EARLY = "ends-early"  # the bytes end inside a structure, or before the end mark
+    VARINT = "varint"  # a variable-length integer that is not in its shortest form, or too large
+    CRC = "crc"  # a CRC-32 differs from the one stored
+    SYMBOL_CHECKSUM = "symbol-checksum"  # decoded symbols have another checksum than the encoder's
+    SIZE = "size"  # a structure has another size than its description says
+    RANGE = "range"  # a value is outside its legal range
+    REPEATED = "repeated"  # what may come once comes again
+    MISSING = "missing"  # what must be there is not
+    PLACE = "place"  # a structure is legal, but not here
+    UNKNOWN_CRITICAL = "unknown-critical"  # a critical chunk, field or mode that this reader cannot do without
+    COUNT = "count"  # a count differs from what was counted
+    MASK = "mask"  # a mask does not inflate to the pixels of its patch
+    TEXT = "text"  # text that is not in its encoding
+    SYMBOL = "symbol"  # a symbol, an escape or a coder state that no encoder writes
+    CONTRACT = "contract"  # the stream needs a contract that is not installed
+    # profiles and compensators
+    DIGEST = "digest"  # a file or contract has another digest than the manifest names
+    SHAPE = "shape"  # an array has another type or shape than its description says
+    BOUND = "bound"  # a sum could exceed what is exact
+    SELF_TEST = "self-test"  # known answers are not reproduced
+    NAME = "name"  # nothing of this name is known
+    MISFIT = "misfit"  # two things that are sound each do not go together
+    # images and metadata
+    UNREADABLE = "unreadable"  # the file cannot be read at all
+    KIND = "kind"  # the file is sound, but of a kind that is not supported
+    PIXEL_DATA = "pixel-data"  # the pixel data are broken
+    AMBIGUOUS = "ambiguous"  # the file contradicts itself
+    # everything else
+    LIMIT = "limit"  # a size is beyond a stated limit
+    ABSENT = "absent"  # software or hardware is not here
+    FAILED = "failed"  # software or hardware is here and failed
+    UPSET = "upset"  # a bit has flipped in memory or in the processor
+    EXISTS = "exists"  # the output exists already
+    CANNOT_CREATE = "cannot-create"  # the output cannot be created
+    UNSPECIFIED = "unspecified"
+
 
 class PerigeeError(Exception):
-    """Base of all errors that a caller can cause; the message says what is wrong and what would be accepted."""
+    """Base of all errors that a caller can cause.
+
+    ``fault`` says what kind of error it is, ``field`` names what is wrong, ``expected`` and ``found`` are what would be accepted
+    and what is there (numbers, strings or None), and ``offset_bytes`` is the place in the input where that is known.
+    """
+
+    default_fault = Fault.UNSPECIFIED
+
+    def __init__(
+        self,
+        message: str,
+        fault: Fault | None = None,
+        *,
+        field: str | None = None,
+        expected: Any = None,
+        found: Any = None,
+        offset_bytes: int | None = None,
+    ) -> None:
+        self.fault = self.default_fault if fault is None else fault
+        self.field, self.expected, self.found, self.offset_bytes = field, expected, found, offset_bytes
+        super().__init__(message if offset_bytes is None else f"{message} (at byte {offset_bytes})")
+
+    def data(self) -> dict[str, Any]:
+        """The error as JSON-ready values: its class, fault and whatever else is known of it."""
+        known = {"field": self.field, "expected": self.expected, "found": self.found, "offset_bytes": self.offset_bytes}
+        plain = {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in known.items() if v is not None}
+        return {"error": type(self).__name__, "fault": self.fault.value, **plain}
+
+
+class BitstreamError(PerigeeError):
+    """Bytes that are not a valid stream."""
+
+
+class TruncatedError(BitstreamError):
+    """The bytes end before the structure that they announce."""
+
+    default_fault = Fault.ENDS_EARLY
+
+
+class ChecksumError(BitstreamError):
+    """A checksum differs from the one stored."""
+
+    default_fault = Fault.CRC
+
+
+class FormatError(BitstreamError):
+    """A field is outside its legal range, or a chunk is out of place."""
+
+    default_fault = Fault.RANGE
+
+
+class UnsupportedError(BitstreamError):
+    """A version, critical chunk or patch mode that this reader does not know."""
+
+    default_fault = Fault.UNKNOWN_CRITICAL
+
+
+class UnknownProfileError(BitstreamError):
+    """The stream names a contract that is not installed. ``wanted`` is its digest, ``known`` the installed ones by name."""
+
+    default_fault = Fault.CONTRACT
+
+    def __init__(self, wanted: str, known: dict[str, str]) -> None:
+        self.wanted, self.known = wanted, known
+        listing = ", ".join(f"{name} {digest}" for name, digest in known.items()) or "none"
+        super().__init__(
+            f"the stream needs the contract {wanted}; installed: {listing}. If you have the profile, name its folder with "
+            "--profiles DIR",
+            field="contract",
+            expected=listing,
+            found=wanted,
+        )
+
+    def data(self) -> dict[str, Any]:
+        return super().data() | {"wanted": self.wanted, "known": self.known}
+
+
+class SymbolError(BitstreamError):
+    """Entropy-coded data decode to symbols that no encoder writes."""
+
+    default_fault = Fault.SYMBOL
+
+
+class RasterError(PerigeeError):
+    """An input image is unreadable or of a kind that is not supported."""
+
+    default_fault = Fault.KIND
+
+
+class MetadataError(PerigeeError):
+    """Metadata cannot be understood or carried."""
+
+    default_fault = Fault.RANGE
 
 
 class ProfileError(PerigeeError):
     """A profile is missing, damaged or inconsistent."""
 
 
-class EngineError(PerigeeError):
-    """An engine is absent, fails its self-test, or cannot run here."""
-
-
 class CompensationError(PerigeeError):
     """A compensator is missing or damaged, does not fit the stream, or was asked for something that it cannot do."""
 
 
+class EngineError(PerigeeError):
+    """An engine is absent, fails its self-test, or cannot run here."""
+
+    default_fault = Fault.FAILED
+
+
 class UpsetError(EngineError):
-    """A computation came out as it cannot: a bit has flipped in memory or processor. Doing it again may be enough."""
+    """A checksum over exact arithmetic failed: a bit has flipped in memory or processor. Computing again may be enough."""
 
-
-class RasterError(PerigeeError):
-    """An input image is unreadable or of a kind that is not supported."""
-
-
-class MetadataError(PerigeeError):
-    """Metadata cannot be understood or carried."""
+    default_fault = Fault.UPSET
 
 
 class LimitError(PerigeeError):
-    """A request goes beyond a stated limit."""
+    """A size is beyond a stated limit."""
+
+    default_fault = Fault.LIMIT
 
 
-class BitstreamError(PerigeeError):
-    """Bytes that are not a valid stream."""
+class OrderError(PerigeeError):
+    """A request asks for something that cannot be given."""
 
-    def __init__(self, message: str, offset_bytes: int | None = None) -> None:
-        self.offset_bytes = offset_bytes
-        super().__init__(message if offset_bytes is None else f"{message} (at byte {offset_bytes})")
+    default_fault = Fault.RANGE
 
 
-class TruncatedError(BitstreamError):
-    """The bytes end before the structure that they announce."""
+class TooLargeError(OrderError):
+    """The request is sound, but larger than accepted here."""
+
+    default_fault = Fault.LIMIT
 
 
-class ChecksumError(BitstreamError):
-    """A checksum differs from the one stored."""
+class UnknownJobError(OrderError):
+    """No job has this name, or its product is gone."""
+
+    default_fault = Fault.NAME
 
 
-class FormatError(BitstreamError):
-    """A field is outside its legal range, or a chunk is out of place."""
+class UnfinishedJobError(OrderError):
+    """The job's product does not exist yet. ``problem`` is that of a job that failed."""
+
+    default_fault = Fault.PLACE
+
+    def __init__(self, message: str, problem: dict[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.problem = problem
 
 
-class UnsupportedError(BitstreamError):
-    """A version, critical chunk or patch mode that this reader does not know."""
+class BusyError(OrderError):
+    """There is no room for the request now; ``retry_after_s`` says when to come again, in seconds."""
+
+    default_fault = Fault.LIMIT
+
+    def __init__(self, message: str, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
-class UnknownProfileError(BitstreamError):
-    """The stream names a contract that is not installed."""
+class OutputError(PerigeeError):
+    """The output exists already or cannot be created."""
 
-    def __init__(self, wanted: str, known: dict[str, str]) -> None:
-        self.wanted, self.known = wanted, known
-        listing = ", ".join(f"{name} {digest}" for name, digest in known.items()) or "none"
-        super().__init__(f"the stream needs the contract {wanted}; installed: {listing}")
-
-
-class SymbolError(BitstreamError):
-    """Entropy-coded data decode to symbols that no encoder writes."""
+    default_fault = Fault.CANNOT_CREATE

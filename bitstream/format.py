@@ -18,6 +18,7 @@ import numpy.typing as npt
 from perigee.bitstream.errors import (
     BitstreamError,
     ChecksumError,
+    Fault,
     FormatError,
     LimitError,
     TruncatedError,
@@ -40,9 +41,9 @@ RESERVED_MODES = {
     6: "residual layer",
 }
 CUT_FLAG = 0x10
-FIRST_FLAG = 0x40  # only the first channels are coded: a byte says how many, in units of CHANNEL_UNIT
-CHANNEL_UNIT = 8
-LINEAR_FLAG = 0x20  # q is the profile\'s linear transform rounded, and nothing else: the ground can hold on to it
+LINEAR_FLAG = 0x20  # q is the profile's linear transform, rounded: the ground can project a picture to its cells
+FIRST_FLAG = 0x40  # only the first channels are coded: a byte says how many, in steps of CHANNEL_STEP
+CHANNEL_STEP = 8
 
 DTYPES = {1: "uint8", 2: "uint16", 3: "int16"}
 DTYPE_CODES = {name: code for code, name in DTYPES.items()}
@@ -50,11 +51,12 @@ BANDS_PER_GROUP = 3
 SPARE_CHUNKS = 1024  # chunks beside segments and masks that a stream may hold
 NOTES_MAX = 100  # faults of a damaged stream that are listed
 VARINT_MAX = (1 << 32) - 1
+QUALITY_STEP_MAX = 250
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a reader accepts. The defaults let an operator decode any scene; a service sets its own."""
+    """What a reader accepts. The defaults let an operator decode any scene."""
 
     samples: int = 1 << 31
     side_px: int = 1 << 20
@@ -81,7 +83,12 @@ class Header:
         if len(self.contract) != 8 or self.dtype not in DTYPE_CODES or self.patch_side not in (64, 128, 256, 512):
             raise LimitError("a header needs a contract of 8 bytes, a known sample type and a patch side of 64 to 512")
         if not (1 <= self.bands <= 255 and 1 <= self.width <= VARINT_MAX and 1 <= self.height <= VARINT_MAX):
-            raise LimitError(f"{self.width}x{self.height} pixels of {self.bands} bands do not fit a header")
+            raise LimitError(
+                f"{self.width}x{self.height} pixels of {self.bands} bands do not fit a header",
+                field="width, height, bands",
+                expected=f"1 to {VARINT_MAX} pixels, 1 to 255 bands",
+                found=f"{self.width}x{self.height}, {self.bands}",
+            )
 
     @property
     def groups(self) -> int:
@@ -156,14 +163,16 @@ def read_varint(data: bytes | memoryview, offset: int) -> tuple[int, int]:
     value = 0
     for i in range(5):
         if offset + i >= len(data):
-            raise TruncatedError("the data end inside a varint", offset)
+            raise TruncatedError("the data end inside a varint", field="varint", offset_bytes=offset)
         byte = data[offset + i]
         value |= (byte & 0x7F) << 7 * i
         if byte < 0x80:
             if (i and not byte) or value > VARINT_MAX:
                 break
             return value, offset + i + 1
-    raise FormatError("a varint is not in its shortest form or exceeds 32 bits", offset)
+    raise FormatError(
+        "a varint is not in its shortest form or exceeds 32 bits", Fault.VARINT, field="varint", offset_bytes=offset
+    )
 
 
 def write_header(header: Header) -> bytes:
@@ -178,31 +187,75 @@ def read_header(data: bytes | memoryview, limits: Limits = DEFAULT_LIMITS) -> tu
     """Header and the offset behind it. Raises a BitstreamError, or LimitError for sizes beyond the limits."""
     if len(data) < HEADER_FIXED.size:
         if bytes(data[:4]) != MAGIC[: len(data)]:
-            raise FormatError(f"not a Perigee stream: it must begin with {MAGIC!r}", 0)
-        raise TruncatedError(f"{len(data)} bytes are too few for a header", len(data))
+            raise _not_a_stream(data)
+        raise TruncatedError(f"{len(data)} bytes are too few for a header", field="header", offset_bytes=len(data))
     magic, version, flags, contract, kind, bands = HEADER_FIXED.unpack_from(data)
     if magic != MAGIC:
-        raise FormatError(f"not a Perigee stream: it must begin with {MAGIC!r}", 0)
+        raise _not_a_stream(data)
     if version != VERSION:
-        raise UnsupportedError(f"format version {version}, this reader knows {VERSION}", 4)
+        raise UnsupportedError(
+            f"format version {version}, this reader knows {VERSION}",
+            Fault.VERSION,
+            field="version",
+            expected=VERSION,
+            found=version,
+            offset_bytes=4,
+        )
     width, offset = read_varint(data, HEADER_FIXED.size)
     height, offset = read_varint(data, offset)
     if len(data) < offset + 4:
-        raise TruncatedError("the data end inside the header", len(data))
-    if zlib.crc32(data[:offset]) != int.from_bytes(data[offset : offset + 4], "little"):
-        raise ChecksumError("the header's CRC differs", offset)
+        raise TruncatedError("the data end inside the header", field="header", offset_bytes=len(data))
+    stored, computed = int.from_bytes(data[offset : offset + 4], "little"), zlib.crc32(data[:offset])
+    if computed != stored:
+        raise ChecksumError(
+            "the header's CRC differs", field="crc", expected=computed, found=stored, offset_bytes=offset
+        )
     if flags:
-        raise UnsupportedError(f"header flags {flags:#04x}, this reader knows none", 5)
+        raise UnsupportedError(
+            f"header flags {flags:#04x}, this reader knows none",
+            Fault.FLAGS,
+            field="flags",
+            expected=0,
+            found=flags,
+            offset_bytes=5,
+        )
     dtype, side = DTYPES.get(kind & 15), 1 << (kind >> 4)
     if dtype is None or not 64 <= side <= 512:
-        raise FormatError(f"sample type and patch side {kind:#04x}; types are {DTYPES}, sides 64 to 512", 14)
+        raise FormatError(
+            f"sample type and patch side {kind:#04x}; types are {DTYPES}, sides 64 to 512",
+            field="kind",
+            expected="types 1 to 3, sides 6 to 9",
+            found=kind,
+            offset_bytes=14,
+        )
     if not 1 <= bands <= limits.bands:
-        raise LimitError(f"{bands} bands, accepted are 1 to {limits.bands}")
+        raise LimitError(
+            f"{bands} bands, accepted are 1 to {limits.bands}",
+            field="bands",
+            expected=f"1 to {limits.bands}",
+            found=bands,
+            offset_bytes=15,
+        )
     if not (1 <= width <= limits.side_px and 1 <= height <= limits.side_px) or width * height * bands > limits.samples:
         raise LimitError(
-            f"{width}x{height} pixels of {bands} bands; accepted are sides of 1 to {limits.side_px} and {limits.samples} samples"
+            f"{width}x{height} pixels of {bands} bands; accepted are sides of 1 to {limits.side_px} and {limits.samples} samples",
+            field="width, height",
+            expected=f"sides of 1 to {limits.side_px}, {limits.samples} samples",
+            found=f"{width}x{height}x{bands}",
+            offset_bytes=HEADER_FIXED.size,
         )
     return Header(contract, width, height, bands, dtype, side), offset + 4
+
+
+def _not_a_stream(data: bytes | memoryview) -> FormatError:
+    return FormatError(
+        f"not a Perigee stream: it must begin with {MAGIC!r}",
+        Fault.MAGIC,
+        field="magic",
+        expected=MAGIC.hex(" "),
+        found=bytes(data[:4]).hex(" "),
+        offset_bytes=0,
+    )
 
 
 def write_chunk(kind: int, payload: bytes) -> bytes:
@@ -218,9 +271,15 @@ def read_chunk(data: bytes, limits: Limits = DEFAULT_LIMITS) -> tuple[int, bytes
             raise fault
         stop = 1 + len(write_varint(len(payload))) + len(payload) + 4
         if stop != len(data):
-            raise FormatError(f"{len(data) - stop} bytes follow the chunk", stop)
+            raise FormatError(
+                f"{len(data) - stop} bytes follow the chunk",
+                Fault.PLACE,
+                expected=stop,
+                found=len(data),
+                offset_bytes=stop,
+            )
         return kind, bytes(payload)
-    raise TruncatedError("no chunk: the data are empty", 0)
+    raise TruncatedError("no chunk: the data are empty", field="chunk", offset_bytes=0)
 
 
 def write_segment(segment: Segment) -> bytes:
@@ -230,7 +289,7 @@ def write_segment(segment: Segment) -> bytes:
     payload = write_varint(segment.unit) + bytes([segment.mode | flags])
     if segment.mode == NETWORK:
         payload += bytes([segment.quality_step]) + segment.checksum.to_bytes(2, "little")
-        payload += b"" if segment.latents is None else bytes([segment.latents // CHANNEL_UNIT])
+        payload += b"" if segment.latents is None else bytes([segment.latents // CHANNEL_STEP])
         payload += segment.words.astype("<u4").tobytes()
     return write_chunk(SEGMENT, payload)
 
@@ -271,7 +330,14 @@ def parse(data: bytes | memoryview, limits: Limits = DEFAULT_LIMITS, damaged: bo
     for start, fault, kind, payload in _chunks(memoryview(data), offset, limits):
         seen += 1
         if seen > most:
-            fault = FormatError(f"more than {most} chunks, too many for {header.units} segments", start)
+            fault = FormatError(
+                f"more than {most} chunks, too many for {header.units} segments",
+                Fault.COUNT,
+                field="chunks",
+                expected=f"at most {most}",
+                found=seen,
+                offset_bytes=start,
+            )
             if not damaged:
                 raise fault
             stream.damage.append(str(fault))
@@ -286,13 +352,20 @@ def parse(data: bytes | memoryview, limits: Limits = DEFAULT_LIMITS, damaged: bo
             ended = True
             announced, stop = _whole_varint(payload, start)
             if announced != count or stop != len(payload):
-                fault = FormatError(f"the end mark counts {announced} chunks, {count} were read", start)
+                fault = FormatError(
+                    f"the end mark counts {announced} chunks, {count} were read",
+                    Fault.COUNT,
+                    field="end mark",
+                    expected=count,
+                    found=announced,
+                    offset_bytes=start,
+                )
                 if not damaged:
                     raise fault
                 stream.damage.append(str(fault))
             continue
         if ended:
-            fault = FormatError("data follow the end mark", start)
+            fault = FormatError("data follow the end mark", Fault.PLACE, field="chunk", offset_bytes=start)
             if damaged:
                 stream.damage.append(str(fault))
                 break
@@ -309,12 +382,18 @@ def parse(data: bytes | memoryview, limits: Limits = DEFAULT_LIMITS, damaged: bo
                 stream.damage.append(str(error))
     if not ended:
         if not damaged:
-            raise TruncatedError("the stream has no end mark", len(data))
+            raise TruncatedError("the stream has no end mark", field="end mark", offset_bytes=len(data))
         stream.damage.append("the stream has no end mark")
     missing = header.units - len(stream.segments)
     if missing:
         if not damaged:
-            raise FormatError(f"{missing} of {header.units} segments are missing")
+            raise FormatError(
+                f"{missing} of {header.units} segments are missing",
+                Fault.MISSING,
+                field="segments",
+                expected=header.units,
+                found=len(stream.segments),
+            )
         stream.damage.append(f"{missing} of {header.units} segments are missing")
     return stream
 
@@ -324,7 +403,9 @@ def _leading_varint(payload: memoryview, start: int) -> tuple[int, int]:
     try:
         return read_varint(payload, 0)
     except BitstreamError as error:
-        raise type(error)("a chunk's payload does not begin with a whole number", start) from error
+        raise type(error)(
+            "a chunk's payload does not begin with a whole number", error.fault, field="varint", offset_bytes=start
+        ) from error
 
 
 def _whole_varint(payload: memoryview, start: int) -> tuple[int, int]:
@@ -339,27 +420,43 @@ def _chunks(
 ) -> Iterator[tuple[int, BitstreamError | None, int, memoryview]]:
     """Chunks as (offset, fault or None, type, payload); ends where the length of a chunk cannot be trusted."""
     nothing = memoryview(b"")
+    fault: BitstreamError
     while offset < len(data):
         start = offset
         try:
             length, body = read_varint(data, start + 1)
-        except BitstreamError as fault:
-            yield start, fault, 0, nothing
+        except BitstreamError as error:
+            yield start, error, 0, nothing
             return
         if length > limits.chunk_bytes:
-            yield start, FormatError(f"a chunk of {length} bytes, the limit is {limits.chunk_bytes}", start), 0, nothing
+            fault = FormatError(
+                f"a chunk of {length} bytes, the limit is {limits.chunk_bytes}",
+                Fault.LIMIT,
+                field="length",
+                expected=f"at most {limits.chunk_bytes}",
+                found=length,
+                offset_bytes=start,
+            )
+            yield start, fault, 0, nothing
             return
         stop = body + length
         if stop + 4 > len(data):
-            yield (
-                start,
-                TruncatedError(f"a chunk announces {length} bytes, {len(data) - body} are left", start),
-                0,
-                nothing,
+            left = len(data) - body
+            fault = TruncatedError(
+                f"a chunk announces {length} bytes, {left} are left",
+                field="length",
+                expected=f"at most {max(left - 4, 0)}",
+                found=length,
+                offset_bytes=start,
             )
+            yield start, fault, 0, nothing
             return
-        if zlib.crc32(data[start:stop]) != int.from_bytes(data[stop : stop + 4], "little"):
-            yield start, ChecksumError("the CRC of a chunk differs", start), 0, nothing
+        stored, computed = int.from_bytes(data[stop : stop + 4], "little"), zlib.crc32(data[start:stop])
+        if computed != stored:
+            fault = ChecksumError(
+                "the CRC of a chunk differs", field="crc", expected=computed, found=stored, offset_bytes=start
+            )
+            yield start, fault, 0, nothing
         else:
             yield start, None, data[start], data[body:stop]
         offset = stop + 4
@@ -371,52 +468,127 @@ def _take(stream: Stream, kind: int, payload: memoryview, start: int, limits: Li
     if kind == SEGMENT:
         segment = _segment(payload, start)
         if segment.unit >= header.units or segment.unit in stream.segments:
-            raise FormatError(f"segment {segment.unit} of {header.units} is out of range or comes twice", start)
+            raise FormatError(
+                f"segment {segment.unit} of {header.units} is out of range or comes twice",
+                Fault.REPEATED if segment.unit in stream.segments else Fault.RANGE,
+                field="unit",
+                expected=f"0 to {header.units - 1}, each once",
+                found=segment.unit,
+                offset_bytes=start,
+            )
         stream.segments[segment.unit] = segment
     elif kind == MASK:
         patch, at = _leading_varint(payload, start)
         if patch >= header.units // header.groups or patch in stream.masks:
-            raise FormatError(f"the mask of patch {patch} is out of range or comes twice", start)
+            raise FormatError(
+                f"the mask of patch {patch} is out of range or comes twice",
+                Fault.REPEATED if patch in stream.masks else Fault.RANGE,
+                field="patch",
+                expected=f"0 to {header.units // header.groups - 1}, each once",
+                found=patch,
+                offset_bytes=start,
+            )
         stream.masks[patch] = bytes(payload[at:])
     elif kind == METADATA:
         if stream.metadata is not None or len(payload) > limits.metadata_bytes:
-            raise FormatError(f"metadata come twice or exceed {limits.metadata_bytes} bytes", start)
+            raise FormatError(
+                f"metadata come twice or exceed {limits.metadata_bytes} bytes",
+                Fault.REPEATED if stream.metadata is not None else Fault.LIMIT,
+                field="metadata",
+                expected=f"at most {limits.metadata_bytes} bytes, once",
+                found=len(payload),
+                offset_bytes=start,
+            )
         stream.metadata = bytes(payload)
     elif kind == RANGE:
         if stream.ranges is not None or len(payload) != 8 * header.bands:
-            raise FormatError(f"coding ranges come twice or are not {8 * header.bands} bytes", start)
+            raise FormatError(
+                f"coding ranges come twice or are not {8 * header.bands} bytes",
+                Fault.REPEATED if stream.ranges is not None else Fault.SIZE,
+                field="coding ranges",
+                expected=8 * header.bands,
+                found=len(payload),
+                offset_bytes=start,
+            )
         ranges = np.frombuffer(payload, "<i4").astype(np.int32).reshape(header.bands, 2)
         if (ranges[:, 1].astype(np.int64) <= ranges[:, 0]).any():
-            raise FormatError("a coding range is empty", start)
+            raise FormatError(
+                "a coding range is empty", field="coding ranges", expected="high > low", offset_bytes=start
+            )
         stream.ranges = ranges
     elif not kind & OPTIONAL_BIT:
         name = RESERVED_CRITICAL.get(kind, "unknown")
-        raise UnsupportedError(f"critical chunk type {kind:#04x} ({name}), which this reader cannot do without", start)
+        raise UnsupportedError(
+            f"critical chunk type {kind:#04x} ({name}), which this reader cannot do without",
+            field="chunk type",
+            expected="0x00 to 0x04, or an optional type",
+            found=kind,
+            offset_bytes=start,
+        )
 
 
 def _segment(payload: memoryview, start: int) -> Segment:
     unit, at = _leading_varint(payload, start)
     if at >= len(payload):
-        raise FormatError("a segment without a mode", start)
+        raise FormatError("a segment without a mode", Fault.SIZE, field="mode", offset_bytes=start)
     mode, flags = payload[at] & 15, payload[at] & 0xF0
     if mode in RESERVED_MODES or mode > max(RESERVED_MODES):
-        raise UnsupportedError(f"patch mode {mode} ({RESERVED_MODES.get(mode, 'unknown')})", start)
+        raise UnsupportedError(
+            f"patch mode {mode} ({RESERVED_MODES.get(mode, 'unknown')})",
+            field="mode",
+            expected=f"{NETWORK}, {DROPPED}, {EMPTY}",
+            found=mode,
+            offset_bytes=start,
+        )
     known = CUT_FLAG | LINEAR_FLAG | FIRST_FLAG
     if flags & ~known:
-        raise UnsupportedError(f"segment flags {flags:#04x}, this reader knows {known:#04x}", start)
+        raise UnsupportedError(
+            f"segment flags {flags:#04x}, this reader knows {known:#04x}",
+            Fault.FLAGS,
+            field="flags",
+            expected=known,
+            found=flags,
+            offset_bytes=start,
+        )
     body = payload[at + 1 :]
     if mode != NETWORK:
         if len(body) or flags:
-            raise FormatError(f"a segment of mode {mode} carries no data and no flags", start)
+            raise FormatError(
+                f"a segment of mode {mode} carries no data and no flags",
+                Fault.SIZE,
+                field="mode",
+                expected=0,
+                found=len(body),
+                offset_bytes=start,
+            )
         return Segment(unit, mode)
     fixed = 4 if flags & FIRST_FLAG else 3
     if len(body) < fixed or (len(body) - fixed) % 4:
-        raise FormatError(f"a network segment of {len(body)} bytes; it has {fixed} and whole 32-bit words", start)
-    if body[0] > 250:
-        raise FormatError(f"quality step {body[0]}, accepted are 0 to 250", start)
-    latents = CHANNEL_UNIT * body[3] if flags & FIRST_FLAG else None
+        raise FormatError(
+            f"a network segment of {len(body)} bytes; it has {fixed} and whole 32-bit words",
+            Fault.SIZE,
+            field="words",
+            expected=f"{fixed} + 4n",
+            found=len(body),
+            offset_bytes=start,
+        )
+    if body[0] > QUALITY_STEP_MAX:
+        raise FormatError(
+            f"quality step {body[0]}, accepted are 0 to {QUALITY_STEP_MAX}",
+            field="quality_step",
+            expected=f"0 to {QUALITY_STEP_MAX}",
+            found=body[0],
+            offset_bytes=start,
+        )
+    latents = CHANNEL_STEP * body[3] if flags & FIRST_FLAG else None
     if latents == 0:
-        raise FormatError("a network segment without a coded channel", start)
+        raise FormatError(
+            "a network segment without a coded channel",
+            field="coded",
+            expected="at least 1",
+            found=0,
+            offset_bytes=start,
+        )
     words = np.frombuffer(body[fixed:], "<u4").astype(np.uint32)
     checksum = int.from_bytes(body[1:3], "little")
     return Segment(unit, mode, body[0], checksum, words, bool(flags & CUT_FLAG), bool(flags & LINEAR_FLAG), latents)

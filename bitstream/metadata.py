@@ -1,6 +1,6 @@
 """The metadata packet: georeferencing, radiometry, the eight acquisition fields of COSMIC, an opaque ancillary part.
 
-A unit of its own: it is the payload of a metadata chunk and can also travel alone in one. A packet is a sequence of
+The packet is the payload of a metadata chunk, and can also travel alone in one. A packet is a sequence of
 fields, each a tag, a varint length and a value; absent means absent. A reader refuses unknown tags below 128 and skips
 those from 128. Floating-point values are stored as they are, so that a transform comes back unrounded.
 """
@@ -11,7 +11,7 @@ import struct
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta, timezone
 
-from perigee.bitstream.errors import BitstreamError, FormatError, LimitError, MetadataError, UnsupportedError
+from perigee.bitstream.errors import BitstreamError, Fault, FormatError, LimitError, MetadataError, UnsupportedError
 from perigee.bitstream.format import METADATA, read_chunk, read_varint, write_chunk, write_varint
 
 ANCILLARY_MAX_BYTES = 65536
@@ -38,13 +38,22 @@ class Acquisition:
 
     def __post_init__(self) -> None:
         if (self.longitude_deg is None) != (self.latitude_deg is None):
-            raise MetadataError("longitude and latitude are given together or not at all")
+            raise MetadataError(
+                "longitude and latitude are given together or not at all",
+                Fault.MISSING,
+                field="longitude_deg, latitude_deg",
+            )
         for name, low, high in ACQUISITION_RANGES:
             value = getattr(self, name)
             if value is not None and not low - 1e-6 * abs(low) <= value <= high:  # stored as float32
-                raise MetadataError(f"{name} is {value}, accepted are {low} to {high}")
+                raise MetadataError(
+                    f"{name} is {value}, accepted are {low} to {high}",
+                    field=name,
+                    expected=f"{low} to {high}",
+                    found=value,
+                )
         if self.timestamp is not None and self.timestamp.tzinfo is None:
-            raise MetadataError("the timestamp needs a time zone")
+            raise MetadataError("the timestamp needs a time zone", Fault.MISSING, field="timestamp")
 
 
 ACQUISITION_RANGES = (
@@ -96,11 +105,23 @@ class Metadata:
 
     def __post_init__(self) -> None:
         if len(self.ancillary) > ANCILLARY_MAX_BYTES:
-            raise MetadataError(f"{len(self.ancillary)} ancillary bytes, the limit is {ANCILLARY_MAX_BYTES}")
-        if self.transform is not None and len(self.transform) != 6:
-            raise MetadataError(f"a transform of {len(self.transform)} numbers, expected 6")
-        if self.rpc is not None and len(self.rpc) != RPC_VALUES:
-            raise MetadataError(f"an RPC model of {len(self.rpc)} numbers, expected {RPC_VALUES}")
+            raise MetadataError(
+                f"{len(self.ancillary)} ancillary bytes, the limit is {ANCILLARY_MAX_BYTES}",
+                Fault.LIMIT,
+                field="ancillary",
+                expected=f"at most {ANCILLARY_MAX_BYTES}",
+                found=len(self.ancillary),
+            )
+        for name, what, wanted in (("transform", "a transform", 6), ("rpc", "an RPC model", RPC_VALUES)):
+            values = getattr(self, name)
+            if values is not None and len(values) != wanted:
+                raise MetadataError(
+                    f"{what} of {len(values)} numbers, expected {wanted}",
+                    Fault.SIZE,
+                    field=name,
+                    expected=wanted,
+                    found=len(values),
+                )
 
 
 def _doubles(values: tuple[float, ...]) -> bytes:
@@ -109,8 +130,13 @@ def _doubles(values: tuple[float, ...]) -> bytes:
 
 def _undoubles(value: bytes, what: str, count: int | None = None) -> tuple[float, ...]:
     if len(value) % 8 or (count is not None and len(value) != 8 * count):
+        expected = 8 * count if count else "a multiple of 8"
         raise FormatError(
-            f"metadata: {what} has {len(value)} bytes, expected {8 * count if count else 'a multiple of 8'}"
+            f"metadata: {what} has {len(value)} bytes, expected {expected}",
+            Fault.SIZE,
+            field=what,
+            expected=expected,
+            found=len(value),
         )
     return struct.unpack(f"<{len(value) // 8}d", value)
 
@@ -146,10 +172,16 @@ def _unpack_acquisition(value: bytes) -> Acquisition:
                 out[name] = struct.unpack_from("<f", value, at)[0]
                 at += 4
         if at != len(value):
-            raise FormatError("metadata: the acquisition fields have another length than their bits say")
+            raise FormatError(
+                "metadata: the acquisition fields have another length than their bits say",
+                Fault.SIZE,
+                field="acquisition",
+                expected=at,
+                found=len(value),
+            )
         return Acquisition(**out)  # type: ignore[arg-type]
     except (IndexError, struct.error, OverflowError, MetadataError) as error:
-        raise FormatError(f"metadata: acquisition fields are broken ({error})") from error
+        raise FormatError(f"metadata: acquisition fields are broken ({error})", field="acquisition") from error
 
 
 def pack_metadata(m: Metadata) -> bytes:
@@ -204,9 +236,19 @@ def _fields(packet: bytes) -> dict[int, bytes]:
         tag = packet[at]
         length, start = read_varint(packet, at + 1)
         if start + length > len(packet):
-            raise FormatError(f"metadata: field {tag} announces {length} bytes, {len(packet) - start} are left", at)
+            left = len(packet) - start
+            raise FormatError(
+                f"metadata: field {tag} announces {length} bytes, {left} are left",
+                Fault.ENDS_EARLY,
+                field=f"metadata field {tag}",
+                expected=f"at most {left}",
+                found=length,
+                offset_bytes=at,
+            )
         if tag in out:
-            raise FormatError(f"metadata: field {tag} comes twice", at)
+            raise FormatError(
+                f"metadata: field {tag} comes twice", Fault.REPEATED, field=f"metadata field {tag}", offset_bytes=at
+            )
         out[tag] = packet[start : start + length]
         at = start + length
     return out
@@ -218,7 +260,12 @@ def unpack_metadata(packet: bytes) -> Metadata:
     known = range(EPSG, COLOUR + 1)
     unknown = [tag for tag in found if tag < OPTIONAL_TAG and tag not in known]
     if unknown:
-        raise UnsupportedError(f"metadata fields {unknown}, which this reader cannot do without")
+        raise UnsupportedError(
+            f"metadata fields {unknown}, which this reader cannot do without",
+            field="metadata field",
+            expected=f"1 to {COLOUR}, or from {OPTIONAL_TAG} on",
+            found=", ".join(map(str, unknown)),
+        )
     try:
         transform: tuple[float, ...] | None = None
         if NORTH_UP in found:
@@ -229,14 +276,22 @@ def unpack_metadata(packet: bytes) -> Metadata:
         gcps = _undoubles(found.get(GCPS, b""), "the GCPs")
         scales = _undoubles(found.get(SCALES, b""), "the scales")
         if len(gcps) % 5 or len(scales) % 2:
-            raise FormatError("metadata: GCPs come in fives, scales in pairs")
+            raise FormatError("metadata: GCPs come in fives, scales in pairs", Fault.SIZE, field="GCPs, scales")
         for tag, size in ((POINT, 0), (FILL_MASKED, 0), (COLOUR, 1), (ALPHA, 1)):
             if tag in found and len(found[tag]) != size:
-                raise FormatError(f"metadata: field {tag} has {len(found[tag])} bytes, expected {size}")
+                raise FormatError(
+                    f"metadata: field {tag} has {len(found[tag])} bytes, expected {size}",
+                    Fault.SIZE,
+                    field=f"metadata field {tag}",
+                    expected=size,
+                    found=len(found[tag]),
+                )
         if found.get(COLOUR, b"\0")[0] > 1:
-            raise FormatError("metadata: colour is neither 0 nor 1")
+            raise FormatError(
+                "metadata: colour is neither 0 nor 1", field="colour", expected="0 or 1", found=found[COLOUR][0]
+            )
         if EPSG in found and read_varint(found[EPSG], 0)[1] != len(found[EPSG]):
-            raise FormatError("metadata: bytes follow the EPSG code")
+            raise FormatError("metadata: bytes follow the EPSG code", Fault.SIZE, field="EPSG")
         return Metadata(
             epsg=read_varint(found[EPSG], 0)[0] if EPSG in found else None,
             geokeys=_unpack_geokeys(found[GEOKEYS]) if GEOKEYS in found else None,
@@ -266,20 +321,27 @@ def _unpack_geokeys(value: bytes) -> GeoKeys:
         start = 4 + 2 * keys
         stop = start + 8 * doubles
         if len(directory) < 4 or len(value) < stop:
-            raise FormatError("metadata: GeoKeys are incomplete")
+            raise FormatError("metadata: GeoKeys are incomplete", Fault.ENDS_EARLY, field="GeoKeys")
         return GeoKeys(directory, _undoubles(value[start:stop], "GeoKeys", doubles), value[stop:])
     except struct.error as error:
-        raise FormatError(f"metadata: GeoKeys are broken ({error})") from error
+        raise FormatError(f"metadata: GeoKeys are broken ({error})", Fault.ENDS_EARLY, field="GeoKeys") from error
 
 
-def write_unit(m: Metadata) -> bytes:
-    """The packet as a checked chunk: what a metadata unit is when it travels alone, and what a stream carries."""
-    return write_chunk(METADATA, pack_metadata(m))
+def write_metadata_packet(packet: bytes) -> bytes:
+    """A packet (see :func:`pack_metadata`) as a checked chunk, for a stream or to travel alone."""
+    return write_chunk(METADATA, packet)
 
 
-def read_unit(data: bytes) -> Metadata:
-    """Inverse of :func:`write_unit`. Raises a BitstreamError."""
+def read_metadata_packet(data: bytes) -> Metadata:
+    """The metadata of a packet that travelled alone, as :func:`write_metadata_packet` wrote it. Raises a BitstreamError."""
     kind, payload = read_chunk(data)
     if kind != METADATA:
-        raise FormatError(f"chunk type {kind:#04x}, a metadata unit has {METADATA:#04x}", 0)
+        raise FormatError(
+            f"chunk type {kind:#04x}, a metadata packet has {METADATA:#04x}",
+            Fault.PLACE,
+            field="chunk type",
+            expected=METADATA,
+            found=kind,
+            offset_bytes=0,
+        )
     return unpack_metadata(payload)

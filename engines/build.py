@@ -23,7 +23,6 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 
 from perigee.bitstream.errors import EngineError, PerigeeError, ProfileError
-from perigee.bitstream.files import write_atomically
 from perigee.bitstream.profile import BLOCK, HYPER_BLOCK, PATCH_MULTIPLE, Profile, find_profile
 from perigee.engines import precision as graphs
 from perigee.engines.device import Device, open_device
@@ -42,6 +41,7 @@ from perigee.engines.tensorrt import (
     prior_graph,
     read_plan,
 )
+from perigee.support.files import write_atomically
 
 PRECISIONS = ("fp32", "fp16", "int8")
 PIXELS = {"image": 1, "z": HYPER_BLOCK}  # side in pixels of what one element of an input covers; BLOCK for the others

@@ -108,9 +108,9 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"{out}: the product's suffix must be .tif, .tiff or .png")
     try:
         from perigee.bitstream import format as fmt
-        from perigee.bitstream.files import replacing, write_atomically
         from perigee.ground.compensation.decoder import CompensatedDecoder, Compensation
         from perigee.ground.library import Library, inspect
+        from perigee.support.files import replacing, write_atomically
 
         if not args.info:
             from tqdm import tqdm

@@ -138,9 +138,9 @@ def _target(tile: Path, options: Options, written: set[Path]) -> Path:
 def _encode_one(tile: Path, options: Options, encoder: Any, written: set[Path]) -> dict[str, Any]:
     from tqdm import tqdm
 
-    from perigee.bitstream.files import write_atomically
     from perigee.onboard.acquisition import read_acquisition
     from perigee.onboard.raster import Raster
+    from perigee.support.files import write_atomically
 
     if not tile.exists():
         raise FileNotFoundError(f"no such file: {tile}")

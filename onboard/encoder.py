@@ -15,7 +15,7 @@ from perigee.bitstream import format as fmt
 from perigee.bitstream.entropy import decode_symbols, encode_symbols
 from perigee.bitstream.errors import MetadataError, RasterError, SymbolError, UpsetError
 from perigee.bitstream.masks import pack_mask
-from perigee.bitstream.metadata import Acquisition, Metadata, pack_metadata, unpack_metadata, write_unit
+from perigee.bitstream.metadata import Acquisition, Metadata, pack_metadata, unpack_metadata, write_metadata_packet
 from perigee.bitstream.prior import QUALITY_STEPS, Prediction, half
 from perigee.bitstream.profile import BLOCK, HYPER_BLOCK, PATCH_MULTIPLE, Profile
 from perigee.engines.onnxruntime import FlightEngine
@@ -104,7 +104,7 @@ def coded_latents(q: npt.NDArray[Any]) -> int | None:
     Those behind are zero. The channels lie in the order of their power: at usual rates most patches need not half of them.
     """
     used = np.flatnonzero(q.reshape(len(q), -1).any(axis=1))
-    whole = (int(used[-1]) // fmt.CHANNEL_UNIT + 1 if len(used) else 1) * fmt.CHANNEL_UNIT
+    whole = (int(used[-1]) // fmt.CHANNEL_STEP + 1 if len(used) else 1) * fmt.CHANNEL_STEP
     return whole if whole < len(q) else None
 
 
@@ -227,7 +227,7 @@ class Encoder:
                     f"{len(packet)} bytes of metadata; accepted are {fmt.DEFAULT_LIMITS.metadata_bytes}"
                 )
             unpack_metadata(packet)
-            chunks.append(write_unit(metadata))
+            chunks.append(write_metadata_packet(packet))
         ranges = None
         if info.dtype != "uint8":
             with timings.stage("read"):

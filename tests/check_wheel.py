@@ -7,7 +7,7 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS = ["bitstream", "onboard", "engines", "ground", "models", "training", "export", "benchmarks"]
+ROOMS = ["bitstream", "support", "onboard", "engines", "ground", "models", "training", "export", "benchmarks"]
 
 
 def main() -> int:

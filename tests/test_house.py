@@ -10,7 +10,18 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-ROOMS = ["bitstream", "onboard", "engines", "ground", "models", "training", "export", "profiles", "benchmarks"]
+ROOMS = [
+    "bitstream",
+    "support",
+    "onboard",
+    "engines",
+    "ground",
+    "models",
+    "training",
+    "export",
+    "profiles",
+    "benchmarks",
+]
 
 
 @pytest.mark.parametrize("room", ROOMS)

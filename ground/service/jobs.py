@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from perigee.bitstream.errors import LimitError, PerigeeError
-from perigee.bitstream.files import write_atomically
 from perigee.ground.compensation.decoder import RUNS_LIMIT
 from perigee.ground.library import Library
 from perigee.ground.service.orders import Order, fulfil
 from perigee.ground.service.problems import Problem, problem_of
+from perigee.support.files import write_atomically
 
 OPEN, FINISHED = ("queued", "running"), ("done", "failed", "cancelled")
 ATTEMPTS = 3

@@ -183,7 +183,7 @@ class TestSegments:
         defined = {row[1]: mode for mode, row in MODES.items() if row[2] == "defined"}
         assert defined == {name: getattr(fmt, name) for name in ("NETWORK", "DROPPED", "EMPTY")}
         assert {mode: row[1] for mode, row in MODES.items() if row[2] == "reserved"} == fmt.RESERVED_MODES
-        assert (fmt.CUT_FLAG, fmt.LINEAR_FLAG, fmt.FIRST_FLAG) == (0x10, 0x20, 0x40) and fmt.CHANNEL_UNIT == 8
+        assert (fmt.CUT_FLAG, fmt.LINEAR_FLAG, fmt.FIRST_FLAG) == (0x10, 0x20, 0x40) and fmt.CHANNEL_STEP == 8
         assert "0x10 is *cut*, 0x20 is *linear*, 0x40 is *first*" in TEXT and "first 8 * coded latent channels" in TEXT
 
     @pytest.mark.parametrize("mode", range(16))
@@ -520,8 +520,8 @@ class TestExamples:
         assert unpack_metadata(data) == wanted
         assert pack_metadata(wanted) == data
         assert len(data) == 82 and "packet** of 82 bytes" in TEXT
-        assert meta.write_unit(wanted) == fmt.write_chunk(fmt.METADATA, data)
-        assert meta.read_unit(fmt.write_chunk(fmt.METADATA, data)) == wanted
+        assert meta.write_metadata_packet(meta.pack_metadata(wanted)) == fmt.write_chunk(fmt.METADATA, data)
+        assert meta.read_metadata_packet(fmt.write_chunk(fmt.METADATA, data)) == wanted
 
     def test_coded_segment(self) -> None:
         """The document's segment, decoded and encoded again by its contract with every coder that is here."""

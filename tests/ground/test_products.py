@@ -15,11 +15,11 @@ from rasterio.errors import NotGeoreferencedWarning
 from rio_cogeo import cog_validate
 
 from perigee.bitstream import format as fmt
-from perigee.bitstream.files import replacing
 from perigee.bitstream.metadata import Acquisition
 from perigee.ground.decoder import Region, SceneDecoder
 from perigee.ground.products import provenance, read_array, view_of, write_cog, write_png
 from perigee.onboard.raster import Raster
+from perigee.support.files import replacing
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 REAL = [

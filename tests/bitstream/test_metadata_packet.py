@@ -1,28 +1,28 @@
-"""The metadata packet as a unit that travels alone."""
+"""The metadata packet travels alone."""
 
 import pytest
 
 from perigee.bitstream.errors import ChecksumError, FormatError, TruncatedError
-from perigee.bitstream.metadata import Acquisition, Metadata, read_unit, write_unit
+from perigee.bitstream.metadata import Acquisition, Metadata, pack_metadata, read_metadata_packet, write_metadata_packet
 
 
-def test_a_unit_travels_alone():
+def test_a_packet_travels_alone():
     metadata = Metadata(
         epsg=32633,
         transform=(10.0, 0.0, 5e5, 0.0, -10.0, 5e6),
         acquisition=Acquisition(gsd_m=0.5),
         ancillary=b"attitude" * 1000,
     )
-    unit = write_unit(metadata)
-    assert read_unit(unit) == metadata
+    packet = write_metadata_packet(pack_metadata(metadata))
+    assert read_metadata_packet(packet) == metadata
     with pytest.raises(TruncatedError):
-        read_unit(unit[:-1])
+        read_metadata_packet(packet[:-1])
     with pytest.raises(FormatError):
-        read_unit(unit + b"\0")
+        read_metadata_packet(packet + b"\0")
     with pytest.raises(TruncatedError):
-        read_unit(b"")
+        read_metadata_packet(b"")
     with pytest.raises(ChecksumError):
-        read_unit(unit[:30] + bytes([unit[30] ^ 1]) + unit[31:])
+        read_metadata_packet(packet[:30] + bytes([packet[30] ^ 1]) + packet[31:])
 
 
 def test_full_metadata_of_a_tile_are_lean():
@@ -32,5 +32,7 @@ def test_full_metadata_of_a_tile_are_lean():
     acquisition = Acquisition(
         10.5, 51.25, datetime(2024, 6, 1, tzinfo=timezone.utc), 0.6, 12.0, 3.0, 181.0, 140.0, 44.0
     )
-    unit = write_unit(Metadata(epsg=32633, transform=(0.6, 0.0, 5e5, 0.0, -0.6, 5e6), acquisition=acquisition))
-    assert len(unit) + 56 <= 160
+    packet = write_metadata_packet(
+        pack_metadata(Metadata(epsg=32633, transform=(0.6, 0.0, 5e5, 0.0, -0.6, 5e6), acquisition=acquisition))
+    )
+    assert len(packet) + 56 <= 160
