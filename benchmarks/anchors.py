@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from perigee.benchmarks.common import Pixels, decode_pillow, jpeg2000
+from perigee.benchmarks.common import decode_pillow, jpeg2000
 from perigee.benchmarks.video import (
     INSTALL,
     MissingAnchorError,
@@ -26,6 +26,7 @@ from perigee.benchmarks.video import (
     encode_hevc,
     encode_vvc,
 )
+from perigee.bitstream.arrays import Pixels
 
 
 def avif(pixels: Pixels, quality: float) -> bytes:

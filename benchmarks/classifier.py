@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from perigee.benchmarks.common import Pixels
+from perigee.bitstream.arrays import Pixels
 
 Floats = npt.NDArray[np.float64]
 FIRES, TAPS = 8, (5, 7)  # fire modules of the network, and the numbers (from 0) of those whose maps are used

@@ -19,15 +19,17 @@ from PIL import Image, ImageDraw
 
 from perigee.benchmarks.anchors import avif
 from perigee.benchmarks.codec import ArrayCodec, pixels_of
-from perigee.benchmarks.common import Pixels, closest, decode_pillow, image_paths, jpeg2000, psnr, read_rgb, table
+from perigee.benchmarks.common import closest, decode_pillow, image_paths, jpeg2000, psnr, read_rgb, table
 from perigee.benchmarks.perceptual import variant_of
 from perigee.benchmarks.points import OURS, Point, profile_labels, read_points, split_profile
 from perigee.benchmarks.summary import group, image_bd_rates
 from perigee.bitstream import format as fmt
+from perigee.bitstream.arrays import Pixels
 from perigee.bitstream.errors import PerigeeError
 from perigee.bitstream.profile import DEFAULT_PROFILE
-from perigee.ground.compensation.decoder import CompensatedDecoder
-from perigee.ground.compensation.model import find_compensator
+from perigee.ground.compensation.compensator import find_compensator
+from perigee.ground.compensation.source import CompensatedSource
+from perigee.ground.decoder import SceneDecoder
 
 RATES_BPP = (0.15, 0.3, 0.6)
 TOLERANCE = 0.03
@@ -115,7 +117,7 @@ def compensated(
     found = []
     for variant in map(variant_of, variants):
         compensator = find_compensator(variant.compensator, codec.profile.contract.digest, folders)
-        decoder = CompensatedDecoder(fmt.parse(data), codec.ground, compensator, variant.wanted)
+        decoder = CompensatedSource(SceneDecoder(fmt.parse(data), codec.ground), compensator, variant.wanted)
         found.append(Coded(f"+ {variant.label}", len(data), pixels_of(decoder)))
     return found
 

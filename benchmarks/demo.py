@@ -20,7 +20,8 @@ import numpy as np
 import rasterio
 from PIL import Image, ImageDraw
 
-from perigee.benchmarks.common import Pixels, decode_pillow, jpeg2000, psnr, sample_folder, table
+from perigee.benchmarks.common import decode_pillow, jpeg2000, psnr, sample_folder, table
+from perigee.bitstream.arrays import Pixels
 
 TILE = "naip60_palm_springs_2020_28.tif"
 ZOOM = 2

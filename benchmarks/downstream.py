@@ -25,7 +25,8 @@ from tqdm import tqdm
 
 from perigee.benchmarks.classifier import Backbone, Classifier, cross_validate, fit, load_classifier
 from perigee.benchmarks.codec import ArrayCodec
-from perigee.benchmarks.common import SUFFIXES, Pixels, decode_pillow, jpeg2000, read_rgb, table, write_report
+from perigee.benchmarks.common import SUFFIXES, decode_pillow, jpeg2000, read_rgb, table, write_report
+from perigee.bitstream.arrays import Pixels
 from perigee.bitstream.profile import DEFAULT_PROFILE
 
 RATES_BPP = (0.1, 0.25, 0.5)

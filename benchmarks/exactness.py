@@ -24,11 +24,16 @@ from perigee.benchmarks.int8 import int8_engine
 from perigee.bitstream import compiled
 from perigee.bitstream import prior as P
 from perigee.bitstream.coders import available_coders
+from perigee.bitstream.contract import HYPER_BLOCK
 from perigee.bitstream.entropy import decode_symbols, encode_symbols
-from perigee.bitstream.profile import DEFAULT_PROFILE, HYPER_BLOCK, Profile, find_profile
-from perigee.engines.onnxruntime import WHOLE_PRIOR, FlightEngine, GraphPrior, GroundEngine, OnnxRuntimeGraph
-from perigee.engines.torch import TorchFlightEngine, TorchGroundEngine
-from perigee.onboard.encoder import coded_latents, pad_to_multiple, quality_step_of
+from perigee.bitstream.profile import DEFAULT_PROFILE, Profile, find_profile
+from perigee.bitstream.samples import quality_step_of
+from perigee.engines.flight import FlightEngine
+from perigee.engines.graph import WHOLE_PRIOR, GraphPrior
+from perigee.engines.ground import GroundEngine
+from perigee.engines.onnxruntime import OnnxRuntimeGraph
+from perigee.engines.torch import TorchGraph
+from perigee.onboard.encoder import coded_latents, pad_to_multiple
 
 QUALITIES = (10, 30, 50, 70, 90)
 
@@ -96,16 +101,16 @@ def circle(profile: Profile, tiles: list[tuple[str, Any]], analysis: str | None 
     """Whole circle over all tiles and qualities: encode with each engine, decode with each prior, compare symbols and pixels."""
     contract = profile.contract
     flights = {
-        "onnxruntime, 1 thread": FlightEngine(profile, 1, analysis=analysis, compiled_prior=False),
-        "onnxruntime, 2 threads": FlightEngine(profile, 2, analysis=analysis, compiled_prior=False),
+        "onnxruntime, 1 thread": FlightEngine(profile, 1, analysis=analysis, use_compiled_prior=False),
+        "onnxruntime, 2 threads": FlightEngine(profile, 2, analysis=analysis, use_compiled_prior=False),
         "the compiled prior": FlightEngine(profile, 1, analysis=analysis),
-        "torch": TorchFlightEngine(profile, analysis=analysis),
+        "torch": FlightEngine(profile, graph=TorchGraph, analysis=analysis),
     }
     int8 = int8_engine(profile, analysis)
     if int8:
         flights["onnxruntime, int8 analysis"] = int8
     reference = contract.reference(np.float64)
-    ground, torch_ground = GroundEngine(profile, 2, compiled_prior=False), TorchGroundEngine(profile)
+    ground, torch_ground = GroundEngine(profile, 2, use_compiled_prior=False), GroundEngine(profile, graph=TorchGraph)
     priors = {
         "numpy, integer coder": reference,
         "onnxruntime, constriction": ground.prior,
@@ -218,7 +223,7 @@ def matrix(profile: Profile, tiles: list[tuple[str, Any]]) -> list[dict[str, Any
     for packing in compiled.packings():
         name = compiled.PACKING_NAMES[packing]
         engines[f"compiled, {name}"] = compiled.NativePrior(contract.widths, contract.layers, packing)
-    graphs = WHOLE_PRIOR in profile.manifest["files"]  # superseded profiles come without
+    graphs = WHOLE_PRIOR in profile.manifest.files  # superseded profiles come without
     for threads in (1, 2, 4):
         for optimise in (True, False) if graphs else ():
             graph = OnnxRuntimeGraph(profile.file(WHOLE_PRIOR), threads, optimise)
@@ -226,7 +231,7 @@ def matrix(profile: Profile, tiles: list[tuple[str, Any]]) -> list[dict[str, Any
                 contract.widths, graph
             )
         if graphs:
-            engines[f"torch, {threads} threads"] = TorchFlightEngine(profile, threads).prior
+            engines[f"torch, {threads} threads"] = FlightEngine(profile, threads, TorchGraph).prior
     rows = []
     for name, engine in tqdm(engines.items(), unit="engine", disable=None):
         if name.startswith("torch"):

@@ -13,8 +13,8 @@ from scipy import ndimage
 from scipy.spatial import cKDTree
 
 from perigee.benchmarks.classifier import Backbone
-from perigee.benchmarks.common import Pixels
 from perigee.benchmarks.metrics import luma
+from perigee.bitstream.arrays import Pixels
 
 Floats = npt.NDArray[np.float64]
 CROP = 64

@@ -19,8 +19,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from perigee.bitstream.contract import BLOCK, KNOTS
 from perigee.bitstream.prior import Widths, macs_per_position
-from perigee.bitstream.profile import BLOCK, KNOTS
 from perigee.models.codec.flight import ANALYSIS_STAGES, Analysis, BlockTransform, Gains, HyperAnalysis, Synthesis
 from perigee.models.codec.reference import (
     GDN,

@@ -22,7 +22,7 @@ from perigee.benchmarks.common import images, sample_folder
 from perigee.bitstream import format as fmt
 from perigee.bitstream.errors import PerigeeError
 from perigee.bitstream.profile import DEFAULT_PROFILE
-from perigee.engines.onnxruntime import GroundEngine
+from perigee.engines.ground import GroundEngine
 from perigee.ground.decoder import SceneDecoder
 
 LIMITS = fmt.Limits(samples=1 << 22)

@@ -18,12 +18,14 @@ import numpy as np
 from tqdm import tqdm
 
 from perigee.benchmarks.codec import QUALITIES, ArrayCodec
-from perigee.benchmarks.common import Pixels, images, psnr, sample_folder, table, write_report
+from perigee.benchmarks.common import images, psnr, sample_folder, table, write_report
 from perigee.benchmarks.metrics import bd_rate
+from perigee.bitstream.arrays import Pixels
 from perigee.bitstream.profile import Profile, find_profile
 from perigee.engines import precision
 from perigee.engines.build import in_precision
-from perigee.engines.onnxruntime import FlightEngine, OnnxRuntimeGraph
+from perigee.engines.flight import FlightEngine
+from perigee.engines.onnxruntime import OnnxRuntimeGraph
 from perigee.onboard.encoder import Encoder
 
 REPEATS = 30
@@ -40,12 +42,14 @@ def int8_engine(profile: Profile, analysis: str | None) -> FlightEngine | None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "int8.onnx"
         path.write_bytes(coarse.SerializeToString())
-        return FlightEngine(
-            profile,
-            1,
-            graph=lambda name, threads: OnnxRuntimeGraph(path if name == file else name, threads),
-            analysis=analysis,
-        )
+
+        class Int8Graph(OnnxRuntimeGraph):
+            """The graphs of the profile, but the analysis in int8."""
+
+            def __init__(self, name: Path, threads: int | None = None) -> None:
+                super().__init__(path if name == file else name, threads)
+
+        return FlightEngine(profile, 1, graph=Int8Graph, analysis=analysis)
 
 
 def curve(codec: ArrayCodec, pixels: Pixels) -> list[tuple[float, float]]:

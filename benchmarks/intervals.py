@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,13 @@ from tqdm import tqdm
 
 from perigee.benchmarks.codec import ArrayCodec, pixels_of
 from perigee.bitstream import format as fmt
-from perigee.bitstream.profile import DEFAULT_PROFILE, MANIFEST_FILE
-from perigee.ground.compensation.decoder import CompensatedDecoder, Compensation
-from perigee.ground.compensation.model import Compensator
-from perigee.ground.decoder import Region
+from perigee.bitstream.manifest import MANIFEST_FILE
+from perigee.bitstream.profile import DEFAULT_PROFILE
+from perigee.ground.compensation.compensator import Compensator
+from perigee.ground.compensation.request import Compensation
+from perigee.ground.compensation.source import CompensatedSource
+from perigee.ground.decoder import SceneDecoder
+from perigee.ground.regions import Region
 from perigee.support.files import write_atomically
 from perigee.training.pairs import Pairs, guessed_step
 
@@ -47,7 +51,8 @@ def factor_of(ratios: Ratios) -> float:
 def fit(pairs: Pairs, compensator: Compensator, codec: ArrayCodec, seed: int = 1) -> dict[str, list[list[float]]]:
     """Factors ``[[Q, factor], ...]`` for the base image (``base``) and each method."""
     wanted = {"base": Compensation(strength=0.0)} | {m: Compensation(m) for m in compensator.methods}
-    compensator.manifest["interval"] = {kind: [[0, 1.0]] for kind in wanted}  # the bare scale
+    bare = {kind: np.array([[0, 1.0]]) for kind in wanted}  # the network's scale as it is
+    compensator.settings = replace(compensator.settings, intervals=bare)
     rng = np.random.default_rng(seed)
     found: dict[str, dict[int, Ratios]] = {kind: {} for kind in wanted}
     counts = np.bincount(pairs.arrays["source"])
@@ -59,7 +64,7 @@ def fit(pairs: Pairs, compensator: Compensator, codec: ArrayCodec, seed: int = 1
         data = codec.encode(pixels, step / 2.5)
         chosen = rng.choice(pixels.size, SAMPLES, replace=False)
         for kind, compensation in wanted.items():
-            decoder = CompensatedDecoder(fmt.parse(data), codec.ground, compensator, compensation)
+            decoder = CompensatedSource(SceneDecoder(fmt.parse(data), codec.ground), compensator, compensation)
             error = np.abs(pixels_of(decoder).astype(np.float32) - pixels)
             scale = 255 * decoder.half_width(0, Region(0, 0, *pixels.shape[:2]))[..., None]
             # a product's widths are whole grey levels, rounded up: an error is within them if it is less than a level wider

@@ -26,23 +26,16 @@ import numpy as np
 from tqdm import tqdm
 
 from perigee.benchmarks.codec import ArrayCodec
-from perigee.benchmarks.common import (
-    Pixels,
-    image_paths,
-    images,
-    jpeg2000,
-    read_rgb,
-    sample_folder,
-    table,
-    write_report,
-)
+from perigee.benchmarks.common import image_paths, images, jpeg2000, read_rgb, sample_folder, table, write_report
 from perigee.benchmarks.energy import ENOUGH_S, Meter, Sensor, all_sensors, link_j_per_mpx, per_mpx, usable
 from perigee.benchmarks.machine import describe, has_htj2k, libraries, temperatures
 from perigee.bitstream import format as fmt
+from perigee.bitstream.arrays import Pixels
 from perigee.bitstream.errors import PerigeeError
 from perigee.bitstream.profile import DEFAULT_PROFILE, Profile, find_profile
+from perigee.bitstream.samples import quality_step_of
 from perigee.engines.choice import ENGINES, load
-from perigee.onboard.encoder import Encoder, Timings, quality_step_of
+from perigee.onboard.encoder import Encoder, Timings
 from perigee.onboard.raster import Raster
 
 DEFAULT_ENGINE = "onnxruntime"

@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 import tifffile
 
-from perigee.benchmarks.common import Pixels, images, sample_folder, table, write_report
+from perigee.benchmarks.common import images, sample_folder, table, write_report
+from perigee.bitstream.arrays import Pixels
 
 SIDES = (1024, 2048, 4096, 8192)
 QUALITY = "50"

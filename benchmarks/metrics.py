@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from perigee.benchmarks.common import Pixels
+from perigee.bitstream.arrays import Pixels
 from perigee.bitstream.errors import EngineError, LimitError
 
 Luma = npt.NDArray[np.float64]

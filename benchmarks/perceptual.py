@@ -21,24 +21,16 @@ from tqdm import tqdm
 
 from perigee.benchmarks.classifier import Backbone
 from perigee.benchmarks.codec import ArrayCodec, pixels_of
-from perigee.benchmarks.common import (
-    Pixels,
-    closest,
-    decode_pillow,
-    images,
-    jpeg2000,
-    psnr,
-    sample_folder,
-    table,
-    write_report,
-)
+from perigee.benchmarks.common import closest, decode_pillow, images, jpeg2000, psnr, sample_folder, table, write_report
 from perigee.benchmarks.fidelity import crop_features, kernel_interval, objects
 from perigee.benchmarks.metrics import Lpips, ms_ssim
 from perigee.bitstream import format as fmt
+from perigee.bitstream.arrays import Pixels
 from perigee.bitstream.metadata import Acquisition, Metadata, pack_metadata
 from perigee.bitstream.profile import DEFAULT_PROFILE
-from perigee.ground.compensation.decoder import CompensatedDecoder, Compensation
-from perigee.ground.compensation.model import Compensator, find_compensator
+from perigee.ground.compensation.compensator import Compensator, find_compensator
+from perigee.ground.compensation.request import Compensation
+from perigee.ground.compensation.source import CompensatedSource
 from perigee.ground.decoder import SceneDecoder
 
 RATES_BPP = (0.1, 0.2, 0.4, 1.0)
@@ -125,7 +117,7 @@ class Bench:
             stream.metadata = pack_metadata(Metadata(acquisition=acquisition))
             start = time.perf_counter()
             compensator = self.compensators[variant.compensator]
-            decoder = CompensatedDecoder(stream, self.codec.ground, compensator, variant.wanted)
+            decoder = CompensatedSource(SceneDecoder(stream, self.codec.ground), compensator, variant.wanted)
             decoded = pixels_of(decoder)
             add(variant.label, decoded, time.perf_counter() - start)
         return rows

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from perigee.benchmarks.common import Pixels, image_paths, read_rgb, sample_folder, table, write_report
+from perigee.benchmarks.common import image_paths, read_rgb, sample_folder, table, write_report
 from perigee.benchmarks.metrics import bd_rate
+from perigee.bitstream.arrays import Pixels
 from perigee.export.profile import load_checkpoint
 from perigee.models.codec.codec import Codec
 

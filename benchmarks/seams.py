@@ -33,16 +33,17 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from perigee.benchmarks.codec import ArrayCodec, pixels_of
-from perigee.benchmarks.common import Pixels, images, psnr, sample_folder, table, write_report
+from perigee.benchmarks.codec import ArrayCodec, CompensatedCodec
+from perigee.benchmarks.common import images, psnr, sample_folder, table, write_report
 from perigee.bitstream import format as fmt
-from perigee.bitstream.prior import IntArray
-from perigee.bitstream.profile import BLOCK, DEFAULT_PROFILE, HYPER_BLOCK, Profile
-from perigee.engines.onnxruntime import FlightEngine
-from perigee.ground.compensation.decoder import CompensatedDecoder, Compensation
-from perigee.ground.compensation.model import find_compensator
-from perigee.ground.decoder import Region, SceneDecoder
-from perigee.onboard.encoder import Encoder, FloatArray, quality_step_of
+from perigee.bitstream.arrays import FloatArray, IntArray, Pixels
+from perigee.bitstream.contract import BLOCK, HYPER_BLOCK
+from perigee.bitstream.profile import DEFAULT_PROFILE, Profile
+from perigee.engines.flight import FlightEngine
+from perigee.ground.decoder import SceneDecoder
+from perigee.ground.regions import Region
+from perigee.onboard.encoder import Encoder
+from perigee.onboard.source import ArraySource, Source, Window
 
 BORDER_PX = 4
 GUARD_PX = 64  # a pixel counts only this far from every border of the second grid
@@ -78,6 +79,23 @@ def _inside(array: npt.NDArray[Any], margin: int) -> npt.NDArray[Any]:
     return np.ascontiguousarray(array[..., margin:-margin, margin:-margin])
 
 
+class HaloSource(ArraySource):
+    """An RGB array whose windows come with a halo; beyond the scene its outermost pixels are repeated."""
+
+    def __init__(self, pixels: Pixels, halo_px: int) -> None:
+        super().__init__(pixels.transpose(2, 0, 1))
+        height, width, _ = pixels.shape
+        around = [(halo_px, -n % HYPER_BLOCK + halo_px) for n in (height, width)]
+        self._padded = np.pad(pixels.transpose(2, 0, 1), [(0, 0), *around], mode="edge")
+        self._halo_px = halo_px
+
+    def read(self, top: int, left: int, rows: int, cols: int) -> Window:
+        """The window, padded to whole hyper-latents and with its halo."""
+        rows, cols = (n + -n % HYPER_BLOCK + 2 * self._halo_px for n in (rows, cols))
+        samples = self._padded[:, top : top + rows, left : left + cols]
+        return Window(samples, np.ones(samples.shape, bool), None)
+
+
 class HaloCodec(ArrayCodec):
     """An :class:`ArrayCodec` that analyses with a halo; its streams are decoded like any other."""
 
@@ -88,37 +106,9 @@ class HaloCodec(ArrayCodec):
         self.halo_px = halo_px
         self.encoder = Encoder(self.profile, HaloEngine(self.profile, halo_px, threads, analysis))
 
-    def encode(self, pixels: Pixels, quality: float) -> bytes:
-        """Stream of a scene uint8 [row, col, 3] of any size."""
-        height, width, _ = pixels.shape
-        header = fmt.Header(self.profile.contract.digest, width, height, 3, "uint8", self.profile.contract.patch_side)
-        image = pixels.transpose(2, 0, 1).astype(np.float32) * np.float32(1 / 255)
-        halo = self.halo_px
-        around = [(halo, -n % HYPER_BLOCK + halo) for n in (height, width)]
-        image = np.pad(image, [(0, 0), *around], mode="edge")
-        out = [fmt.write_header(header)]
-        for unit in range(header.units):
-            _, top, left, rows, cols = header.unit_window(unit)
-            window = image[:, top : top + rows + -rows % HYPER_BLOCK + 2 * halo]
-            window = window[:, :, left : left + cols + -cols % HYPER_BLOCK + 2 * halo]
-            out.append(fmt.write_segment(self.encoder.encode_image(window, quality_step_of(quality), unit)))
-        out.append(fmt.write_end(header.units))
-        return b"".join(out)
-
-
-class CompensatedCodec(ArrayCodec):
-    """An :class:`ArrayCodec` whose images are compensated on the ground."""
-
-    def __init__(self, codec: ArrayCodec, compensation: str, folders: list[Path], threads: int | None) -> None:
-        """``compensation``: NAME or NAME:METHOD. Raises CompensationError."""
-        self.profile, self.encoder, self.ground = codec.profile, codec.encoder, codec.ground
-        name, _, method = compensation.partition(":")
-        self.compensator = find_compensator(name, self.profile.contract.digest, folders, threads)
-        self.wanted = Compensation(method or None)
-
-    def decode(self, data: bytes) -> Pixels:
-        """Pixels of a stream."""
-        return pixels_of(CompensatedDecoder(fmt.parse(data), self.ground, self.compensator, self.wanted))
+    def source(self, pixels: Pixels) -> Source:
+        """The array with halos."""
+        return HaloSource(pixels, self.halo_px)
 
 
 def decode_alone(codec: ArrayCodec, data: bytes) -> Pixels:

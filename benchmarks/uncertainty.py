@@ -14,13 +14,16 @@ import numpy as np
 from tqdm import tqdm
 
 from perigee.benchmarks.codec import ArrayCodec, pixels_of
-from perigee.benchmarks.common import Pixels, closest, images, sample_folder, table, write_report
+from perigee.benchmarks.common import closest, images, sample_folder, table, write_report
 from perigee.benchmarks.perceptual import QUALITY_STEPS, RATES_BPP
 from perigee.bitstream import format as fmt
+from perigee.bitstream.arrays import Pixels
 from perigee.bitstream.profile import DEFAULT_PROFILE
-from perigee.ground.compensation.decoder import CompensatedDecoder, Compensation
-from perigee.ground.compensation.model import Compensator, find_compensator
-from perigee.ground.decoder import Region
+from perigee.ground.compensation.compensator import Compensator, find_compensator
+from perigee.ground.compensation.request import Compensation
+from perigee.ground.compensation.source import CompensatedSource
+from perigee.ground.decoder import SceneDecoder
+from perigee.ground.regions import Region
 
 KINDS = {"base": 0.0, "compensated": 1.0}  # strength
 
@@ -31,7 +34,9 @@ def measure(
     """Error and half width of every sample, in grey levels: float32 [row, col, 3] and [row, col]."""
     size = round(rate * pixels.shape[0] * pixels.shape[1] / 8)
     data = closest(lambda s: codec.encode(pixels, s / 2.5), QUALITY_STEPS, size)
-    decoder = CompensatedDecoder(fmt.parse(data), codec.ground, compensator, Compensation(strength=strength))
+    decoder = CompensatedSource(
+        SceneDecoder(fmt.parse(data), codec.ground), compensator, Compensation(strength=strength)
+    )
     error = np.abs(pixels_of(decoder).astype(np.float32) - pixels)
     width = decoder.half_width(0, Region(0, 0, *pixels.shape[:2]))
     return error, np.ceil(255 * width)

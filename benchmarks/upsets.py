@@ -20,11 +20,13 @@ from tqdm import tqdm
 from perigee.benchmarks.common import images, sample_folder, table, write_report
 from perigee.bitstream import format as fmt
 from perigee.bitstream.coders import memory_of
+from perigee.bitstream.contract import HYPER_BLOCK
 from perigee.bitstream.entropy import decode_symbols
 from perigee.bitstream.errors import SymbolError, UpsetError
 from perigee.bitstream.prior import Prediction
-from perigee.bitstream.profile import DEFAULT_PROFILE, HYPER_BLOCK, Profile, find_profile, load_profile
-from perigee.engines.onnxruntime import FlightEngine, GroundEngine
+from perigee.bitstream.profile import DEFAULT_PROFILE, Profile, find_profile, load_profile
+from perigee.engines.flight import FlightEngine
+from perigee.engines.ground import GroundEngine
 from perigee.onboard.encoder import Encoder
 
 SIDE = 128

@@ -17,8 +17,8 @@ from fractions import Fraction
 
 import numpy as np
 
-from perigee.benchmarks.common import Pixels
 from perigee.benchmarks.metrics import LUMA_WEIGHTS, Luma
+from perigee.bitstream.arrays import Pixels
 from perigee.bitstream.errors import PerigeeError
 
 INSTALL = "pip install '.[bench]' in Perigee's checkout"

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from perigee.bitstream.arrays import IntArray
 from perigee.bitstream.compiled import address, library, pointer
 from perigee.bitstream.errors import SymbolError
-from perigee.bitstream.prior import Q_MAX, Q_MIN, IntArray, Prediction
+from perigee.bitstream.prior import Q_MAX, Q_MIN, Prediction
 from perigee.bitstream.tables import FIRST_Z_TABLE, Tables
 
 try:

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from perigee.bitstream.arrays import IntArray
 from perigee.bitstream.errors import EngineError, UpsetError
 from perigee.bitstream.prior import (
     CONTEXT_CLAMP,
     QUALITY_STEPS,
     Z_CLAMP,
-    IntArray,
     Layer,
     LayerShape,
     Prediction,

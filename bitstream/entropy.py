@@ -16,19 +16,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from perigee.bitstream.arrays import IntArray
 from perigee.bitstream.coders import new_coder
 from perigee.bitstream.errors import SymbolError
-from perigee.bitstream.prior import (
-    MEAN_FRACTIONS,
-    Q_MAX,
-    Q_MIN,
-    Z_CLAMP,
-    IntArray,
-    Prediction,
-    PriorEngine,
-    Widths,
-    unhalf,
-)
+from perigee.bitstream.prior import MEAN_FRACTIONS, Q_MAX, Q_MIN, Z_CLAMP, Prediction, PriorEngine, Widths, unhalf
 from perigee.bitstream.tables import Tables
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -302,6 +302,12 @@ def write_ranges(ranges: npt.NDArray[Any]) -> bytes:
 def write_end(chunks: int) -> bytes:
     """The end mark, which counts the chunks before it."""
     return write_chunk(END, write_varint(chunks))
+
+
+def write_stream(header: Header, chunks: Iterable[bytes]) -> bytes:
+    """A whole stream: the header, the chunks in their order, the end mark that counts them."""
+    body = list(chunks)
+    return b"".join([write_header(header), *body, write_end(len(body))])
 
 
 def cut_segment(segment: Segment, words: int) -> Segment:

@@ -9,16 +9,15 @@ data claim is allocated.
 from __future__ import annotations
 
 import zlib
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from perigee.bitstream.errors import FormatError
+from perigee.bitstream.arrays import BoolArray, Samples
+from perigee.bitstream.errors import Fault, FormatError
 from perigee.bitstream.format import write_varint
 
 SHARED, PER_BAND, ALPHA = 0, 1, 2
-BoolArray = npt.NDArray[np.bool_]
 
 
 def _deflate(array: npt.NDArray[np.uint8]) -> bytes:
@@ -34,14 +33,20 @@ def _inflate(data: bytes, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
         raw = engine.decompress(data, size)
         rest = engine.decompress(engine.unconsumed_tail, 1) if engine.unconsumed_tail else b""
     except zlib.error as error:
-        raise FormatError(f"a mask cannot be inflated ({error})") from error
+        raise FormatError(f"a mask cannot be inflated ({error})", Fault.MASK, field="mask") from error
     if len(raw) != size or rest or not engine.eof or engine.unused_data:
-        raise FormatError(f"a mask does not inflate to the {size} bytes of its patch")
+        raise FormatError(
+            f"a mask does not inflate to the {size} bytes of its patch",
+            Fault.MASK,
+            field="mask",
+            expected=size,
+            found=len(raw),
+        )
     rows = np.frombuffer(raw, np.uint8).reshape(shape)
     return np.bitwise_xor.accumulate(rows, axis=-2)
 
 
-def pack_mask(patch: int, valid: BoolArray, alpha: npt.NDArray[Any] | None = None) -> bytes:
+def pack_mask(patch: int, valid: BoolArray, alpha: Samples | None = None) -> bytes:
     """Payload for one patch: ``valid`` bool [band, row, col], and ``alpha`` [row, col] of the sample type if present.
 
     With alpha the payload holds both: invalid is where alpha is zero, so only the alpha samples are stored.
@@ -54,22 +59,25 @@ def pack_mask(patch: int, valid: BoolArray, alpha: npt.NDArray[Any] | None = Non
     return write_varint(patch) + bytes([SHARED if shared else PER_BAND]) + _deflate(np.packbits(planes, axis=-1))
 
 
-def unpack_mask(
-    payload: bytes, bands: int, rows: int, cols: int, dtype: str
-) -> tuple[BoolArray, npt.NDArray[Any] | None]:
+def unpack_mask(payload: bytes, bands: int, rows: int, cols: int, dtype: str) -> tuple[BoolArray, Samples | None]:
     """Validity bool [band, row, col] and alpha [row, col] or None, from a payload without its patch number.
 
     Raises FormatError.
     """
     if not payload:
-        raise FormatError("an empty mask")
+        raise FormatError("an empty mask", Fault.SIZE, field="mask")
     kind, data = payload[0], payload[1:]
     if kind == ALPHA:
         size = np.dtype(dtype).itemsize
         alpha = _inflate(data, (rows, cols * size)).copy().view(np.dtype(dtype).newbyteorder("<")).astype(dtype)
         return np.broadcast_to(alpha != 0, (bands, rows, cols)), alpha
     if kind not in (SHARED, PER_BAND):
-        raise FormatError(f"mask kind {kind}, accepted are {SHARED}, {PER_BAND} and {ALPHA}")
+        raise FormatError(
+            f"mask kind {kind}, accepted are {SHARED}, {PER_BAND} and {ALPHA}",
+            field="mask kind",
+            expected=f"{SHARED}, {PER_BAND}, {ALPHA}",
+            found=kind,
+        )
     planes = _inflate(data, (1 if kind == SHARED else bands, rows, -(-cols // 8)))
     valid = np.unpackbits(planes, axis=-1, count=cols).astype(bool)
     return np.broadcast_to(valid, (bands, rows, cols)), None

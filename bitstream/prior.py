@@ -16,14 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from perigee.bitstream.errors import ProfileError
+from perigee.bitstream.arrays import IntArray
+from perigee.bitstream.errors import Fault, ProfileError
 
-IntArray = npt.NDArray[Any]
 Tensor = TypeVar("Tensor")
 
 Z_CLAMP = 64
@@ -34,7 +34,7 @@ ACTIVATION_MAX = 255
 OUTPUT_MIN, OUTPUT_MAX = -4096, 4095
 SHIFT_MAX = 23
 ACCUMULATOR_LIMIT = 1 << 24
-QUALITY_STEPS = 250
+QUALITY_STEPS = 250  # largest quality step
 QUALITY_PLANE_MAX = 32
 SCALE_COUNT = 64
 MEAN_FRACTIONS = 16
@@ -246,7 +246,7 @@ class Prediction(NamedTuple):
     mean: IntArray
 
     def first(self, channels: int | None) -> Prediction:
-        """That of the first channels alone."""
+        """The prediction restricted to the first ``channels`` channels."""
         return Prediction(self.table[:, :channels], self.mean[:, :channels])
 
 
@@ -282,10 +282,20 @@ def check_accumulators(widths: Widths, layers: Mapping[str, Layer]) -> dict[str,
     bounds = {}
     table = widths.magnitudes
     if table and (len(table) != CONTEXT_CLAMP + 1 or table[0] or not 0 <= min(table) <= max(table) <= CONTEXT_CLAMP):
-        raise ProfileError(f"magnitudes must be {CONTEXT_CLAMP + 1} integers 0..{CONTEXT_CLAMP}, the first of them 0")
+        raise ProfileError(
+            f"magnitudes must be {CONTEXT_CLAMP + 1} integers 0..{CONTEXT_CLAMP}, the first of them 0",
+            Fault.RANGE,
+            field="magnitudes",
+        )
     shapes = layer_shapes(widths)
     if set(shapes) != set(layers):
-        raise ProfileError(f"the prior has other layers than its widths ask for: {sorted(set(shapes) ^ set(layers))}")
+        raise ProfileError(
+            f"the prior has other layers than its widths ask for: {sorted(set(shapes) ^ set(layers))}",
+            Fault.MISSING,
+            field="layers",
+            expected=", ".join(shapes),
+            found=", ".join(layers),
+        )
     for name, shape in shapes.items():
         layer = layers[name]
         wrong = [
@@ -298,13 +308,19 @@ def check_accumulators(widths: Widths, layers: Mapping[str, Layer]) -> dict[str,
             if array.dtype != np.dtype(dtype) or array.shape != tuple(expected)
         ]
         if wrong:
-            raise ProfileError(f"prior layer {name}: " + "; ".join(wrong))
+            raise ProfileError(f"prior layer {name}: " + "; ".join(wrong), Fault.SHAPE, field=name)
         if int(layer.shift.max()) > SHIFT_MAX or int(layer.weight.min()) < -127:
-            raise ProfileError(f"prior layer {name}: shifts must be 0..{SHIFT_MAX} and weights -127..127")
+            raise ProfileError(
+                f"prior layer {name}: shifts must be 0..{SHIFT_MAX} and weights -127..127", Fault.RANGE, field=name
+            )
         bound = int(accumulator_bounds(shape, layer).max())
         if bound >= ACCUMULATOR_LIMIT:
             raise ProfileError(
-                f"prior layer {name}: an accumulator can reach {bound}, the limit is {ACCUMULATOR_LIMIT - 1}"
+                f"prior layer {name}: an accumulator can reach {bound}, the limit is {ACCUMULATOR_LIMIT - 1}",
+                Fault.BOUND,
+                field=name,
+                expected=f"at most {ACCUMULATOR_LIMIT - 1}",
+                found=bound,
             )
         bounds[name] = bound
     return bounds
@@ -381,7 +397,7 @@ class PriorEngine(Protocol):
         ...
 
     def memory(self) -> Sequence[IntArray]:
-        """Weights and all else that it reads and that lies within reach, for whoever checks memory."""
+        """The arrays that it reads and that a check of memory can reach: weights, biases, shifts."""
         ...
 
 

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from perigee.bitstream.errors import ProfileError
-from perigee.bitstream.prior import MEAN_FRACTIONS, QUALITY_STEPS, SCALE_COUNT, Z_CLAMP, IntArray
+from perigee.bitstream.arrays import IntArray
+from perigee.bitstream.errors import Fault, ProfileError
+from perigee.bitstream.prior import MEAN_FRACTIONS, QUALITY_STEPS, SCALE_COUNT, Z_CLAMP
 
 FREQUENCY_TOTAL = 1 << 16
 FIRST_Z_TABLE = SCALE_COUNT * MEAN_FRACTIONS  # latent tables come before
@@ -37,17 +38,30 @@ class Tables:
             or self.z_frequencies.ndim != 2
             or self.z_frequencies.shape[1] != 2 * Z_CLAMP + 1
         ):
-            raise ProfileError(f"tables need 64 radii and {2 * Z_CLAMP + 1} frequencies a hyper-latent channel")
+            raise ProfileError(
+                f"tables need 64 radii and {2 * Z_CLAMP + 1} frequencies for each hyper-latent channel",
+                Fault.SHAPE,
+                field="tables",
+            )
         if self.frequencies.shape != (int(self.sizes.sum()),):
-            raise ProfileError(f"{self.frequencies.shape} latent frequencies, expected {int(self.sizes.sum())}")
+            expected = int(self.sizes.sum())
+            raise ProfileError(
+                f"latent frequencies of shape {self.frequencies.shape}, expected {expected} of them",
+                Fault.SHAPE,
+                field="tables.frequencies",
+                expected=expected,
+                found=self.frequencies.size,
+            )
         sums = np.add.reduceat(self.frequencies.astype(np.int64), self.starts)
         z_sums = self.z_frequencies.astype(np.int64).sum(1)
         if (sums != FREQUENCY_TOTAL).any() or (z_sums != FREQUENCY_TOTAL).any():
-            raise ProfileError(f"the frequencies of each table must sum to {FREQUENCY_TOTAL}")
+            raise ProfileError(
+                f"the frequencies of each table must sum to {FREQUENCY_TOTAL}", Fault.COUNT, field="tables.frequencies"
+            )
         if not self.frequencies.all() or not self.z_frequencies.all():
-            raise ProfileError("every frequency must be at least 1")
+            raise ProfileError("every frequency must be at least 1", Fault.RANGE, field="tables.frequencies")
         if any(part.dtype != np.uint16 for part in (self.radius, self.frequencies, self.z_frequencies)):
-            raise ProfileError("tables are of type uint16")
+            raise ProfileError("tables are of type uint16", Fault.SHAPE, field="tables", expected="uint16")
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what coders keep: it has pointers, and is made again when needed."""

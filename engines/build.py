@@ -1,4 +1,4 @@
-"""``export-engine``: a profile's graphs as TensorRT plans, built on the machine on which they are to run.
+"""A profile's graphs as TensorRT plans, built on the machine on which they are to run; ``export-engine`` is the command.
 
 An analysis is built in the precision asked for, the integer prior always in fp32 without TF32. A plan that was built from
 the same graph for the same machine is kept. At the end the plans are tried.
@@ -9,32 +9,28 @@ a GPU yet.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import json
-import os
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from perigee.bitstream.errors import EngineError, PerigeeError, ProfileError
-from perigee.bitstream.profile import BLOCK, HYPER_BLOCK, PATCH_MULTIPLE, Profile, find_profile
+from perigee.bitstream.arrays import Array
+from perigee.bitstream.contract import BLOCK, HYPER_BLOCK, PATCH_MULTIPLE
+from perigee.bitstream.errors import EngineError
+from perigee.bitstream.profile import Profile
 from perigee.engines import precision as graphs
 from perigee.engines.device import Device, open_device
-from perigee.engines.onnxruntime import FlightEngine
+from perigee.engines.flight import FlightEngine
 from perigee.engines.tensorrt import (
     FLAGS,
-    Array,
     Key,
+    Plans,
     Record,
-    TensorRTFlightEngine,
     digest_of,
-    engines_folder,
     load_tensorrt,
     messages,
     plan_path,
@@ -44,7 +40,7 @@ from perigee.engines.tensorrt import (
 from perigee.support.files import write_atomically
 
 PRECISIONS = ("fp32", "fp16", "int8")
-PIXELS = {"image": 1, "z": HYPER_BLOCK}  # side in pixels of what one element of an input covers; BLOCK for the others
+PIXELS_PER_ELEMENT = {"image": 1, "z": HYPER_BLOCK}  # on a side, by input; BLOCK for the others
 CALIBRATION_STEPS = (25, 125, 225)  # qualities at which a tile calibrates
 DIFFERING_MAX = 0.2  # share of an analysis's symbols that are not 0
 Shapes = dict[str, list[list[int]]]
@@ -77,7 +73,7 @@ def input_shapes(model: Any, side: int, patches: int) -> Shapes:
     def shape(tensor: Any, batch: int, pixels: int) -> list[int]:
         sizes = [dim.dim_value for dim in tensor.type.tensor_type.shape.dim]
         sizes[0] = 1 if tensor.name == "even" else batch
-        return sizes[:2] + [pixels // PIXELS.get(tensor.name, BLOCK)] * (len(sizes) - 2)
+        return sizes[:2] + [pixels // PIXELS_PER_ELEMENT.get(tensor.name, BLOCK)] * (len(sizes) - 2)
 
     extents = ((1, PATCH_MULTIPLE), (patches, side), (patches, side))
     return {tensor.name: [shape(tensor, *extent) for extent in extents] for tensor in model.graph.input}
@@ -203,56 +199,9 @@ def export_engine(
     for graph in prior_graph(profile):
         report(export_plan(target, graph))
     for name in profile.analyses:
-        engine = TensorRTFlightEngine(profile, analysis=name, folder=folder)
+        engine = FlightEngine(profile, graph=Plans(folder), analysis=name)
         try:
             check_analysis(engine)
         except EngineError:
             plan_path(folder, profile.analysis(name)[1]).unlink()  # so that it never flies
             raise
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """Usage errors exit with 64, not argparse's 2."""
-        self.print_usage(sys.stderr)
-        self.exit(os.EX_USAGE, f"{self.prog}: {message}\n")
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Entry point of ``export-engine``; exit codes as in ``sysexits.h``."""
-    parser = _Parser(
-        prog="export-engine",
-        description="Build TensorRT plans of a profile for this machine. Needs TensorRT and a GPU, no torch.",
-        epilog="Exit codes: 0 built and self-test passed, 64 usage, 69 TensorRT or GPU unavailable, 73 output cannot be "
-        "created, 78 unusable profile or self-test failed.",
-    )
-    parser.add_argument("profile", help="trained codec: name of a shipped one, or a folder")
-    parser.add_argument(
-        "-o", "--out", type=Path, default=engines_folder(), metavar="DIR",
-        help="folder of the plans (default: where onboard-encode looks, PERIGEE_ENGINES or %(default)s)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--precision", choices=PRECISIONS, default="fp32", help="of the analyses' networks (default %(default)s)"
-    )
-    parser.add_argument("--calibration", type=Path, metavar="FOLDER", help="real 8-bit tiles; int8 needs them")
-    parser.add_argument("--patches", type=int, default=1, metavar="N", help="patches at once (default %(default)s)")
-    args = parser.parse_args(argv)
-    if (args.precision == "int8") != (args.calibration is not None):
-        parser.error("--precision int8 and --calibration FOLDER go together")
-    if args.patches < 1:
-        parser.error("--patches must be at least 1")
-
-    def report(built: Built) -> None:
-        fields = built._asdict() | {"plan": str(built.plan), "seconds": round(built.seconds, 2)}
-        print(json.dumps(fields), flush=True)
-
-    try:
-        profile = find_profile(args.profile)
-        export_engine(profile, args.out, args.precision, args.calibration, args.patches, report)
-    except PerigeeError as error:
-        print(f"export-engine: {error}", file=sys.stderr)
-        return os.EX_CONFIG if isinstance(error, ProfileError) else os.EX_UNAVAILABLE
-    except OSError as error:
-        print(f"export-engine: {error}", file=sys.stderr)
-        return os.EX_CANTCREAT
-    return os.EX_OK

@@ -15,9 +15,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from perigee.bitstream.errors import EngineError
-from perigee.bitstream.profile import PATCH_MULTIPLE, Profile, find_profile
-from perigee.engines.onnxruntime import FlightEngine
+from perigee.bitstream.contract import PATCH_MULTIPLE
+from perigee.bitstream.errors import EngineError, Fault
+from perigee.bitstream.profile import Profile, find_profile
+from perigee.engines.flight import FlightEngine
 
 GPU_ENGINES = ("tensorrt", "cuda")
 ENGINES = (*GPU_ENGINES, "onnxruntime")  # in the order in which auto tries them
@@ -41,16 +42,22 @@ class Choice(NamedTuple):
 def load(name: str, profile: Profile, threads: int | None = None, analysis: str | None = None) -> FlightEngine:
     """One of ``ENGINES``, after its self-test. Raises EngineError that says what is missing, ProfileError."""
     if name == "tensorrt":
-        from perigee.engines.tensorrt import TensorRTFlightEngine
+        from perigee.engines.tensorrt import Plans
 
-        return _tried(TensorRTFlightEngine(profile, threads, analysis))
+        return _tried(FlightEngine(profile, threads, Plans(), analysis=analysis))
     if name == "cuda":
-        from perigee.engines.cuda import CudaFlightEngine
+        from perigee.engines.cuda import CudaGraph
 
-        return _tried(CudaFlightEngine(profile, threads, analysis))
+        return _tried(FlightEngine(profile, threads, CudaGraph, analysis=analysis))
     if name == "onnxruntime":
         return FlightEngine(profile, threads, analysis=analysis)
-    raise EngineError(f"no engine {name!r}; there are {', '.join(ENGINES)}")
+    raise EngineError(
+        f"no engine {name!r}; there are {', '.join(ENGINES)}",
+        Fault.NAME,
+        field="engine",
+        expected=", ".join(ENGINES),
+        found=name,
+    )
 
 
 def _tried(engine: FlightEngine) -> FlightEngine:

@@ -1,7 +1,7 @@
 """ONNX Runtime on an NVIDIA GPU through its CUDA provider.
 
-TF32 is off, since the prior's integers ride in float32. Convolutions use cuDNN's fixed choice of algorithm instead of a
-search for every new shape. Nodes that the GPU cannot run are an error, not a silent detour over the CPU.
+TF32 is off, since the prior's integers are carried in float32. Convolutions use cuDNN's fixed choice of algorithm instead of
+a search for every new shape. Nodes that the GPU cannot run are an error, not a silent detour over the CPU.
 
 Written from the documented interface and tested with a stand-in for the provider; it has not run on a GPU yet.
 """
@@ -10,40 +10,32 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from perigee.bitstream.errors import EngineError
-from perigee.bitstream.profile import Profile
-from perigee.engines.onnxruntime import FlightEngine, OnnxRuntimeGraph
+from perigee.bitstream.errors import EngineError, Fault
+from perigee.engines.onnxruntime import OnnxRuntimeGraph, load_onnxruntime
 
 PROVIDER = "CUDAExecutionProvider"
+INSTALL = "pip install '.[cuda]' in Perigee's checkout"
 
 
 def missing() -> str | None:
     """What is missing for this engine, as far as can be told without loading a GPU library, or None."""
     try:
-        import onnxruntime as ort
-    except Exception as error:  # a broken package raises anything
-        return f"onnxruntime cannot be imported ({error}): pip install '.[cuda]' in Perigee's checkout, into a fresh environment"
+        ort = load_onnxruntime()
+    except EngineError as error:
+        return f"{error}; with a GPU: {INSTALL}, into a fresh environment"
     if PROVIDER in ort.get_available_providers():
         return None
-    return "this onnxruntime has no CUDA provider: pip uninstall onnxruntime, then pip install '.[cuda]' in Perigee's checkout"
+    return f"this onnxruntime has no CUDA provider: pip uninstall onnxruntime, then {INSTALL}"
 
 
 class CudaGraph(OnnxRuntimeGraph):
     """One graph as a session on the GPU: a dict of arrays to a list of arrays. Raises EngineError where there is none."""
 
+    engine_name = "cuda"
     provider = (PROVIDER, {"use_tf32": "0", "cudnn_conv_algo_search": "DEFAULT"})
 
     def __init__(self, path: Path, threads: int | None = None) -> None:
         reason = missing()
         if reason:
-            raise EngineError(reason)
+            raise EngineError(reason, Fault.ABSENT, field="cuda")
         super().__init__(path, threads)
-
-
-class CudaFlightEngine(FlightEngine):
-    """What flies, by ONNX Runtime on the GPU."""
-
-    name = "cuda"
-
-    def __init__(self, profile: Profile, threads: int | None = None, analysis: str | None = None) -> None:
-        super().__init__(profile, threads, graph=CudaGraph, analysis=analysis)

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from perigee.bitstream.contract import BLOCK
 from perigee.bitstream.errors import EngineError
-from perigee.bitstream.profile import BLOCK
 from perigee.engines.onnxruntime import OnnxRuntimeGraph
 
 try:

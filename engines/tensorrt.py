@@ -19,17 +19,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from perigee.bitstream.arrays import Array
 from perigee.bitstream.errors import EngineError
 from perigee.bitstream.profile import Profile
 from perigee.engines.device import Device, open_device
-from perigee.engines.onnxruntime import WHOLE_PRIOR, FlightEngine
+from perigee.engines.graph import WHOLE_PRIOR
 
 OLDEST = 10  # the first major version whose networks are typed by their graph and whose tensors have names only
 INSTALL = "JetPack brings it as python3-libnvinfer; elsewhere pip install '.[tensorrt]' in Perigee's checkout"
 FLAGS = ("STRONGLY_TYPED", "no TF32")
-Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -122,7 +121,7 @@ def checked_plan(folder: Path, graph: Path, version: str, device: str) -> Plan:
 
 def prior_graph(profile: Profile) -> list[Path]:
     """The graph of the prior, as a list: superseded profiles come without, and the CPU computes their prior."""
-    return [profile.file(WHOLE_PRIOR)] if WHOLE_PRIOR in profile.manifest["files"] else []
+    return [profile.file(WHOLE_PRIOR)] if profile.manifest.has(WHOLE_PRIOR) else []
 
 
 def load_tensorrt() -> Any:
@@ -223,21 +222,13 @@ class TensorRTGraph:
 class Plans:
     """A folder of plans on one device: called with a profile's ONNX file, it gives that file's graph."""
 
-    def __init__(self, folder: Path) -> None:
+    engine_name = "tensorrt"
+
+    def __init__(self, folder: Path | None = None) -> None:
+        """``folder`` None is :func:`engines_folder`. Raises EngineError where TensorRT or the GPU is missing."""
         self._version: str = load_tensorrt().__version__
-        self._folder, self._device = folder, open_device()
+        self._folder, self._device = folder or engines_folder(), open_device()
 
     def __call__(self, path: Path, threads: int | None = None) -> TensorRTGraph:
         """The graph of an ONNX file; there are no threads to choose. Raises EngineError where no plan of it fits."""
         return TensorRTGraph(checked_plan(self._folder, path, self._version, self._device.name), self._device)
-
-
-class TensorRTFlightEngine(FlightEngine):
-    """What flies, by TensorRT, from the plans of ``folder`` (default: :func:`engines_folder`)."""
-
-    name = "tensorrt"
-
-    def __init__(
-        self, profile: Profile, threads: int | None = None, analysis: str | None = None, folder: Path | None = None
-    ) -> None:
-        super().__init__(profile, threads, graph=Plans(folder or engines_folder()), analysis=analysis)

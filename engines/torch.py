@@ -1,7 +1,7 @@
 """The profile's graphs run by PyTorch: for machines where torch is what there is, and as an independent check.
 
-A graph is interpreted node by node from the same ONNX file that the other engines load; TF32 is switched off, since the
-prior's integers ride in float32.
+A graph is interpreted node by node from the same ONNX file that the other engines load. TF32 is switched off, since the
+prior's integers are carried in float32.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from perigee.bitstream.errors import EngineError
-from perigee.engines.onnxruntime import FlightEngine, GroundEngine
+from perigee.bitstream.errors import EngineError, Fault
 
 try:
     import onnx
@@ -29,9 +28,13 @@ else:
 class TorchGraph:
     """One graph on a torch device: a dict of arrays to a list of arrays, as an ONNX Runtime session."""
 
+    engine_name = "torch"
+
     def __init__(self, path: Path, threads: int | None = None, device: str = "cpu") -> None:
         if _missing:
-            raise EngineError(f"{_missing} is missing: pip install '.[export]' in Perigee's checkout")
+            raise EngineError(
+                f"{_missing} is missing: pip install '.[export]' in Perigee's checkout", Fault.ABSENT, field=_missing
+            )
         if threads:
             torch.set_num_threads(threads)
         torch.backends.cudnn.allow_tf32 = False
@@ -122,21 +125,3 @@ OPERATORS: dict[str, Any] = {
     "Sub": lambda x, _: x[0] - x[1],
     "Unsqueeze": lambda x, _: x[0][(...,) + (None,) * len(x[1])],
 }
-
-
-class TorchFlightEngine(FlightEngine):
-    """What flies, by PyTorch."""
-
-    name = "torch"
-
-    def __init__(self, profile: Any, threads: int | None = None, analysis: str | None = None) -> None:
-        super().__init__(profile, threads, graph=TorchGraph, analysis=analysis)
-
-
-class TorchGroundEngine(GroundEngine):
-    """What stays, by PyTorch."""
-
-    name = "torch"
-
-    def __init__(self, profile: Any, threads: int | None = None) -> None:
-        super().__init__(profile, threads, graph=TorchGraph)

@@ -15,9 +15,11 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 import perigee
-from perigee.bitstream.acquisition import FIELDS
+from perigee.bitstream.conditions import COMPENSATION_WINDOW, FIELDS
+from perigee.bitstream.contract import BLOCK
 from perigee.bitstream.errors import ProfileError
-from perigee.bitstream.profile import BLOCK, COMPENSATION_WINDOW, MANIFEST_FILE, MANIFEST_VERSION, Profile
+from perigee.bitstream.manifest import MANIFEST_FILE, MANIFEST_VERSION
+from perigee.bitstream.profile import Profile
 from perigee.export.graph import HALF_FROM, OPSET
 from perigee.models.compensation.compensator import Compensator, config_from
 from perigee.models.compensation.denoiser import STEPS

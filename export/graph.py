@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from perigee.bitstream import prior as P
-from perigee.bitstream.profile import BLOCK, KNOTS
+from perigee.bitstream.contract import BLOCK, KNOTS
 from perigee.models.codec.codec import CENTROID_REACH, Reconstruction
 from perigee.models.codec.flight import (
     NO_LINEAR_PATH,

@@ -12,20 +12,13 @@ import numpy as np
 import torch
 
 import perigee
+from perigee.bitstream.contract import BLOCK, Contract, answer
 from perigee.bitstream.errors import ProfileError
+from perigee.bitstream.manifest import MANIFEST_FILE, MANIFEST_VERSION
 from perigee.bitstream.prior import QUALITY_STEPS, SCALE_COUNT, accumulator_bounds, layer_shapes
-from perigee.bitstream.profile import (
-    BLOCK,
-    CONSISTENCY_FILE,
-    CONTRACT_FILE,
-    MANIFEST_FILE,
-    MANIFEST_VERSION,
-    SELF_TEST_FILE,
-    Contract,
-    answer,
-    load_profile,
-)
-from perigee.engines.onnxruntime import FlightEngine, GroundEngine
+from perigee.bitstream.profile import CONSISTENCY_FILE, CONTRACT_FILE, SELF_TEST_FILE, load_profile
+from perigee.engines.flight import FlightEngine
+from perigee.engines.ground import GroundEngine
 from perigee.export.graph import (
     round_to_half,
     write_analysis,

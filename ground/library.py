@@ -6,16 +6,17 @@ import threading
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from perigee.bitstream import format as fmt
-from perigee.bitstream.errors import ProfileError, UnknownProfileError
-from perigee.bitstream.metadata import Metadata, unpack_metadata
-from perigee.bitstream.profile import MANIFEST_FILE, Profile, find_profile, load_profile, shipped_profiles
-from perigee.engines.onnxruntime import GroundEngine
-from perigee.ground.compensation.decoder import CompensatedDecoder, Compensation
-from perigee.ground.compensation.model import Compensator, find_compensator, is_compensator
+from perigee.bitstream.errors import Fault, ProfileError, UnknownProfileError
+from perigee.bitstream.manifest import is_compensator, manifests_in
+from perigee.bitstream.profile import Profile, find_profile, load_profile, shipped_profiles
+from perigee.engines.ground import GroundEngine
+from perigee.ground.compensation.compensator import Compensator, find_compensator
+from perigee.ground.compensation.request import Compensation
+from perigee.ground.compensation.source import RUNS_LIMIT, CompensatedSource
 from perigee.ground.decoder import SceneDecoder
+from perigee.ground.source import Progress
 
 NONE = "none"  # no compensation: the base image, what was measured and nothing else
 
@@ -33,13 +34,15 @@ class Library:
         for name in shipped_profiles():
             self._add(find_profile(name))
         for folder in self._folders:
-            found = (
-                [folder]
-                if (folder / MANIFEST_FILE).is_file()
-                else [p.parent for p in sorted(folder.glob(f"*/{MANIFEST_FILE}"))]
-            )
+            found = manifests_in(folder)
             if not found:
-                raise ProfileError(f"{folder}: no profile there, neither a manifest nor folders with one")
+                raise ProfileError(
+                    f"{folder}: no profile there, neither a manifest nor folders with one",
+                    Fault.MISSING,
+                    field="profiles",
+                    expected="a folder with manifest.json, or folders that have one",
+                    found=str(folder),
+                )
             for path in found:
                 if not is_compensator(path):
                     self._add(load_profile(path))
@@ -70,57 +73,24 @@ class Library:
                 self._compensators[name, contract] = found
             return self._compensators[name, contract]
 
-    def decoder(
-        self, stream: fmt.Stream, damaged: bool = False, compensation: str = NONE, wanted: Compensation | None = None
-    ) -> SceneDecoder:
-        """A decoder for a stream; ``compensation``: ``none``, or a compensator's ``NAME`` or ``NAME:METHOD``."""
-        engine = self.engine(stream.header.contract)
+    def source(
+        self,
+        stream: fmt.Stream,
+        damaged: bool = False,
+        compensation: str = NONE,
+        wanted: Compensation | None = None,
+        runs_limit: int = RUNS_LIMIT,
+        progress: Progress | None = None,
+    ) -> SceneDecoder | CompensatedSource:
+        """A stream as an image source; ``compensation`` is ``none``, or a compensator's ``NAME`` or ``NAME:METHOD``.
+
+        ``runs_limit`` and ``progress`` are the compensator's. Raises UnknownProfileError, FormatError, CompensationError,
+        ProfileError or EngineError.
+        """
+        decoder = SceneDecoder(stream, self.engine(stream.header.contract), damaged=damaged)
         if compensation == NONE:
-            return SceneDecoder(stream, engine, damaged=damaged)
+            return decoder
         name, _, method = compensation.partition(":")
         compensator = self.compensator(name, stream.header.contract)
         wanted = replace(wanted or Compensation(), method=method or None)
-        return CompensatedDecoder(stream, engine, compensator, wanted, damaged=damaged)
-
-
-def inspect(stream: fmt.Stream, size_bytes: int) -> dict[str, Any]:
-    """What a stream says of itself, as JSON-ready values; nothing is decoded."""
-    h = stream.header
-    metadata = unpack_metadata(stream.metadata) if stream.metadata is not None else Metadata()
-    modes: dict[str, int] = {}
-    for segment in stream.segments.values():
-        name = {fmt.NETWORK: "network", fmt.DROPPED: "dropped", fmt.EMPTY: "empty"}[segment.mode]
-        modes[name] = modes.get(name, 0) + 1
-    qualities = [s.quality_step / 2.5 for s in stream.segments.values() if s.mode == fmt.NETWORK]
-    acquisition = {}
-    if metadata.acquisition is not None:
-        for name, value in vars(metadata.acquisition).items():
-            acquisition[name] = value.isoformat() if hasattr(value, "isoformat") else value
-    words = sum(4 * len(s.words) for s in stream.segments.values())
-    return {
-        "format_version": fmt.VERSION,
-        "contract": h.contract.hex(),
-        "width": h.width,
-        "height": h.height,
-        "bands": h.bands,
-        "dtype": h.dtype,
-        "patch_side": h.patch_side,
-        "patches": h.units // h.groups,
-        "segments": modes,
-        "cut_segments": sorted(unit for unit, s in stream.segments.items() if s.cut),
-        "quality": [min(qualities), max(qualities)] if qualities else None,
-        "bytes": size_bytes,
-        "coded_bytes": words,
-        "bpp": round(8 * size_bytes / (h.width * h.height), 5),
-        "masked_patches": len(stream.masks),
-        "coding_ranges": None if stream.ranges is None else stream.ranges.tolist(),
-        "epsg": metadata.epsg,
-        "transform": metadata.transform,
-        "gcps": len(metadata.gcps),
-        "rpc": metadata.rpc is not None,
-        "nodata": metadata.nodata,
-        "band_names": list(metadata.band_names),
-        "acquisition": acquisition,
-        "ancillary_bytes": len(metadata.ancillary),
-        "damage": stream.damage,
-    }
+        return CompensatedSource(decoder, compensator, wanted, runs_limit, progress)

@@ -11,8 +11,10 @@ from rasterio.transform import Affine, array_bounds
 from rasterio.warp import transform_bounds
 
 from perigee.bitstream.errors import MetadataError
-from perigee.ground.decoder import SceneDecoder
-from perigee.ground.products import COG_MEDIA_TYPE, View, crs_of, provenance
+from perigee.ground.georeference import crs_of
+from perigee.ground.products import COG_MEDIA_TYPE
+from perigee.ground.source import ImageSource
+from perigee.ground.views import View
 
 PREFIX = "PERIGEE_"
 # acquisition fields by the names of STAC's common metadata and its extensions eo and view
@@ -31,9 +33,9 @@ EXTENSIONS = {
 }
 
 
-def _footprint(decoder: SceneDecoder, view: View) -> tuple[list[float] | None, dict[str, Any]]:
+def _footprint(source: ImageSource, view: View) -> tuple[list[float] | None, dict[str, Any]]:
     """Bounds in longitude and latitude, and the projection's properties; nothing for a scene that has no place."""
-    m = decoder.metadata
+    m = source.metadata
     found: dict[str, Any] = {"proj:shape": list(view.size)}
     try:
         crs = crs_of(m)
@@ -51,10 +53,10 @@ def _footprint(decoder: SceneDecoder, view: View) -> tuple[list[float] | None, d
     return [round(value, 7) for value in bounds], found
 
 
-def stac_item(decoder: SceneDecoder, view: View, product: Path, trust: Path | None = None) -> dict[str, Any]:
+def stac_item(source: ImageSource, view: View, product: Path, trust: Path | None = None) -> dict[str, Any]:
     """The item of a product that lies beside it. Where no time is known it gives the range from the first satellite to now."""
-    acquisition = decoder.metadata.acquisition
-    bounds, projection = _footprint(decoder, view)
+    acquisition = source.metadata.acquisition
+    bounds, projection = _footprint(source, view)
     properties: dict[str, Any] = {"datetime": None, **projection}
     if acquisition is not None:
         properties |= {
@@ -67,7 +69,7 @@ def stac_item(decoder: SceneDecoder, view: View, product: Path, trust: Path | No
     else:  # STAC wants a range where no time is known
         now = datetime.now(timezone.utc).isoformat(timespec="seconds").replace("+00:00", "Z")
         properties |= {"start_datetime": "1957-10-04T00:00:00Z", "end_datetime": now}
-    properties |= {f"perigee:{name.removeprefix(PREFIX).lower()}": value for name, value in provenance(decoder).items()}
+    properties |= {f"perigee:{name.removeprefix(PREFIX).lower()}": value for name, value in source.provenance().items()}
     used = {name.split(":")[0] for name in properties if ":" in name}
     assets = {
         "image": {"href": product.name, "type": COG_MEDIA_TYPE if product.suffix != ".png" else "image/png", "roles": ["data"]}

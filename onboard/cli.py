@@ -6,23 +6,18 @@ import argparse
 import json
 import math
 import os
-import signal
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from perigee.bitstream.errors import EngineError, PerigeeError, ProfileError
+from perigee.bitstream.errors import OutputError, PerigeeError
 from perigee.bitstream.profile import DEFAULT_PROFILE, find_profile
 from perigee.engines.choice import ENGINES, choose
+from perigee.support.command import Parser, exit_code, exit_on_sigterm, positive, run
 
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """Usage errors exit with 64, not argparse's 2."""
-        self.print_usage(sys.stderr)
-        self.exit(os.EX_USAGE, f"{self.prog}: {message}\n")
+PROGRAM = "onboard-encode"
 
 
 def _quality(text: str) -> float:
@@ -53,13 +48,15 @@ class Options:
     overwrite: bool
 
 
-def _parse(argv: list[str] | None) -> Options:
-    parser = _Parser(
+def build_parser() -> Parser:
+    """The command line of ``onboard-encode``."""
+    parser = Parser(
         prog="onboard-encode",
-        description="Encode GeoTIFFs as Perigee streams (.peri), as the satellite does. Needs no torch. "
+        description="Encode GeoTIFFs as Perigee streams (.peri), as the satellite does. The command needs no torch. "
         "`onboard-encode doctor` examines the machine instead.",
-        epilog="Exit codes: 0 all encoded, 64 usage, 65 unusable image or metadata, 66 input missing, 69 engine unavailable, "
-        "73 output cannot be created, 74 I/O error, 78 unusable profile. Of several files the first failure's code is returned.",
+        epilog="Exit codes: 0 all files were encoded, 64 usage, 65 unusable image or metadata, 66 input missing, 69 engine "
+        "unavailable, 73 output cannot be created, 74 I/O error, 78 unusable profile. Of several files the first failure's code is "
+        "returned.",
     )
     parser.add_argument(
         "tiles", nargs="+", type=Path, metavar="TILE.tif", help="GeoTIFF: 1 to 32 bands, uint8, uint16 or int16"
@@ -76,16 +73,16 @@ def _parse(argv: list[str] | None) -> Options:
         "--profile", default=DEFAULT_PROFILE, metavar="NAME_OR_DIR", help="trained codec (default %(default)s)"
     )
     parser.add_argument(
-        "--analysis", metavar="PRESET", help="one of the profile's analyses (default: swift, or its first)"
+        "--analysis", metavar="NAME", help="one of the profile's analyses (default: swift, or its first)"
     )
     parser.add_argument(
         "--engine",
         choices=("auto", *ENGINES),
         default="auto",
-        help="what runs the networks; auto is the first of tensorrt (where export-engine has built plans), cuda and "
+        help="what runs the networks; auto takes the first of tensorrt (where export-engine has built plans), cuda and "
         "onnxruntime that passes its self-test (default %(default)s)",
     )
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads of the engine (default: all cores)")
+    parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads of the engine (default: all cores)")
     parser.add_argument(
         "--metadata",
         type=Path,
@@ -93,45 +90,32 @@ def _parse(argv: list[str] | None) -> Options:
         help="STAC item or flat fields (default: TILE.json where it exists, then the TIFF's tags)",
     )
     parser.add_argument("--verify", action="store_true", help="decode every patch's symbols again before it is written")
-    parser.add_argument("--json", action="store_true", help="one JSON line per scene on stdout")
+    parser.add_argument("--json", action="store_true", help="print one JSON line for each scene on stdout")
     parser.add_argument("--overwrite", action="store_true", help="replace existing outputs")
+    return parser
+
+
+def _parse(argv: list[str] | None) -> Options:
+    parser = build_parser()
     args = parser.parse_args(argv)
     if args.out is not None and len(args.tiles) > 1:
         parser.error("--out takes one tile; use --out-dir for several")
-    if args.threads is not None and args.threads < 1:
-        parser.error("--threads must be at least 1")
     return Options(**vars(args))
-
-
-def _exit_code(error: BaseException) -> int:
-    if isinstance(error, EngineError):
-        return os.EX_UNAVAILABLE
-    if isinstance(error, ProfileError):
-        return os.EX_CONFIG
-    if isinstance(error, (FileNotFoundError, PermissionError, IsADirectoryError)):
-        return os.EX_NOINPUT
-    if isinstance(error, PerigeeError):
-        return os.EX_DATAERR
-    return os.EX_IOERR if isinstance(error, OSError) else os.EX_SOFTWARE
-
-
-class _CannotCreate(PerigeeError):
-    """The output exists already or its folder is missing."""
 
 
 def _target(tile: Path, options: Options, written: set[Path]) -> Path:
     out = options.out or (options.out_dir or tile.parent) / (tile.stem + ".peri")
     try:
         if out.resolve() in written:
-            raise _CannotCreate(f"{out} was written for another tile a moment ago")
+            raise OutputError(f"{out} was written for another tile a moment ago")
         if out.exists() and not options.overwrite:
-            raise _CannotCreate(f"{out} exists; --overwrite replaces it")
+            raise OutputError(f"{out} exists; --overwrite replaces it")
         if out.exists() and (not out.is_file() or out.samefile(tile)):
-            raise _CannotCreate(f"{out} is the input itself or not a regular file; choose another output")
+            raise OutputError(f"{out} is the input itself or not a regular file; choose another output")
         if not out.parent.is_dir() or not os.access(out.parent, os.W_OK | os.X_OK):
-            raise _CannotCreate(f"the folder {out.parent} does not exist or cannot be written to")
+            raise OutputError(f"the folder {out.parent} does not exist or cannot be written to")
     except OSError as error:
-        raise _CannotCreate(f"{out} cannot be reached ({error.strerror})") from error
+        raise OutputError(f"{out} cannot be reached ({error.strerror})") from error
     return out
 
 
@@ -163,7 +147,7 @@ def _encode_one(tile: Path, options: Options, encoder: Any, written: set[Path]) 
         try:
             write_atomically(out, scene.data)
         except OSError as error:
-            raise _CannotCreate(f"{out} cannot be written ({error.strerror})") from error
+            raise OutputError(f"{out} cannot be written ({error.strerror})") from error
     written.add(out.resolve())
     header = scene.header
     return {
@@ -202,39 +186,37 @@ def _say(line: str) -> int:
     except BrokenPipeError:  # whoever listened has gone, as with `| head`
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     except OSError as error:
-        print(f"onboard-encode: standard output: {error.strerror}", file=sys.stderr)
+        print(f"{PROGRAM}: standard output: {error.strerror}", file=sys.stderr)
         return os.EX_IOERR
     return os.EX_OK
 
 
-def _doctor(argv: list[str]) -> int:
-    """``onboard-encode doctor``; 0 if all is well, 69 if something failed."""
-    parser = _Parser(
+def build_doctor_parser() -> Parser:
+    """The command line of ``onboard-encode doctor``."""
+    parser = Parser(
         prog="onboard-encode doctor",
-        description="Say what this machine has, which engines pass, and how fast it encodes.",
+        description="Say what this machine has, which engines pass their self-tests, and how fast they encode.",
+        epilog="Exit codes: 0 all is well, 69 something failed.",
     )
     parser.add_argument("--profile", default=DEFAULT_PROFILE, metavar="NAME_OR_DIR", help="(default %(default)s)")
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads of the engine (default: all cores)")
-    parser.add_argument("--json", action="store_true", help="one JSON line per finding")
-    args = parser.parse_args(argv)
-    if args.threads is not None and args.threads < 1:
-        parser.error("--threads must be at least 1")
-    failed = False
-    try:
+    parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads of the engine (default: all cores)")
+    parser.add_argument("--json", action="store_true", help="print one JSON line for each finding")
+    return parser
+
+
+def _doctor(argv: list[str]) -> int:
+    args = build_doctor_parser().parse_args(argv)
+
+    def body() -> int:
         from perigee.onboard.health import examine, line_of, record_of
 
+        failed = False
         for finding in examine(find_profile(args.profile), args.threads):
             failed |= finding.ok is False
             _say(json.dumps(record_of(finding)) if args.json else line_of(finding))
-    except ModuleNotFoundError as error:
-        print(
-            f"onboard-encode: {error.name} is missing: pip install '.[onboard]' in Perigee's checkout", file=sys.stderr
-        )
-        return os.EX_UNAVAILABLE
-    except PerigeeError as error:
-        print(f"onboard-encode: {error}", file=sys.stderr)
-        return _exit_code(error)
-    return os.EX_UNAVAILABLE if failed else os.EX_OK
+        return os.EX_UNAVAILABLE if failed else os.EX_OK
+
+    return run(PROGRAM, "onboard", body)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -243,41 +225,36 @@ def main(argv: list[str] | None = None) -> int:
     if argv[:1] == ["doctor"] and not Path("doctor").is_file():
         return _doctor(argv[1:])
     options = _parse(argv)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that temporary files are removed
+    exit_on_sigterm()
+    return run(PROGRAM, "onboard", lambda: _encode_all(options))
+
+
+def _encode_all(options: Options) -> int:
+    """Encode one file after the other; the first failure's exit code, or 0."""
+    from perigee.onboard.encoder import Encoder
+
+    profile = find_profile(options.profile)
+    choice = choose(profile, options.engine, options.threads, options.analysis)
+    encoder = Encoder(profile, choice.engine)
     first_failure = os.EX_OK
     written: set[Path] = set()
-    try:
-        from perigee.onboard.encoder import Encoder
-
-        profile = find_profile(options.profile)
-        choice = choose(profile, options.engine, options.threads, options.analysis)
-        encoder = Encoder(profile, choice.engine)
-    except ModuleNotFoundError as error:
-        print(
-            f"onboard-encode: {error.name} is missing: pip install '.[onboard]' in Perigee's checkout", file=sys.stderr
-        )
-        return os.EX_UNAVAILABLE
-    except KeyboardInterrupt:
-        return 130
-    except PerigeeError as error:
-        print(f"onboard-encode: {error}", file=sys.stderr)
-        return _exit_code(error)
     for tile in options.tiles:
         try:
             report = _encode_one(tile, options, encoder, written)
-            if choice.passed_over:
-                report["engines_passed_over"] = dict(choice.passed_over)
-        except KeyboardInterrupt:
-            return 130
+        except ModuleNotFoundError:
+            raise
         except Exception as error:
-            code = os.EX_CANTCREAT if isinstance(error, _CannotCreate) else _exit_code(error)
+            code = exit_code(error)
             first_failure = first_failure or code
             kind = "internal error, please report: " if code == os.EX_SOFTWARE else ""
             reason = f"{kind}{error if str(error) else type(error).__name__}"
-            print(f"onboard-encode: {tile}: {reason}", file=sys.stderr)
+            print(f"{PROGRAM}: {tile}: {reason}", file=sys.stderr)
             if options.json:
-                _say(json.dumps({"file": str(tile), "error": reason, "exit_code": code}))
+                data = error.data() if isinstance(error, PerigeeError) else {}
+                _say(json.dumps({"file": str(tile), "exit_code": code} | data | {"error": reason}))
             continue
+        if choice.passed_over:
+            report["engines_passed_over"] = dict(choice.passed_over)
         said = _say(json.dumps(report) if options.json else _summary(report))
         first_failure = first_failure or said
     return first_failure

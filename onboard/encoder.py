@@ -6,26 +6,23 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from perigee.bitstream import format as fmt
+from perigee.bitstream.arrays import Array, BoolArray, FloatArray, IntArray
+from perigee.bitstream.contract import BLOCK, HYPER_BLOCK, PATCH_MULTIPLE
 from perigee.bitstream.entropy import decode_symbols, encode_symbols
-from perigee.bitstream.errors import MetadataError, RasterError, SymbolError, UpsetError
+from perigee.bitstream.errors import Fault, MetadataError, RasterError, SymbolError, UpsetError
 from perigee.bitstream.masks import pack_mask
 from perigee.bitstream.metadata import Acquisition, Metadata, pack_metadata, unpack_metadata, write_metadata_packet
-from perigee.bitstream.prior import QUALITY_STEPS, Prediction, half
-from perigee.bitstream.profile import BLOCK, HYPER_BLOCK, PATCH_MULTIPLE, Profile
-from perigee.engines.onnxruntime import FlightEngine
+from perigee.bitstream.prior import Prediction, half
+from perigee.bitstream.profile import Profile
+from perigee.bitstream.samples import normalise, quality_step_of
+from perigee.engines.flight import FlightEngine
 from perigee.onboard.guard import Guard
-from perigee.onboard.raster import Raster, Window
-
-FloatArray = npt.NDArray[np.float32]
-RANGE_TAIL = 0.0005  # share of the valid samples that may lie outside the coding range on either side
-RANGE_MARGIN = 0.02
-RANGE_REACH = 32
+from perigee.onboard.ranges import coding_ranges
+from perigee.onboard.source import Source, Window
 
 
 @dataclass
@@ -58,11 +55,6 @@ class EncodedScene:
         return 8 * len(self.data) / (self.header.width * self.header.height)
 
 
-def quality_step_of(quality: float) -> int:
-    """Quality 0..100 as the byte Q = 0..250."""
-    return round(quality * QUALITY_STEPS / 100)
-
-
 def merged(first: Acquisition, second: Acquisition | None) -> Acquisition:
     """Fields of ``first``, and of ``second`` where the first does not know them."""
     if second is None:
@@ -77,10 +69,10 @@ def pad_to_multiple(image: FloatArray, multiple: int = PATCH_MULTIPLE) -> FloatA
     return np.pad(image, ((0, 0), (0, rows), (0, cols)), mode="edge") if rows or cols else image
 
 
-def fill_invalid(image: FloatArray, valid: npt.NDArray[np.bool_]) -> FloatArray:
+def fill_invalid(image: FloatArray, valid: BoolArray) -> FloatArray:
     """Invalid samples replaced by the mean of the valid ones in their 16x16 block, else of the whole patch.
 
-    They cost few bits so and do not bleed into their neighbours; on the ground they are overwritten.
+    This keeps them cheap and stops them from bleeding into neighbouring blocks; on the ground they are overwritten.
     """
     if valid.all():
         return image
@@ -98,45 +90,15 @@ def fill_invalid(image: FloatArray, valid: npt.NDArray[np.bool_]) -> FloatArray:
     return np.where(valid, image, blocks).astype(np.float32)
 
 
-def coded_latents(q: npt.NDArray[Any]) -> int | None:
+def coded_latents(q: Array) -> int | None:
     """How many leading channels of ``q`` int [latents, H, W] are to be coded, a multiple of 8, or None for all.
 
-    Those behind are zero. The channels lie in the order of their power: at usual rates most patches need not half of them.
+    All channels behind them are zero. The channels stand in the order of their power, and at usual rates most patches need
+    less than half of them.
     """
     used = np.flatnonzero(q.reshape(len(q), -1).any(axis=1))
     whole = (int(used[-1]) // fmt.CHANNEL_STEP + 1 if len(used) else 1) * fmt.CHANNEL_STEP
     return whole if whole < len(q) else None
-
-
-def coding_ranges(raster: Raster, side: int) -> npt.NDArray[np.int32]:
-    """Per band the samples that are coded as 0 and 1, int32 [bands, 2]: a robust range of the valid samples.
-
-    A first pass over the scene counts every value; values outside the range are coded too, beyond 0 and 1.
-    """
-    info = raster.info
-    bins = 65536
-    shift = 32768 if info.dtype == "int16" else 0
-    counts = np.zeros((info.bands, bins), np.int64)
-    for top in range(0, info.height, side):
-        for left in range(0, info.width, side):
-            window = raster.read(top, left, min(side, info.height - top), min(side, info.width - left))
-            for band in range(info.bands):
-                values = window.samples[band][window.valid[band]].astype(np.int64) + shift
-                counts[band] += np.bincount(values, minlength=bins)
-    out = np.zeros((info.bands, 2), np.int32)
-    for band, count in enumerate(counts):
-        total = count.sum()
-        if not total:
-            out[band] = (0, 1)
-            continue
-        cumulated = np.cumsum(count)
-        low = int(np.searchsorted(cumulated, total * RANGE_TAIL, side="right")) - shift
-        high = int(np.searchsorted(cumulated, total * (1 - RANGE_TAIL), side="left")) - shift
-        values = np.flatnonzero(count) - shift
-        widest = int(values[-1] - values[0]) // RANGE_REACH  # no sample lies farther out than the latents can carry
-        margin = int(np.ceil(RANGE_MARGIN * (high - low)))
-        out[band] = (low - margin, max(high + margin, low - margin + widest, low - margin + 1))
-    return out
 
 
 class Encoder:
@@ -202,65 +164,57 @@ class Encoder:
 
     def encode_scene(
         self,
-        raster: Raster,
+        source: Source,
         quality: float,
         acquisition: Acquisition | None = None,
         verify: bool = False,
         progress: Callable[[int, int], None] | None = None,
     ) -> EncodedScene:
-        """The stream of a whole scene. Raises RasterError for broken pixel data, EngineError for an upset that stays."""
+        """The stream of a whole scene.
+
+        ``quality`` is 0 to 100; ``acquisition`` adds fields to those of the source and overrides them; ``verify`` decodes every
+        patch again before it is written; ``progress`` is told how many patches of how many are done. Raises RasterError for
+        broken pixel data, MetadataError and LimitError for what no stream can carry, EngineError for an upset that stays.
+        """
         timings = Timings()
         upsets = self.guard.upsets
-        info = raster.info
+        info = source.info
         step = quality_step_of(quality)
         side = self.profile.contract.patch_side
         header = fmt.Header(self.profile.contract.digest, info.width, info.height, info.bands, info.dtype, side)
         fmt.read_header(fmt.write_header(header))  # raises LimitError for what no reader would accept
         chunks = []
-        metadata: Metadata = raster.metadata
-        if acquisition is not None:
-            metadata = replace(metadata, acquisition=merged(acquisition, metadata.acquisition))
-        packet = pack_metadata(metadata)
+        packet = _packet_of(source.metadata, acquisition)
         if packet:
-            if len(packet) > fmt.DEFAULT_LIMITS.metadata_bytes:
-                raise MetadataError(
-                    f"{len(packet)} bytes of metadata; accepted are {fmt.DEFAULT_LIMITS.metadata_bytes}"
-                )
-            unpack_metadata(packet)
             chunks.append(write_metadata_packet(packet))
         ranges = None
         if info.dtype != "uint8":
             with timings.stage("read"):
-                ranges = coding_ranges(raster, side)
+                ranges = coding_ranges(source, side)
             chunks.append(fmt.write_ranges(ranges))
         patches = header.units // header.groups
         for patch in range(patches):
             with timings.stage("read"):
                 _, top, left, rows, cols = header.unit_window(patch * header.groups)
-                window = raster.read(top, left, rows, cols)
+                window = source.read(top, left, rows, cols)
             chunks += self._encode_patch(header, patch, window, ranges, step, verify, timings)
             if progress:
                 progress(patch + 1, patches)
-        data = fmt.write_header(header) + b"".join(chunks) + fmt.write_end(len(chunks))
-        return EncodedScene(data, header, step, timings, self.guard.upsets - upsets)
+        return EncodedScene(fmt.write_stream(header, chunks), header, step, timings, self.guard.upsets - upsets)
 
     def _encode_patch(
         self,
         header: fmt.Header,
         patch: int,
         window: Window,
-        ranges: npt.NDArray[np.int32] | None,
+        ranges: IntArray | None,
         step: int,
         verify: bool,
         timings: Timings,
     ) -> list[bytes]:
+        """The chunks of one patch: its mask where it needs one, and a segment for each group of bands."""
         chunks = []
-        soft = False
-        if window.alpha is not None:
-            if not (window.valid == (window.alpha != 0)[None]).all():
-                raise RasterError("an alpha band together with nodata samples or a mask; accepted is one of them")
-            soft = bool(((window.alpha != 0) & (window.alpha != np.iinfo(window.alpha.dtype).max)).any())
-        if soft or (not window.valid.all() and window.valid.any()):
+        if _needs_mask(window):
             chunks.append(fmt.write_chunk(fmt.MASK, pack_mask(patch, window.valid, window.alpha)))
         for group in range(header.groups):
             unit = patch * header.groups + group
@@ -273,24 +227,52 @@ class Encoder:
                 image = normalise(window.samples[bands], None if ranges is None else ranges[bands])
                 image = fill_invalid(image, valid)
                 image = image[[min(i, len(bands) - 1) for i in range(fmt.BANDS_PER_GROUP)]]
-            segment = self.encode_image(image, step, unit, timings)
-            if verify:
-                try:
-                    with timings.stage("verify"):
-                        self.verify(segment, image.shape[1:])
-                except UpsetError:
-                    self.guard.renew()
-                    segment = self.encode_image(image, step, unit, timings)
-                    with timings.stage("verify"):
-                        self.verify(segment, image.shape[1:])
-            chunks.append(fmt.write_segment(segment))
+            chunks.append(fmt.write_segment(self._encode_unit(image, step, unit, verify, timings)))
         return chunks
 
+    def _encode_unit(self, image: FloatArray, step: int, unit: int, verify: bool, timings: Timings) -> fmt.Segment:
+        """Segment of one unit; with ``verify`` it was decoded again, and encoded once more where that failed."""
+        segment = self.encode_image(image, step, unit, timings)
+        if not verify:
+            return segment
+        try:
+            with timings.stage("verify"):
+                self.verify(segment, image.shape[1:])
+        except UpsetError:
+            self.guard.renew()
+            segment = self.encode_image(image, step, unit, timings)
+            with timings.stage("verify"):
+                self.verify(segment, image.shape[1:])
+        return segment
 
-def normalise(samples: npt.NDArray[Any], ranges: npt.NDArray[np.int32] | None) -> FloatArray:
-    """Samples [band, row, col] to float32, 0..1 over the coding range (0..255 for uint8)."""
-    if ranges is None:
-        return samples.astype(np.float32) * np.float32(1 / 255)
-    low = ranges[:, 0].astype(np.float32)[:, None, None]
-    span = (ranges[:, 1].astype(np.int64) - ranges[:, 0]).astype(np.float32)[:, None, None]
-    return np.asarray((samples.astype(np.float32) - low) / span, np.float32)
+
+def _packet_of(metadata: Metadata, acquisition: Acquisition | None) -> bytes:
+    """The metadata packet of a scene, checked as a reader will check it. Raises MetadataError."""
+    if acquisition is not None:
+        metadata = replace(metadata, acquisition=merged(acquisition, metadata.acquisition))
+    packet = pack_metadata(metadata)
+    most = fmt.DEFAULT_LIMITS.metadata_bytes
+    if len(packet) > most:
+        raise MetadataError(
+            f"{len(packet)} bytes of metadata; accepted are {most}",
+            Fault.LIMIT,
+            field="metadata",
+            expected=f"at most {most} bytes",
+            found=len(packet),
+        )
+    unpack_metadata(packet)
+    return packet
+
+
+def _needs_mask(window: Window) -> bool:
+    """Whether a patch has validity or alpha that its segments do not tell. Raises RasterError where they contradict."""
+    if window.alpha is None:
+        return bool(not window.valid.all() and window.valid.any())
+    if not (window.valid == (window.alpha != 0)[None]).all():
+        raise RasterError(
+            "an alpha band together with nodata samples or a mask; accepted is one of them",
+            Fault.AMBIGUOUS,
+            field="alpha",
+        )
+    partial = (window.alpha != 0) & (window.alpha != np.iinfo(window.alpha.dtype).max)
+    return bool(partial.any() or (not window.valid.all() and window.valid.any()))

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from perigee.bitstream.coders import memory_of
 from perigee.bitstream.errors import EngineError
-from perigee.engines.onnxruntime import FlightEngine
+from perigee.engines.flight import FlightEngine
 
 CHECK_EVERY = 64
 KNOWN_SIDE, KNOWN_STEP = 64, 125

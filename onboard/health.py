@@ -17,7 +17,7 @@ from perigee.bitstream.coders import available_coders
 from perigee.bitstream.errors import PerigeeError
 from perigee.bitstream.profile import Profile
 from perigee.engines import choice
-from perigee.engines.onnxruntime import FlightEngine
+from perigee.engines.flight import FlightEngine
 from perigee.onboard.encoder import Encoder
 from perigee.onboard.guard import texture
 
@@ -51,11 +51,11 @@ def _machine() -> Iterator[Finding]:
 
 def _profile(profile: Profile) -> Finding:
     try:
-        for name in profile.manifest["files"]:
+        for name in profile.manifest.files:
             profile.file(name)
     except PerigeeError as error:
         return Finding("profile", False, str(error))
-    count = len(profile.manifest["files"])
+    count = len(profile.manifest.files)
     return Finding(
         "profile", True, f"{profile.name}, contract {profile.contract.digest.hex()}, {count} files as hashed"
     )
@@ -76,7 +76,7 @@ def _prior(profile: Profile) -> Finding:
 
 def _engine(profile: Profile) -> Finding:
     try:
-        FlightEngine(profile, 1, compiled_prior=False)
+        FlightEngine(profile, 1, use_compiled_prior=False)
     except PerigeeError as error:
         return Finding("engine onnxruntime", False, str(error))
     return Finding("engine onnxruntime", True, "CPU provider, self-test of the prior's graph passed")
@@ -136,7 +136,7 @@ def examine(profile: Profile, threads: int | None = None) -> Iterator[Finding]:
         if finding.ok is False and check is not _prior:
             return
     yield from _gpu_engines(profile)
-    engine = FlightEngine(profile, threads, compiled_prior=False)
+    engine = FlightEngine(profile, threads, use_compiled_prior=False)
     yield from _circle(profile, engine)
     yield from _speed(profile, threads)
 

@@ -8,17 +8,16 @@ with a RasterError that says what would be accepted.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import tifffile
 
+from perigee.bitstream.arrays import Samples
 from perigee.bitstream.errors import PerigeeError, RasterError
 from perigee.bitstream.metadata import Metadata
 from perigee.onboard.geotiff import dtype_name, source_metadata
+from perigee.onboard.source import SourceInfo, Window
 
 ACCEPTED = "accepted are GeoTIFFs of 1 to 32 bands of uint8, uint16 or int16, grey or colour, not palette"
 SEGMENT_MAX_BYTES = 1 << 30
@@ -28,25 +27,6 @@ REDUCED, MASK_SUBFILE = 1, 4
 PAGES_MAX = 64
 MINISBLACK, RGB, YCBCR = 1, 2, 6
 JPEG = (6, 7)  # compressions
-Samples = npt.NDArray[Any]
-
-
-class Window(NamedTuple):
-    """Samples [band, row, col], validity bool of the same shape, alpha [row, col] where the file has one."""
-
-    samples: Samples
-    valid: npt.NDArray[np.bool_]
-    alpha: Samples | None
-
-
-@dataclass(frozen=True)
-class RasterInfo:
-    """What the header of a stream needs; ``bands`` without alpha."""
-
-    width: int
-    height: int
-    bands: int
-    dtype: str
 
 
 class _PageReader:
@@ -160,7 +140,7 @@ class Raster:
         bands = page.samplesperpixel - len(alphas)
         if not 1 <= bands <= 32:
             raise RasterError(f"{bands} bands beside alpha; {ACCEPTED}")
-        self.info = RasterInfo(page.imagewidth, page.imagelength, bands, dtype_name(page))
+        self.info = SourceInfo(page.imagewidth, page.imagelength, bands, dtype_name(page))
         self._reader = _PageReader(page)
         self._mask = self._mask_reader(path)
         self.metadata: Metadata = source_metadata(page, bands, self._alpha, self._mask is not None)

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from perigee.bitstream.profile import DEFAULT_PROFILE, Profile, find_profile
-from perigee.engines.onnxruntime import FlightEngine, GroundEngine
+from perigee.engines.flight import FlightEngine
+from perigee.engines.ground import GroundEngine
 from perigee.onboard.encoder import Encoder
 
 ROOT = Path(__file__).resolve().parent.parent

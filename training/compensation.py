@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from perigee.bitstream.acquisition import FIELDS
+from perigee.bitstream.conditions import FIELDS
 from perigee.bitstream.prior import QUALITY_STEPS
 from perigee.models.compensation.compensator import STAGES, Compensator, CompensatorConfig, config_from
 from perigee.models.compensation.denoiser import STEPS, alpha_sigma

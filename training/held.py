@@ -7,8 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from perigee.bitstream.profile import BLOCK, Profile
-from perigee.engines.onnxruntime import HALF_STEP_MIN, PROJECTIONS, ROUNDING, GroundEngine
+from perigee.bitstream.cells import HALF_CELL_MIN, PROJECTIONS, ROUNDING
+from perigee.bitstream.contract import BLOCK
+from perigee.bitstream.profile import Profile
+from perigee.engines.ground import GroundEngine
 from perigee.models.codec.flight import Gains
 
 
@@ -28,7 +30,7 @@ class HeldToSymbols(nn.Module):
         engine = GroundEngine(profile)
         one = np.eye(latents, dtype=np.float32).reshape(latents, latents, 1, 1)
         grey = np.full((latents, 3, BLOCK, BLOCK), 0.5, np.float32)  # its transform is zero
-        columns = (engine.consistent(grey, one, one) - grey).reshape(latents, -1).astype(np.float64)
+        columns = (engine.project_to_cells(grey, one, one) - grey).reshape(latents, -1).astype(np.float64)
         weight = np.linalg.pinv(columns.T).reshape(latents, 3, BLOCK, BLOCK)
         self.register_buffer("analysis", torch.from_numpy(weight.astype(np.float32)))
         self.register_buffer("inverse", torch.from_numpy(columns.T.astype(np.float32)[:, :, None, None].copy()))
@@ -38,7 +40,7 @@ class HeldToSymbols(nn.Module):
     def forward(self, image: Tensor, symbols: Tensor, quality_step: Tensor) -> Tensor:
         """``image`` [N, 3, H, W] in 0..1, ``symbols`` [N, latents, H/16, W/16], Q [N]."""
         gains = self.gains(quality_step)
-        reach = (0.5 - 3 * ROUNDING / 255 * gains).clamp_min(HALF_STEP_MIN)
+        reach = (0.5 - 3 * ROUNDING / 255 * gains).clamp_min(HALF_CELL_MIN)
         low, high = (symbols - reach) / gains, (symbols + reach) / gains
         for _ in range(PROJECTIONS):
             image = image.clamp(0, 1)

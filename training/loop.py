@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from perigee.bitstream import prior as P
-from perigee.bitstream.profile import BLOCK
+from perigee.bitstream.contract import BLOCK
 from perigee.models.codec.codec import Codec, CodecConfig, config_from, loss_of, prior_loss_of
 from perigee.models.codec.grow import grow
 from perigee.training.data import CropSampler, ImageSet, guessed_lambda

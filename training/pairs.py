@@ -19,12 +19,15 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from perigee.bitstream.acquisition import FIELDS, condition_of
+from perigee.bitstream.cells import cells_of
+from perigee.bitstream.conditions import FIELDS, condition_of
+from perigee.bitstream.contract import BLOCK
 from perigee.bitstream.errors import ProfileError, RasterError
 from perigee.bitstream.metadata import Acquisition
 from perigee.bitstream.prior import QUALITY_STEPS
-from perigee.bitstream.profile import BLOCK, Profile
-from perigee.engines.onnxruntime import FlightEngine, GroundEngine, cells_of
+from perigee.bitstream.profile import Profile
+from perigee.engines.flight import FlightEngine
+from perigee.engines.ground import GroundEngine
 from perigee.training.data import ImageSet, guessed_lambda, load_folders
 
 SIDE = 256
@@ -51,7 +54,7 @@ class GroundTruth:
         found = self.ground.predict(z, q, step)
         latents = self.ground.reconstruct(q, found.mean, found.scale_index, step)
         low, high = cells_of(q[0], self.profile.contract.gains(step))
-        base = self.ground.consistent(self.ground.synthesise(latents), low[None], high[None])
+        base = self.ground.project_to_cells(self.ground.synthesise(latents), low[None], high[None])
         return base[0], latents[0], q[0]
 
 
@@ -59,7 +62,7 @@ def guessed_step(profile: Profile, pixels: Array, rate: float) -> int:
     """Q at which a patch takes about ``rate`` bits per pixel, from the mean difference of its neighbours (to a factor of 1.4)."""
     luma = pixels.mean(2)
     activity = 0.5 * (np.abs(np.diff(luma, axis=0)).mean() + np.abs(np.diff(luma, axis=1)).mean()) + 0.5
-    low, high = profile.manifest["quality_lambda"]
+    low, high = profile.manifest.details["quality_lambda"]
     lam = guessed_lambda(rate, float(activity))
     return round(min(max(math.log(lam / low) / math.log(high / low), 0.0), 1.0) * QUALITY_STEPS)
 

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from perigee.bitstream.contract import KNOTS
 from perigee.bitstream.prior import QUALITY_STEPS
-from perigee.bitstream.profile import KNOTS
 from perigee.models.codec.codec import Codec, CodecConfig
 from perigee.training.data import CropSampler, load_folders
 

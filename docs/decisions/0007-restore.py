@@ -19,8 +19,9 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
+from perigee.bitstream.contract import BLOCK, KNOTS
 from perigee.bitstream.prior import layer_shapes
-from perigee.bitstream.profile import BLOCK, KNOTS, Profile, find_profile
+from perigee.bitstream.profile import Profile, find_profile
 from perigee.models.codec.codec import SPREAD_MIN, Z_BANDS, Codec, CodecConfig
 from perigee.models.codec.flight import Synthesis
 

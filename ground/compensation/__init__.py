@@ -1,1 +1,1 @@
-"""What the ground adds beyond what was measured: compensators, their sampler, windows, and how far to trust them."""
+"""What the ground adds beyond what was measured: compensators, their sampler, their windows, and how far to trust them."""

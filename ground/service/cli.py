@@ -8,8 +8,10 @@ import os
 import sys
 from pathlib import Path
 
-from perigee.bitstream.errors import PerigeeError
+from perigee.bitstream.errors import Fault, ProfileError
+from perigee.support.command import Parser, positive, run
 
+PROGRAM = "ground-serve"
 TOKEN_MIN = 16
 
 
@@ -20,59 +22,89 @@ def _loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Entry point; exit codes as in ``sysexits.h``."""
-    parser = argparse.ArgumentParser(prog="ground-serve", description="Serve POST /decode and its relatives over HTTP.")
-    parser.add_argument("--host", default="127.0.0.1", help="address to bind (default %(default)s)")
-    parser.add_argument("--port", type=int, default=8080, help="port (default %(default)s)")
-    parser.add_argument(
-        "--profiles", type=Path, action="append", default=[], metavar="DIR", help="more profiles (repeatable)"
+def build_parser() -> Parser:
+    """The command line of ``ground-serve``."""
+    parser = Parser(
+        prog=PROGRAM,
+        description="Serve POST /decode and its relatives over HTTP.",
+        epilog="Exit codes: 0 the service was ended, 64 usage, 66 the token file is missing, 69 the address cannot be served, "
+        "73 the folder of jobs cannot be used, 78 unusable profile or token.",
     )
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads of a decoding (default: all cores)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to bind (default %(default)s)")
+    parser.add_argument("--port", type=_port, default=8080, help="port, 1 to 65535 (default %(default)s)")
+    parser.add_argument(
+        "--profiles",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="folder with more profiles or compensators (repeatable)",
+    )
+    parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads of a decoding (default: all cores)")
     parser.add_argument(
         "--auth-token-file", type=Path, metavar="FILE", help="file with the bearer token that callers must send"
     )
     parser.add_argument("--no-auth", action="store_true", help="serve another address than loopback without a token")
-    parser.add_argument("--max-upload-mib", type=int, default=256, help="largest upload (default %(default)s)")
     parser.add_argument(
-        "--max-megasamples", type=int, default=400, help="largest decoded view, pixels x bands (default %(default)s)"
+        "--max-upload-mib", type=positive, default=256, help="largest upload in MiB (default %(default)s)"
     )
-    parser.add_argument("--queue", type=int, default=8, help="decodings that may wait (default %(default)s)")
+    parser.add_argument(
+        "--max-megasamples",
+        type=positive,
+        default=400,
+        help="largest decoded view in millions of samples, pixels times bands (default %(default)s)",
+    )
+    parser.add_argument("--queue", type=_not_negative, default=8, help="decodings that may wait (default %(default)s)")
     parser.add_argument(
         "--jobs", type=Path, metavar="DIR", help="folder that keeps jobs over a restart (default: a temporary one)"
     )
-    try:
-        args = parser.parse_args(argv)
-    except SystemExit as stop:
-        return os.EX_USAGE if stop.code else os.EX_OK
-    if not (0 < args.port < 65536 and args.queue >= 0 and args.max_upload_mib > 0 and (args.threads or 1) > 0):
-        print("ground-serve: --port is 1 to 65535, --queue at least 0, sizes and --threads at least 1", file=sys.stderr)
-        return os.EX_USAGE
-    token = None
-    if args.auth_token_file:
-        try:
-            token = args.auth_token_file.read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            print(f"ground-serve: {error}", file=sys.stderr)
-            return os.EX_NOINPUT
-        if len(token) < TOKEN_MIN:
-            print(
-                f"ground-serve: the token has {len(token)} characters; at least {TOKEN_MIN} are needed", file=sys.stderr
-            )
-            return os.EX_CONFIG
-    if not _loopback(args.host) and token is None and not args.no_auth:
-        print(
-            f"ground-serve: {args.host} is not loopback: give --auth-token-file, or --no-auth if you mean it",
-            file=sys.stderr,
-        )
-        return os.EX_USAGE
-    try:
-        import uvicorn
+    return parser
 
-        from perigee.ground.service.app import Settings, create_app
-    except ModuleNotFoundError as error:
-        print(f"ground-serve: {error.name} is missing: pip install '.[ground]' in Perigee's checkout", file=sys.stderr)
-        return os.EX_UNAVAILABLE
+
+def _port(text: str) -> int:
+    value = positive(text)
+    if value > 65535:
+        raise argparse.ArgumentTypeError(f"{text} is not a port from 1 to 65535")
+    return value
+
+
+def _not_negative(text: str) -> int:
+    return 0 if text == "0" else positive(text)
+
+
+def _token(path: Path) -> str:
+    """The token in a file. Raises ProfileError where it is too short or not text, OSError."""
+    try:
+        token = path.read_text(encoding="utf-8").strip()
+    except UnicodeDecodeError as error:
+        raise ProfileError(f"{path} is not text ({error})", Fault.TEXT, field="token") from error
+    if len(token) < TOKEN_MIN:
+        raise ProfileError(
+            f"the token has {len(token)} characters; at least {TOKEN_MIN} are needed",
+            Fault.SIZE,
+            field="token",
+            expected=f"at least {TOKEN_MIN}",
+            found=len(token),
+        )
+    return token
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; exit codes as in ``sysexits.h``."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if not _loopback(args.host) and args.auth_token_file is None and not args.no_auth:
+        parser.error(f"{args.host} is not loopback: give --auth-token-file, or --no-auth if you mean it")
+    return run(PROGRAM, "ground", lambda: _serve(args))
+
+
+def _serve(args: argparse.Namespace) -> int:
+    token = _token(args.auth_token_file) if args.auth_token_file else None
+    import uvicorn
+
+    from perigee.ground.service.app import create_app
+    from perigee.ground.service.limits import Settings
+
     settings = Settings(
         profiles=tuple(args.profiles),
         threads=args.threads,
@@ -82,14 +114,10 @@ def main(argv: list[str] | None = None) -> int:
         token=token,
         jobs=args.jobs,
     )
-    try:
-        app = create_app(settings)
-    except PerigeeError as error:
-        print(f"ground-serve: {error}", file=sys.stderr)
-        return os.EX_CONFIG
+    app = create_app(settings)
     try:
         uvicorn.run(app, host=args.host, port=args.port, log_level="warning")
     except (SystemExit, OSError, UnicodeError) as error:  # uvicorn has said why: most often the port is in use
-        print(f"ground-serve: cannot serve on {args.host}:{args.port} ({error})", file=sys.stderr)
+        print(f"{PROGRAM}: cannot serve on {args.host}:{args.port} ({error})", file=sys.stderr)
         return os.EX_UNAVAILABLE
     return os.EX_OK

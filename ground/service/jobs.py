@@ -1,4 +1,4 @@
-"""Long work: a stream and an order are kept in a folder and made one after the other; what was not finished is begun again.
+"""Long work: streams and orders are kept in a folder and made one after the other; what was not finished is begun again.
 
 A job's folder holds ``stream.peri``, ``order.json``, ``state.json`` and, when it is done, the product. States are queued,
 running, done, failed and cancelled.
@@ -18,22 +18,22 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from perigee.bitstream.errors import LimitError, PerigeeError
-from perigee.ground.compensation.decoder import RUNS_LIMIT
+from perigee.bitstream.errors import BusyError, Fault, OutputError, PerigeeError, UnfinishedJobError, UnknownJobError
 from perigee.ground.library import Library
-from perigee.ground.service.orders import Order, fulfil
+from perigee.ground.orders import Order, OrderLimits, make
 from perigee.ground.service.problems import Problem, problem_of
 from perigee.support.files import write_atomically
 
 OPEN, FINISHED = ("queued", "running"), ("done", "failed", "cancelled")
 ATTEMPTS = 3
+FULL_RETRY_S, DISK_RETRY_S = 30, 300
 IDENTIFIER = re.compile(r"[0-9a-f]{32}")
 log = logging.getLogger("perigee.jobs")
 
 
 @dataclass
 class State:
-    """Of one job; ``progress`` 0..1, ``created`` and ``finished`` in seconds since 1970."""
+    """State of one job; ``progress`` is 0..1, ``created`` and ``finished`` are seconds since 1970."""
 
     status: str = "queued"
     progress: float = 0.0
@@ -64,8 +64,9 @@ class _Cancelled(Exception):
 class Jobs:
     """The jobs of a folder and the thread that makes them. ``places``: how many may be kept, finished ones included."""
 
-    def __init__(self, folder: Path, library: Library, decoded_samples: int, places: int) -> None:
-        self.folder, self._library, self._samples, self._places = folder, library, decoded_samples, places
+    def __init__(self, folder: Path, library: Library, limits: OrderLimits, places: int) -> None:
+        """Raises OutputError where the folder cannot be made."""
+        self.folder, self._library, self._limits, self._places = folder, library, limits, places
         self._lock = threading.Lock()  # of the states
         self._disk = threading.RLock()  # of their files: what is written last is what is true
         self._queue: queue.Queue[str | None] = queue.Queue()
@@ -74,7 +75,7 @@ class Jobs:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise LimitError(f"jobs cannot be kept in {folder} ({error})") from error
+            raise OutputError(f"jobs cannot be kept in {folder} ({error})", field="jobs", found=str(folder)) from error
         found = {path.parent.name: _read(path) for path in folder.glob("*/state.json")}
         for name, state in sorted(((n, s) for n, s in found.items() if s), key=lambda item: item[1].created):
             self._states[name] = state
@@ -95,12 +96,12 @@ class Jobs:
             thread.join()
 
     def submit(self, order: Order, data: bytes) -> dict[str, Any]:
-        """Keep a job and return its state. Raises Problem 503 where there is no room for it."""
+        """Keep a job and return its state. Raises BusyError where there is no room for it."""
         with self._lock:
             if len(self._states) >= self._places:
                 finished = [n for n, s in self._states.items() if s.status in FINISHED]
                 if not finished:
-                    raise Problem(503, f"{len(self._states)} jobs are waiting", {"Retry-After": "30"})
+                    raise BusyError(f"{len(self._states)} jobs are waiting", FULL_RETRY_S)
                 oldest = min(finished, key=lambda n: self._states[n].finished or 0)
                 del self._states[oldest]
             else:
@@ -120,12 +121,12 @@ class Jobs:
             with self._lock:
                 del self._states[name]
             self._remove(name)
-            raise Problem(503, f"the job cannot be kept ({error.strerror})", {"Retry-After": "300"}) from error
+            raise BusyError(f"the job cannot be kept ({error.strerror})", DISK_RETRY_S) from error
         self._queue.put(name)
         return {"id": name, **asdict(state)}
 
     def described(self, name: str) -> dict[str, Any]:
-        """State of a job. Raises Problem 404."""
+        """State of a job. Raises UnknownJobError."""
         with self._lock:
             return {"id": name, **asdict(self._known(name))}
 
@@ -135,20 +136,18 @@ class Jobs:
             return [{"id": name, **asdict(state)} for name, state in self._states.items()]
 
     def result(self, name: str) -> tuple[Path, dict[str, int] | None]:
-        """The product and its damage. Raises Problem 404, or 409 where the job is not done."""
+        """The product and its damage. Raises UnknownJobError, or UnfinishedJobError where the job is not done."""
         with self._lock:
             state = self._known(name)
             if state.status != "done" or state.file is None:
-                raise Problem(
-                    409, f"job {name} is {state.status}", **({"problem": state.problem} if state.problem else {})
-                )
+                raise UnfinishedJobError(f"job {name} is {state.status}", state.problem)
             path = self.folder / name / state.file
         if not path.is_file():  # removed a moment ago, or by hand
-            raise Problem(404, f"the product of job {name} is gone")
+            raise UnknownJobError(f"the product of job {name} is gone", Fault.MISSING, field="job", found=name)
         return path, state.damage
 
     def cancel(self, name: str) -> str:
-        """Cancel a job that is not finished, or forget one that is; returns what was done. Raises Problem 404."""
+        """Cancel a job that is not finished, or forget one that is; returns what was done. Raises UnknownJobError."""
         with self._lock:
             state = self._known(name)
             finished = state.status in FINISHED
@@ -164,7 +163,7 @@ class Jobs:
 
     def _known(self, name: str) -> State:
         if not IDENTIFIER.fullmatch(name) or name not in self._states:
-            raise Problem(404, f"no job {name!r}")
+            raise UnknownJobError(f"no job {name!r}", field="job", found=name)
         return self._states[name]
 
     def _remove(self, name: str) -> None:
@@ -220,12 +219,10 @@ class Jobs:
                 raise _Cancelled
 
         data = (place / "stream.peri").read_bytes()
-        made = fulfil(order, data, self._library, place, self._samples, RUNS_LIMIT, progress)
-        if made.path is None:
-            path = place / "scene.json"
+        path = place / f"scene.{order.format}"
+        made = make(order, data, self._library, dict.fromkeys(order.products, path), self._limits, progress)
+        if made.value is not None:
             write_atomically(path, json.dumps(made.value).encode())
-        else:
-            path = made.path
         state.file, state.damage, state.progress = path.name, made.damage, 1.0
         self._end(name, state, "done")
 

@@ -13,18 +13,40 @@ from starlette.requests import ClientDisconnect
 
 from perigee.bitstream.errors import (
     BitstreamError,
+    BusyError,
     CompensationError,
     LimitError,
     MetadataError,
+    OrderError,
     PerigeeError,
-    UnknownProfileError,
+    TooLargeError,
+    UnfinishedJobError,
+    UnknownJobError,
 )
 
 MEDIA_TYPE = "application/problem+json"
 TITLES = {
-    400: "Bad request", 401: "Not authorised", 404: "Not found", 408: "Too slow", 405: "Method not allowed", 406: "Not acceptable",
-    413: "Too large", 415: "Unsupported media type", 422: "Unusable stream or request", 500: "Internal error", 503: "Busy",
-}  # fmt: skip
+    400: "Bad request",
+    401: "Not authorised",
+    404: "Not found",
+    405: "Method not allowed",
+    406: "Not acceptable",
+    408: "Too slow",
+    409: "Not done",
+    413: "Too large",
+    415: "Unsupported media type",
+    422: "Unusable stream or request",
+    500: "Internal error",
+    503: "Busy",
+}
+STATUS: tuple[tuple[type[PerigeeError] | tuple[type[PerigeeError], ...], int], ...] = (
+    (TooLargeError, 413),
+    (UnknownJobError, 404),
+    (UnfinishedJobError, 409),
+    (BusyError, 503),
+    ((OrderError, BitstreamError, LimitError, MetadataError, CompensationError), 422),
+    (PerigeeError, 500),
+)  # the first that fits counts
 log = logging.getLogger("perigee.service")
 
 
@@ -48,16 +70,13 @@ def problem_response(problem: Problem) -> JSONResponse:
 
 
 def problem_of(error: PerigeeError) -> Problem:
-    """The problem that a typed error of the codec is to a caller."""
-    extra: dict[str, Any] = {"error": type(error).__name__}
-    if isinstance(error, UnknownProfileError):
-        return Problem(422, str(error), wanted=error.wanted, known=error.known, **extra)
-    if isinstance(error, BitstreamError):
-        offset: dict[str, Any] = {} if error.offset_bytes is None else {"offset_bytes": error.offset_bytes}
-        return Problem(422, str(error), **extra, **offset)
-    if isinstance(error, (LimitError, MetadataError, CompensationError)):
-        return Problem(422, str(error), **extra)
-    return Problem(500, str(error), **extra)
+    """The problem that a typed error of the codec is to a caller; what it carries becomes extension members."""
+    status = next(code for kind, code in STATUS if isinstance(error, kind))
+    headers = {"Retry-After": str(error.retry_after_s)} if isinstance(error, BusyError) else None
+    extra = error.data()
+    if isinstance(error, UnfinishedJobError) and error.problem:
+        extra["problem"] = error.problem
+    return Problem(status, str(error), headers, **extra)
 
 
 def install(app: FastAPI) -> None:

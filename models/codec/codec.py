@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perigee.bitstream import prior as P
-from perigee.bitstream.profile import BLOCK, KNOTS
+from perigee.bitstream.contract import BLOCK, KNOTS
 from perigee.models.codec.flight import NO_LINEAR_PATH, Analysis, Gains, HyperAnalysis, Synthesis
 from perigee.models.codec.prior import TrainedPrior
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from perigee.bitstream.profile import BLOCK, KNOTS
+from perigee.bitstream.contract import BLOCK, KNOTS
 from perigee.models.codec.reference import CamForm, CosmicAnalysis, LightConvBlock
 
 Stages = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from perigee.bitstream.profile import BLOCK
+from perigee.bitstream.contract import BLOCK
 from perigee.models.compensation.denoiser import Denoiser, DenoiserConfig
 from perigee.models.compensation.latent import CHANNELS, DetailDecoder, DetailEncoder
 from perigee.models.compensation.trunk import Features, Finish, OneStepHead, ScaleHead, TextureHead, Trunk

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from perigee.bitstream.acquisition import FIELDS
+from perigee.bitstream.conditions import FIELDS
 from perigee.models.codec.flight import start_small
 from perigee.models.compensation.latent import CHANNELS
 from perigee.models.compensation.trunk import WIDTHS, Features

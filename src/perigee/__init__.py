@@ -1,7 +1,177 @@
-"""Perigee: a learned image codec for satellites whose streams decode to the same symbols on every machine.
+"""Perigee: a learned image codec for satellites.
 
-The rooms (``perigee.bitstream``, ``perigee.onboard``, ``perigee.ground``, ...) are top-level folders of the project,
-linked here; see ``docs/architecture.md``.
+:func:`encode` and :func:`decode` turn images into streams and back, and :func:`inspect` looks at a stream without decoding it.
+Each imports only what it needs: encoding the packages of the extra ``onboard``, decoding those of ``ground``. The commands
+``onboard-encode`` and ``ground-decode`` do the same for files, with progress, atomic output and georeferenced products.
 """
 
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from perigee.bitstream.arrays import BoolArray, Samples
+    from perigee.bitstream.metadata import Acquisition, Metadata
+    from perigee.ground.library import Library
+    from perigee.ground.source import Report
+    from perigee.onboard.encoder import Encoder
+    from perigee.onboard.source import Source
+
 __version__ = "0.6.0"
+__all__ = ["Image", "decode", "encode", "inspect"]
+
+
+@dataclass(frozen=True)
+class Image:
+    """A decoded image.
+
+    ``samples`` are uint8, uint16 or int16 [band, row, col]; ``valid`` is bool of the same shape and False where the scene has no
+    data; ``alpha`` [row, col] is of the samples' type, None where the scene has no alpha band. ``metadata`` are those of the whole
+    scene, whichever part of it was decoded. ``report`` tells what a cut or damaged stream could not give, ``tags`` where the pixels
+    come from.
+    """
+
+    samples: Samples
+    valid: BoolArray
+    alpha: Samples | None
+    metadata: Metadata
+    report: Report
+    tags: dict[str, str]
+
+
+def encode(
+    image: Samples | str | Path,
+    quality: float = 50.0,
+    profile: str | Path = "flight3",
+    metadata: Metadata | Acquisition | str | Path | None = None,
+    *,
+    valid: BoolArray | None = None,
+    analysis: str | None = None,
+    threads: int | None = None,
+) -> bytes:
+    """Encode an image as a complete stream, as the satellite does.
+
+    ``image`` is an array, uint8, uint16 or int16 [band, row, col] or [row, col], or the path of a GeoTIFF. ``quality`` is 0 to 100,
+    continuous. ``profile`` names a shipped profile or a folder that holds one. ``metadata`` of an array may be a whole
+    :class:`~perigee.bitstream.metadata.Metadata`; of either kind of image acquisition fields, or the path of a STAC item or JSON
+    sidecar that has them. ``valid`` marks the samples of an array that mean something, bool [band, row, col] or [row, col].
+    ``analysis`` is one of the profile's, ``threads`` the number of CPU threads (None: all cores).
+
+    Raises ValueError for a quality outside its range, RasterError for an image that cannot be coded, MetadataError, ProfileError,
+    EngineError, and OSError where a file cannot be read.
+    """
+    from perigee.bitstream.metadata import Acquisition, Metadata
+    from perigee.onboard.acquisition import read_acquisition
+    from perigee.onboard.raster import Raster
+    from perigee.onboard.source import ArraySource
+
+    if not 0 <= quality <= 100:
+        raise ValueError(f"quality {quality}: accepted are 0 to 100")
+    encoder = _encoder(str(profile), analysis, threads)
+    acquisition = metadata if isinstance(metadata, Acquisition) else None
+    if isinstance(metadata, (str, Path)):
+        acquisition = read_acquisition(Path(metadata))
+    whole = metadata if isinstance(metadata, Metadata) else None
+    if not isinstance(image, (str, Path)):
+        return _stream(encoder, ArraySource(image, whole, valid), quality, acquisition)
+    if whole is not None or valid is not None:
+        raise ValueError("a GeoTIFF brings its own metadata and validity; only acquisition fields can be added")
+    with Raster(Path(image)) as raster:
+        return _stream(encoder, raster, quality, acquisition)
+
+
+def decode(
+    stream: bytes | str | Path,
+    window: Sequence[int] | None = None,
+    bands: Sequence[int] | None = None,
+    scale: str = "1",
+    *,
+    damaged: bool = False,
+    compensation: str = "none",
+    steps: int | None = None,
+    seed: int = 0,
+    strength: float = 1.0,
+    profiles: Sequence[str | Path] = (),
+    threads: int | None = None,
+) -> Image:
+    """Decode a stream, or a part of it, into memory.
+
+    ``stream`` is its bytes or the path of a ``.peri`` file. ``window`` is top, left, rows and columns in pixels; ``bands`` count from
+    1; ``scale`` is 1, 1/2, 1/4, 1/8 or 1/16. ``damaged`` decodes what is sound of a damaged stream. ``compensation`` adds generated
+    detail by the compensator ``NAME`` or ``NAME:METHOD``, in so many diffusion ``steps``, with a ``seed`` and a ``strength`` of 0
+    to 1. ``profiles`` are folders with more profiles or compensators.
+
+    Raises a BitstreamError for bytes that are no valid stream, OrderError for a window, band or scale that the scene does not have,
+    CompensationError, ProfileError, EngineError, and OSError where the file cannot be read.
+    """
+    import numpy as np
+
+    from perigee.ground.orders import Order, open_source
+    from perigee.ground.regions import Region
+    from perigee.ground.views import blocks_of
+
+    order = Order(
+        window=tuple(window) if window is not None else None,
+        bands=tuple(bands) if bands is not None else None,
+        scale=scale,
+        damaged=damaged,
+        compensation=compensation,
+        steps=steps,
+        seed=seed,
+        strength=strength,
+    )
+    library = _library(tuple(str(folder) for folder in profiles), threads)
+    source = open_source(order, _bytes(stream), library)
+    view = order.view(source)
+    shape = (len(view.bands), *view.size)
+    samples, valid = np.empty(shape, source.dtype), np.empty(shape, bool)
+    alpha = None if source.metadata.alpha_band is None else np.empty(view.size, source.dtype)
+    for place, block in blocks_of(source, view):
+        inside = place.within(Region(0, 0, *view.size))
+        samples[(slice(None), *inside)] = block.samples
+        valid[(slice(None), *inside)] = block.valid
+        if alpha is not None and block.alpha is not None:
+            alpha[inside] = block.alpha
+    return Image(samples, valid, alpha, source.metadata, source.report, source.provenance())
+
+
+def inspect(stream: bytes | str | Path, *, damaged: bool = False) -> dict[str, Any]:
+    """What a stream says of itself (size, bands, quality, georeferencing, acquisition), as JSON-ready values.
+
+    Nothing is decoded and no profile is needed. ``stream`` is its bytes or the path of a ``.peri`` file, or a metadata packet that
+    travelled alone. Raises a BitstreamError or OSError.
+    """
+    from perigee.ground.inspection import inspect_bytes
+
+    return inspect_bytes(_bytes(stream), damaged)
+
+
+def _bytes(stream: bytes | str | Path) -> bytes:
+    return Path(stream).read_bytes() if isinstance(stream, (str, Path)) else bytes(stream)
+
+
+def _stream(encoder: Encoder, source: Source, quality: float, acquisition: Acquisition | None) -> bytes:
+    return encoder.encode_scene(source, quality, acquisition).data
+
+
+@lru_cache(maxsize=8)
+def _encoder(profile: str, analysis: str | None, threads: int | None) -> Encoder:
+    """An encoder, kept for the next image: loading the networks takes longer than a small image."""
+    from perigee.bitstream.profile import find_profile
+    from perigee.engines.flight import FlightEngine
+    from perigee.onboard.encoder import Encoder
+
+    found = find_profile(profile)
+    return Encoder(found, FlightEngine(found, threads, analysis=analysis))
+
+
+@lru_cache(maxsize=8)
+def _library(folders: tuple[str, ...], threads: int | None) -> Library:
+    from perigee.ground.library import Library
+
+    return Library([Path(folder) for folder in folders], threads)

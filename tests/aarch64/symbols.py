@@ -18,9 +18,10 @@ import perigee
 from perigee.bitstream import compiled
 from perigee.bitstream import format as fmt
 from perigee.bitstream.coders import available_coders
+from perigee.bitstream.contract import HYPER_BLOCK
 from perigee.bitstream.entropy import decode_symbols
-from perigee.bitstream.profile import DEFAULT_PROFILE, HYPER_BLOCK, find_profile
-from perigee.engines.onnxruntime import GroundEngine
+from perigee.bitstream.profile import DEFAULT_PROFILE, find_profile
+from perigee.engines.ground import GroundEngine
 
 PACKAGES = ("numpy", "onnxruntime", "tifffile", "imagecodecs", "tqdm", "constriction")
 
@@ -41,7 +42,7 @@ def decode(report, way, folders):
     else:
         if platform.machine() != "x86_64" and compiled.library is not None:
             sys.exit("the compiled library is here: this is not an installation without a compiler")
-        prior = GroundEngine(profile, 1, check=False, compiled_prior=False).prior
+        prior = GroundEngine(profile, 1, check=False, use_compiled_prior=False).prior
         coder = next(name for name in available_coders() if name != "native")
     tested = {"numpy int64": contract.reference(np.int64)}
     if way == "compiled":

@@ -9,7 +9,7 @@ from PIL import Image
 from perigee.benchmarks import seams
 from perigee.benchmarks.codec import ArrayCodec
 from perigee.bitstream import format as fmt
-from perigee.engines.onnxruntime import FlightEngine
+from perigee.engines.flight import FlightEngine
 
 SIDE = 256
 SHIFT = SIDE // 2

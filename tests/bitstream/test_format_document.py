@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from perigee.bitstream import coders, entropy, masks, prior, profile
+from perigee.bitstream import coders, contract, entropy, masks, prior
 from perigee.bitstream import format as fmt
 from perigee.bitstream import metadata as meta
+from perigee.bitstream.contract import Contract, contract_digest
 from perigee.bitstream.errors import ChecksumError, FormatError, PerigeeError, UnsupportedError
 from perigee.bitstream.format import Header, Segment, parse, read_varint, write_varint
 from perigee.bitstream.metadata import Acquisition, GeoKeys, Metadata, pack_metadata, unpack_metadata
 from perigee.bitstream.prior import Layer, Prediction, Widths, half, layer_shapes
-from perigee.bitstream.profile import Contract, contract_digest
 from perigee.bitstream.tables import FREQUENCY_TOTAL, Tables
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "format.md"
@@ -353,12 +353,12 @@ class TestPriorTables:
         for name, value, _ in rows("Constant", "Value"):
             assert getattr(prior, name) == int(value), name
         assert coders.PRECISION == 24 and FREQUENCY_TOTAL == 65536 and coders.ESCAPE_BITS_MAX == 17
-        assert (profile.BLOCK, profile.PATCH_MULTIPLE, profile.HYPER_BLOCK, profile.DIGEST_BYTES) == (16, 64, 64, 8)
+        assert (contract.BLOCK, contract.PATCH_MULTIPLE, contract.HYPER_BLOCK, contract.DIGEST_BYTES) == (16, 64, 64, 8)
 
     def test_limits(self) -> None:
         stated = {row[0]: int(row[1]) for row in rows("Limit", "Default")}
         assert stated == {f.name: f.default for f in fields(fmt.Limits)}
-        assert profile.CONTRACT_MAX_BYTES == 16 << 20
+        assert contract.CONTRACT_MAX_BYTES == 16 << 20
 
     @pytest.mark.parametrize(
         "widths", [Widths(), Widths(7, 2, 3, 5, 11, (1, 2, 4), tuple(range(128))), Widths(2, 1, 1, 1, 1, (2,))]

@@ -7,10 +7,11 @@ import shutil
 import numpy as np
 import pytest
 
+from perigee.bitstream.contract import load_contract
 from perigee.bitstream.errors import ProfileError
 from perigee.bitstream.prior import Layer, NumpyPrior
-from perigee.bitstream.profile import CONTRACT_FILE, find_profile, load_contract, load_profile, shipped_profiles
-from perigee.engines.onnxruntime import FlightEngine
+from perigee.bitstream.profile import CONTRACT_FILE, find_profile, load_profile, shipped_profiles
+from perigee.engines.flight import FlightEngine
 
 
 @pytest.fixture

@@ -8,8 +8,11 @@ from onnx import TensorProto, helper
 from perigee.bitstream import compiled
 from perigee.bitstream.errors import EngineError, ProfileError
 from perigee.bitstream.prior import Widths
-from perigee.engines.onnxruntime import FlightEngine, GraphPrior, GroundEngine, OnnxRuntimeGraph
-from perigee.engines.torch import TorchFlightEngine, TorchGraph
+from perigee.engines.flight import FlightEngine
+from perigee.engines.graph import GraphPrior
+from perigee.engines.ground import GroundEngine
+from perigee.engines.onnxruntime import OnnxRuntimeGraph
+from perigee.engines.torch import TorchGraph
 
 LATENTS = Widths().latents
 
@@ -26,7 +29,7 @@ def test_an_engine_whose_prior_is_off_is_refused(profile):
             return out
 
     with pytest.raises(ProfileError, match=r"self-test 0 .* pass \[5\]"):
-        FlightEngine(profile, 1, graph=Biased)
+        FlightEngine(profile, 1, graph=Biased, use_compiled_prior=False)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 4])
@@ -42,7 +45,7 @@ def test_prior_graph_equals_the_reference(profile, rng, threads, optimise):
 
 def test_the_compiled_prior_serves_where_it_was_built(profile, flight, ground, monkeypatch):
     assert isinstance(flight.prior, compiled.NativePrior) and isinstance(ground.prior, compiled.NativePrior)
-    assert isinstance(FlightEngine(profile, 1, compiled_prior=False).prior, GraphPrior)
+    assert isinstance(FlightEngine(profile, 1, use_compiled_prior=False).prior, GraphPrior)
     monkeypatch.setattr(compiled, "library", None)
     assert isinstance(FlightEngine(profile, 1).prior, GraphPrior)
     with pytest.raises(EngineError, match="C compiler"):
@@ -50,7 +53,10 @@ def test_the_compiled_prior_serves_where_it_was_built(profile, flight, ground, m
 
 
 def test_pass_by_pass_equals_all_passes(profile, rng):
-    flight, ground = FlightEngine(profile, 2, compiled_prior=False), GroundEngine(profile, 2, compiled_prior=False)
+    flight, ground = (
+        FlightEngine(profile, 2, use_compiled_prior=False),
+        GroundEngine(profile, 2, use_compiled_prior=False),
+    )
     q = np.rint(rng.laplace(0, 2, (1, LATENTS, 16, 16))).astype(np.int32)
     z = rng.integers(-9, 10, (1, 64, 4, 4)).astype(np.int32)
     for a, b in zip(flight.prior.all_passes(z, q, 99), ground.prior.all_passes(z, q, 99), strict=True):
@@ -59,7 +65,7 @@ def test_pass_by_pass_equals_all_passes(profile, rng):
 
 def test_analyses_of_engines_differ_at_most_rarely(profile, flight, rng):
     image = rng.random((2, 3, 128, 64), np.float32)
-    other = TorchFlightEngine(profile, 2)
+    other = FlightEngine(profile, 2, TorchGraph)
     for step in (20, 120, 240):
         (q1, z1), (q2, z2) = flight.analyse(image, step), other.analyse(image, step)
         assert (q1 != q2).mean() < 1e-4 and np.abs(q1 - q2).max() <= 1 and (z1 != z2).mean() < 1e-2

@@ -19,6 +19,8 @@ import pytest
 from perigee.bitstream.errors import EngineError, ProfileError
 from perigee.bitstream.profile import load_profile
 from perigee.engines import build, choice, cuda, device, precision, tensorrt
+from perigee.engines import cli as export_cli
+from perigee.engines.flight import FlightEngine
 from perigee.engines.onnxruntime import OnnxRuntimeGraph
 from perigee.onboard import cli
 from perigee.onboard.encoder import Encoder
@@ -85,7 +87,7 @@ def test_pycuda_serves_where_it_is_what_there_is(monkeypatch, tmp_path, profile,
     fake.install(monkeypatch, VERSIONS[0], fake.Gpu(), binding="pycuda")
     build.export_engine(profile, tmp_path)
     assert isinstance(device.open_device(), device.PyCuda)
-    engine = tensorrt.TensorRTFlightEngine(profile, folder=tmp_path)
+    engine = FlightEngine(profile, graph=tensorrt.Plans(tmp_path))
     image = rng.random((1, 3, 128, 64), np.float32)
     for a, b in zip(engine.analyse(image, 99), flight.analyse(image, 99), strict=True):
         assert np.array_equal(a, b)
@@ -403,7 +405,7 @@ def test_plans_from_the_command_line_fly(gpu, tiles, tmp_path, capsys, monkeypat
     calibration.mkdir()
     for tile in tiles[:2]:
         shutil.copy(tile, calibration)
-    assert build.main(["flight", "--precision", "int8", "--calibration", str(calibration)]) == 0
+    assert export_cli.main(["flight", "--precision", "int8", "--calibration", str(calibration)]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     precisions = {line["graph"]: line["precision"] for line in lines}
     assert precisions["analysis-light.onnx"] == "int8" and precisions.get("prior.onnx", "fp32") == "fp32"
@@ -423,10 +425,10 @@ def test_export_engine_refuses(bare, tmp_path, capsys):
         ["flight", "--patches", "0"],
     ):
         with pytest.raises(SystemExit) as stop:
-            build.main(arguments)
+            export_cli.main(arguments)
         assert stop.value.code == os.EX_USAGE
-    assert build.main(["flight", "-o", str(tmp_path)]) == os.EX_UNAVAILABLE
-    assert build.main(["nowhere", "-o", str(tmp_path)]) == os.EX_CONFIG
+    assert export_cli.main(["flight", "-o", str(tmp_path)]) == os.EX_UNAVAILABLE
+    assert export_cli.main(["nowhere", "-o", str(tmp_path)]) == os.EX_CONFIG
     assert "tensorrt is missing" in capsys.readouterr().err
 
 

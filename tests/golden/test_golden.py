@@ -17,9 +17,10 @@ from perigee.bitstream import format as fmt
 from perigee.bitstream.errors import PerigeeError
 from perigee.bitstream.metadata import Acquisition
 from perigee.bitstream.profile import find_profile, shipped_profiles
-from perigee.engines.onnxruntime import FlightEngine
-from perigee.ground.decoder import Region, SceneDecoder
+from perigee.engines.flight import FlightEngine
+from perigee.ground.decoder import SceneDecoder
 from perigee.ground.library import Library
+from perigee.ground.regions import Region
 from perigee.onboard.encoder import Encoder
 from perigee.onboard.raster import Raster
 

@@ -19,10 +19,12 @@ from perigee.bitstream.errors import CompensationError
 from perigee.bitstream.metadata import Acquisition, Metadata, pack_metadata
 from perigee.bitstream.profile import find_profile
 from perigee.ground.cli import main
-from perigee.ground.compensation.decoder import CompensatedDecoder, Compensation
-from perigee.ground.compensation.model import DIFFUSION, ONE_STEP, Compensator, find_compensator, shipped_folders
+from perigee.ground.compensation.compensator import DIFFUSION, ONE_STEP, Compensator, find_compensator, shipped_folders
+from perigee.ground.compensation.request import Compensation
+from perigee.ground.compensation.source import CompensatedSource
 from perigee.ground.compensation.windows import STRIDE, Grid, noise_at
-from perigee.ground.decoder import Region, SceneDecoder
+from perigee.ground.decoder import SceneDecoder
+from perigee.ground.regions import Region
 
 OCTETS = {"Content-Type": "application/octet-stream"}
 
@@ -46,9 +48,8 @@ def data(scene):
 
 
 def decoded(decoder, region=None):
-    h = decoder.header
-    region = region or Region(0, 0, h.height, h.width)
-    out = np.empty((h.bands, region.rows, region.cols), h.dtype)
+    region = region or Region(0, 0, decoder.height, decoder.width)
+    out = np.empty((decoder.bands, region.rows, region.cols), decoder.dtype)
     for part, block in decoder.blocks(region):
         top, left = part.top - region.top, part.left - region.left
         out[:, top : top + part.rows, left : left + part.cols] = block.samples
@@ -56,7 +57,7 @@ def decoded(decoder, region=None):
 
 
 def with_compensation(data, ground, compensator, **wanted):
-    return CompensatedDecoder(fmt.parse(data), ground, compensator, Compensation(**wanted))
+    return CompensatedSource(SceneDecoder(fmt.parse(data), ground), compensator, Compensation(**wanted))
 
 
 def test_strength_0_is_the_base_image(data, ground, compensator):
@@ -83,18 +84,18 @@ def test_seeds(data, ground, compensator, wanted):
     decoders = [with_compensation(data, ground, compensator, **wanted, seed=s) for s in (1, 1, 2)]
     first, again, other = (decoded(decoder, Region(0, 0, 64, 64)) for decoder in decoders)
     assert (first == again).all() and (first != other).any()
-    assert [d.generated()["PERIGEE_COMPENSATION_SEED"] for d in decoders] == ["1", "1", "2"]
+    assert [d.provenance()["PERIGEE_COMPENSATION_SEED"] for d in decoders] == ["1", "1", "2"]
 
 
 def test_symbols_are_met_as_well_as_by_the_base(data, ground, compensator):
     decoder = with_compensation(data, ground, compensator)
     decoded(decoder)
-    assert sorted(decoder.agreement) == sorted(decoder.stream.segments)
+    assert sorted(decoder.agreement) == sorted(decoder.source.stream.segments)
     for agreement in decoder.agreement.values():
         # but for what rounding to 8 bits tips either way
         assert agreement.costly >= agreement.base_costly - 1e-3 or not agreement.kept
         assert agreement.base_all > 0.9
-    assert "YES" in decoder.generated()["PERIGEE_GENERATED_DETAIL"]
+    assert "YES" in decoder.provenance()["PERIGEE_GENERATED_DETAIL"]
 
 
 def test_metadata_unknown_to_the_training_count_as_absent(data, ground, compensator):
@@ -102,8 +103,8 @@ def test_metadata_unknown_to_the_training_count_as_absent(data, ground, compensa
     stream.metadata = pack_metadata(
         Metadata(acquisition=Acquisition(gsd_m=0.5, cloud_cover_percent=10, off_nadir_deg=5))
     )
-    decoder = CompensatedDecoder(stream, ground, compensator)
-    assert decoder.generated()["PERIGEE_COMPENSATION_FIELDS_IGNORED"] == "cloud_cover off_nadir"
+    decoder = CompensatedSource(SceneDecoder(stream, ground), compensator)
+    assert decoder.provenance()["PERIGEE_COMPENSATION_FIELDS_IGNORED"] == "cloud_cover off_nadir"
 
 
 def test_other_bands_are_left_alone(encoder, geotiffs, ground, compensator):
@@ -112,10 +113,10 @@ def test_other_bands_are_left_alone(encoder, geotiffs, ground, compensator):
     with Raster(geotiffs / "naip_rgbn_u8x4.tif") as raster:
         stream = encoder.encode_scene(raster, 30).data
     base = decoded(SceneDecoder(fmt.parse(stream), ground))
-    decoder = CompensatedDecoder(fmt.parse(stream), ground, compensator)
+    decoder = CompensatedSource(SceneDecoder(fmt.parse(stream), ground), compensator)
     found = decoded(decoder)
     assert (found[3] == base[3]).all() and (found[:3] != base[:3]).any()
-    assert "bands from 4 on" in decoder.generated()["PERIGEE_COMPENSATION_LEFT_ALONE"] and not decoder.report.notes
+    assert "bands from 4 on" in decoder.provenance()["PERIGEE_COMPENSATION_LEFT_ALONE"] and not decoder.report.notes
 
 
 def test_what_cannot_be_done_is_said(data, ground, compensator, profile, tmp_path):
@@ -133,10 +134,10 @@ def test_what_cannot_be_done_is_said(data, ground, compensator, profile, tmp_pat
     with (copy / "features.onnx").open("r+b") as handle:
         handle.seek(1000)
         handle.write(b"\xff\x00\xff")
-    with pytest.raises(CompensationError, match="not the file that the manifest names"):
+    with pytest.raises(CompensationError, match="the manifest says"):
         Compensator(copy)
     (copy / "manifest.json").write_text("{")
-    with pytest.raises(CompensationError, match="no compensator"):
+    with pytest.raises(CompensationError, match="no readable compensator manifest"):
         Compensator(copy)
 
 
@@ -290,14 +291,14 @@ def test_jobs_fail_wait_and_end(served, data):
 
 def test_jobs_survive_a_restart(data, tmp_path):
     from perigee.ground.library import Library
+    from perigee.ground.orders import Order, OrderLimits
     from perigee.ground.service.jobs import Jobs
-    from perigee.ground.service.orders import Order
 
     library = Library(threads=2)
-    first = Jobs(tmp_path, library, 10**9, 8)
+    first = Jobs(tmp_path, library, OrderLimits(10**9), 8)
     first.start()
     long = first.submit(Order(compensation="cosmic:diffusion", steps=100), data)["id"]
-    short = first.submit(Order(kind="json", window=(0, 0, 16, 16)), data)["id"]
+    short = first.submit(Order(format="json", window=(0, 0, 16, 16)), data)["id"]
     while first.described(long)["status"] != "running":
         time.sleep(0.02)
     stopping = threading.Thread(target=first.stop)
@@ -306,7 +307,7 @@ def test_jobs_survive_a_restart(data, tmp_path):
     assert not stopping.is_alive()
     state = json.loads((tmp_path / long / "state.json").read_text())
     assert state["status"] == "running"
-    second = Jobs(tmp_path, library, 10**9, 8)
+    second = Jobs(tmp_path, library, OrderLimits(10**9), 8)
     assert second.described(long)["status"] == "queued" and second.described(short)["status"] == "queued"
     second.cancel(long)
     second.start()

@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 from perigee.benchmarks.codec import ArrayCodec
 from perigee.bitstream import format as fmt
 from perigee.bitstream.errors import ChecksumError, SymbolError
-from perigee.engines.onnxruntime import GroundEngine
-from perigee.engines.torch import TorchFlightEngine, TorchGroundEngine
-from perigee.ground.decoder import WINDOW_PATCHES, Region, SceneDecoder, windows
+from perigee.engines.flight import FlightEngine
+from perigee.engines.ground import GroundEngine
+from perigee.engines.torch import TorchGraph
+from perigee.ground.decoder import WINDOW_PATCHES, SceneDecoder, synthesis_windows
+from perigee.ground.regions import Region
 from perigee.onboard.encoder import Encoder
 
 
@@ -55,7 +57,7 @@ def test_blocks_cover_the_scene_once(stream, ground, codec, mosaic):
 @given(start=st.integers(0, 5000), length=st.integers(1, 20_000), patch=st.sampled_from((128, 256)))
 def test_windows_cover_an_axis_once_within_bounds(start, length, patch):
     """Memory is bounded by the largest, and no narrow rest is synthesised for the sake of its margins."""
-    found = list(windows(start, length, patch))
+    found = list(synthesis_windows(start, length, patch))
     ends = [a + n for a, n in found]
     assert [a for a, _ in found] == [start, *ends[:-1]] and ends[-1] == start + length
     assert all(0 < n <= (WINDOW_PATCHES + 1) * patch for _, n in found)
@@ -118,7 +120,8 @@ def test_a_wrong_checksum_of_symbols_is_found(stream, ground):
 
 def test_engines_agree_on_symbols_and_nearly_on_pixels(profile, stream, tiles):
     decoders = [
-        SceneDecoder(fmt.parse(stream), engine) for engine in (GroundEngine(profile, 1), TorchGroundEngine(profile))
+        SceneDecoder(fmt.parse(stream), engine)
+        for engine in (GroundEngine(profile, 1), GroundEngine(profile, graph=TorchGraph))
     ]
     for prior in (profile.contract.reference(np.int64), profile.contract.reference(np.float32)):
         decoders.append(SceneDecoder(fmt.parse(stream), GroundEngine(profile, 1, prior=prior, check=False)))
@@ -131,7 +134,7 @@ def test_engines_agree_on_symbols_and_nearly_on_pixels(profile, stream, tiles):
 def test_torch_encodes_streams_that_onnxruntime_decodes(profile, codec, ground, tiles):
     tile = tifffile.imread(tiles[2])
     other = ArrayCodec(profile, threads=1)
-    other.encoder = Encoder(profile, TorchFlightEngine(profile))
+    other.encoder = Encoder(profile, FlightEngine(profile, graph=TorchGraph))
     data = other.encode(tile, 55)
     assert np.abs(codec.decode(data).astype(float) - tile).mean() < 10
 

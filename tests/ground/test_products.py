@@ -16,8 +16,10 @@ from rio_cogeo import cog_validate
 
 from perigee.bitstream import format as fmt
 from perigee.bitstream.metadata import Acquisition
-from perigee.ground.decoder import Region, SceneDecoder
-from perigee.ground.products import provenance, read_array, view_of, write_cog, write_png
+from perigee.ground.decoder import SceneDecoder
+from perigee.ground.products import read_array, write_cog, write_png
+from perigee.ground.regions import Region
+from perigee.ground.views import view_of
 from perigee.onboard.raster import Raster
 from perigee.support.files import replacing
 
@@ -260,7 +262,7 @@ def test_provenance_is_in_the_product(tmp_path, rng, encoder, ground, profile):
     assert tags["PERIGEE_CONTRACT"] == profile.contract.digest.hex()
     assert (tags["PERIGEE_LOSSY"], tags["PERIGEE_GENERATED_DETAIL"], tags["PERIGEE_QUALITY"]) == ("YES", "NO", "40")
     assert (tags["PERIGEE_GSD_M"], tags["PERIGEE_SUN_ELEVATION_DEG"]) == ("0.5", "33.5")
-    assert provenance(decoder).items() <= tags.items()
+    assert decoder.provenance().items() <= tags.items()
 
 
 def test_output_is_atomic(tmp_path):

@@ -8,11 +8,11 @@ import torch
 
 from perigee.benchmarks.codec import ArrayCodec
 from perigee.benchmarks.intervals import fit
-from perigee.bitstream.acquisition import FIELDS, condition_of
+from perigee.bitstream.conditions import FIELDS, condition_of
 from perigee.bitstream.metadata import Acquisition
-from perigee.engines.onnxruntime import FlightEngine
+from perigee.engines.flight import FlightEngine
 from perigee.export.compensation import export_compensator
-from perigee.ground.compensation.model import Compensator as Loaded
+from perigee.ground.compensation.compensator import Compensator as Loaded
 from perigee.ground.compensation.sampler import alpha_sigma as shares_of_time
 from perigee.models.compensation.compensator import Compensator, CompensatorConfig, without_grid
 from perigee.models.compensation.denoiser import STEPS, DenoiserConfig, MetadataEncoder, alpha_sigma

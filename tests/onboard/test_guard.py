@@ -8,7 +8,7 @@ from perigee.bitstream.coders import memory_of
 from perigee.bitstream.errors import EngineError, UpsetError
 from perigee.bitstream.prior import Widths
 from perigee.bitstream.profile import load_profile
-from perigee.engines.onnxruntime import FlightEngine
+from perigee.engines.flight import FlightEngine
 from perigee.onboard import guard
 from perigee.onboard.encoder import Encoder
 from perigee.onboard.guard import texture

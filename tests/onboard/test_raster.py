@@ -6,7 +6,9 @@ import rasterio
 import tifffile
 
 from perigee.bitstream.errors import RasterError
-from perigee.onboard.encoder import coding_ranges, fill_invalid, normalise
+from perigee.bitstream.samples import normalise
+from perigee.onboard.encoder import fill_invalid
+from perigee.onboard.ranges import coding_ranges
 from perigee.onboard.raster import Raster
 
 LAYOUTS = [

@@ -10,10 +10,13 @@ from PIL import Image
 
 from perigee.benchmarks.codec import ArrayCodec
 from perigee.bitstream import format as fmt
+from perigee.bitstream.contract import answer
 from perigee.bitstream.errors import ProfileError, RasterError
-from perigee.bitstream.profile import answer, load_profile
-from perigee.engines.onnxruntime import FlightEngine, GroundEngine
-from perigee.engines.torch import TorchFlightEngine
+from perigee.bitstream.profile import load_profile
+from perigee.engines.flight import FlightEngine
+from perigee.engines.ground import GroundEngine
+from perigee.engines.onnxruntime import OnnxRuntimeGraph
+from perigee.engines.torch import TorchGraph
 from perigee.export.profile import export_profile, load_checkpoint
 from perigee.models.codec.codec import Codec, CodecConfig, loss_of
 from perigee.models.codec.flight import BlockTransform
@@ -93,7 +96,8 @@ def test_cosmics_encoder_trains_and_flies(folder, tmp_path, tiles):
     profile = load_profile(tmp_path / "p")
     for preset in presets:
         (q1, _), (q2, _) = (
-            engine(profile, 2, analysis=preset).analyse(image, 200) for engine in (FlightEngine, TorchFlightEngine)
+            FlightEngine(profile, 2, graph, analysis=preset).analyse(image, 200)
+            for graph in (OnnxRuntimeGraph, TorchGraph)
         )
         assert (q1 != q2).mean() < 1e-3 and q1.any()
 
@@ -238,9 +242,9 @@ def test_the_prior_grows_and_trains_alone(run, folder, tmp_path, tiles):
     assert len(profile.contract.widths.magnitudes) == 128 and profile.contract.widths.passes == 18
     z, q = np.zeros((1, 64, 1, 1), np.int32), np.full((1, 448, 4, 4), 3, np.int32)
     priors = [
-        FlightEngine(profile, 1, compiled_prior=False).prior,
-        GroundEngine(profile, 1, compiled_prior=False).prior,
-        TorchFlightEngine(profile).prior,
+        FlightEngine(profile, 1, use_compiled_prior=False).prior,
+        GroundEngine(profile, 1, use_compiled_prior=False).prior,
+        FlightEngine(profile, graph=TorchGraph).prior,
         profile.contract.reference(),
     ]
     found = [answer(prior.all_passes(z, q, 100)).tolist() for prior in priors]

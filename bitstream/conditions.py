@@ -1,14 +1,13 @@
-"""The acquisition fields of a metadata packet as numbers in 0..1, for networks that are conditioned on them."""
+"""What conditions the networks of a compensator beside pixels: the acquisition fields as numbers in 0..1, and the window."""
 
 from __future__ import annotations
 
 import math
 from datetime import timezone
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from perigee.bitstream.arrays import FloatArray
 from perigee.bitstream.metadata import Acquisition
 
 FIELDS = (
@@ -26,6 +25,7 @@ FIELDS = (
 )
 GSD_DECADES = (-2.0, 2.0)  # log10 of metres
 DAYS, HOURS = 365.25, 24.0
+COMPENSATION_WINDOW = 256  # pixels on the side of what a compensator's networks see at once
 
 
 def _circle(turns: float) -> tuple[float, float]:
@@ -33,7 +33,7 @@ def _circle(turns: float) -> tuple[float, float]:
     return 0.5 + 0.5 * math.sin(2 * math.pi * turns), 0.5 + 0.5 * math.cos(2 * math.pi * turns)
 
 
-def condition_of(acquisition: Acquisition | None) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+def condition_of(acquisition: Acquisition | None) -> tuple[FloatArray, FloatArray]:
     """Values float32 [FIELDS, 2] in 0..1 and which are known, float32 [FIELDS], 1 or 0.
 
     Angles that close on themselves (longitude, azimuths) and season and hour (UTC) are sine and cosine; the others a single

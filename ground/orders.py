@@ -1,0 +1,244 @@
+"""What a request wants of a stream, and how it is made: one way for the command, the service, jobs and archives.
+
+An order says what is wanted in plain values, so that it can be kept in a file. :func:`open_source` turns the bytes of a stream
+into the image source that the order is about, and :func:`make` writes the products. Both raise errors of the codec's tree;
+the service maps them to status codes, the commands to exit codes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from perigee.bitstream import format as fmt
+from perigee.bitstream.errors import Fault, OrderError, TooLargeError
+from perigee.ground.compensation.request import Compensation
+from perigee.ground.compensation.source import RUNS_LIMIT, CompensatedSource
+from perigee.ground.decoder import SceneDecoder
+from perigee.ground.inspection import inspect
+from perigee.ground.library import NONE, Library
+from perigee.ground.products import (
+    COG_MEDIA_TYPE,
+    check_png,
+    check_trust,
+    read_array,
+    write_cog,
+    write_png,
+    write_trust,
+)
+from perigee.ground.regions import Region
+from perigee.ground.source import ImageSource, Progress
+from perigee.ground.stac import stac_item
+from perigee.ground.views import View, view_of
+from perigee.support.files import replacing, write_atomically
+
+FORMATS = {"tif": COG_MEDIA_TYPE, "png": "image/png", "json": "application/json"}
+SCALES = {"1": 1, "1/2": 2, "1/4": 4, "1/8": 8, "1/16": 16}
+IMAGE, TRUST, STAC = "image", "trust", "stac"
+PRODUCTS = (IMAGE, TRUST, STAC)
+
+
+@dataclass(frozen=True)
+class OrderLimits:
+    """What one order may take: decoded samples (pixels times bands), and runs of a compensator's denoiser."""
+
+    samples: int = 1 << 40
+    denoiser_runs: int = RUNS_LIMIT
+
+
+@dataclass(frozen=True)
+class Order:
+    """Products of a stream. ``window`` is top, left, rows and columns in pixels; ``bands`` count from 1; None is everything.
+
+    ``format`` (tif, png or json) is that of the image. ``products`` are the image, how far to trust it, and a STAC item of both.
+    Raises OrderError or CompensationError for what could not be made of any stream.
+    """
+
+    format: str = "tif"
+    window: tuple[int, ...] | None = None
+    bands: tuple[int, ...] | None = None
+    scale: str = "1"
+    damaged: bool = False
+    compensation: str = NONE
+    steps: int | None = None
+    seed: int = 0
+    strength: float = 1.0
+    products: tuple[str, ...] = (IMAGE,)
+
+    def __post_init__(self) -> None:
+        _one_of("format", self.format, FORMATS)
+        _one_of("scale", self.scale, SCALES)
+        for product in self.products:
+            _one_of("product", product, PRODUCTS)
+        if TRUST in self.products:
+            if self.format == "json" or (self.format != "tif" and IMAGE not in self.products):
+                raise OrderError(
+                    f"product=trust, format={self.format}: trust is a GeoTIFF, accepted is format=tif",
+                    Fault.MISFIT,
+                    field="format",
+                    expected="tif",
+                    found=self.format,
+                )
+            if self.compensation == NONE:
+                raise OrderError(
+                    "product=trust needs the compensator that estimates it: compensation=NAME",
+                    Fault.MISSING,
+                    field="compensation",
+                    found=NONE,
+                )
+        self.wanted()
+
+    def wanted(self) -> Compensation:
+        """What is asked of the compensator."""
+        return Compensation(steps=self.steps, seed=self.seed, strength=self.strength)
+
+    def view(self, source: ImageSource) -> View:
+        """The part of a source that is wanted. Raises OrderError where the source does not have it."""
+        region = Region(*self.window) if self.window else None
+        return view_of(source, region, self.bands, SCALES[self.scale])
+
+    def to_json(self) -> str:
+        """The order as text, for a job's folder."""
+        return json.dumps(asdict(self))
+
+    @staticmethod
+    def from_json(text: str) -> Order:
+        """Inverse of :meth:`to_json`. Raises OrderError where the text is no order."""
+        try:
+            values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(text).items()}
+            return Order(**values)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise OrderError(f"the order cannot be read ({error})", Fault.UNREADABLE, field="order") from error
+
+
+def _one_of(field: str, value: str, accepted: Mapping[str, Any] | tuple[str, ...]) -> None:
+    if value not in accepted:
+        listing = ", ".join(accepted)
+        raise OrderError(f"{field}={value}: accepted are {listing}", field=field, expected=listing, found=value)
+
+
+class Made(NamedTuple):
+    """What was made of a stream: the source with its report, the view, and the JSON value where JSON was wanted."""
+
+    source: SceneDecoder | CompensatedSource
+    view: View
+    value: dict[str, Any] | None
+
+    @property
+    def damage(self) -> dict[str, int] | None:
+        """How many units were decoded from a cut or lost, and how many notes there are; None for a sound stream."""
+        report = self.source.report
+        notes = len(_stream_of(self.source).damage) + len(report.notes)
+        if report.cut or report.lost or notes:
+            return {"cut": len(report.cut), "lost": len(report.lost), "notes": notes}
+        return None
+
+    def warnings(self) -> list[str]:
+        """Lines for people: what was not compensated, was decoded from a cut, or was lost."""
+        report = self.source.report
+        lines = (
+            [self.source.left_alone] if isinstance(self.source, CompensatedSource) and self.source.left_alone else []
+        )
+        lines += [f"segment {unit} was cut short: {passes} passes decoded" for unit, passes in report.cut.items()]
+        lost = [f"segment {unit}: {reason}" for unit, reason in report.lost.items()]
+        return lines + [f"damage: {reason}" for reason in (*_stream_of(self.source).damage, *lost, *report.notes)]
+
+    @property
+    def pixels(self) -> int:
+        """How many pixels the product has."""
+        return self.view.size[0] * self.view.size[1]
+
+
+def _stream_of(source: SceneDecoder | CompensatedSource) -> fmt.Stream:
+    return source.source.stream if isinstance(source, CompensatedSource) else source.stream
+
+
+def open_source(
+    order: Order, data: bytes, library: Library, limits: OrderLimits | None = None, progress: Progress | None = None
+) -> SceneDecoder | CompensatedSource:
+    """The image source of a stream that the order is about. ``progress`` is told of a diffusion's sampling.
+
+    Raises a BitstreamError, LimitError, CompensationError, ProfileError or EngineError.
+    """
+    stream = fmt.parse(data, damaged=order.damaged)
+    runs = (limits or OrderLimits()).denoiser_runs
+    return library.source(stream, order.damaged, order.compensation, order.wanted(), runs, progress)
+
+
+def make(
+    order: Order,
+    data: bytes,
+    library: Library,
+    paths: Mapping[str, Path],
+    limits: OrderLimits | None = None,
+    progress: Progress | None = None,
+) -> Made:
+    """Make the order's products of a stream, each whole or not at all, at ``paths`` (by product; none for JSON).
+
+    Raises what :func:`open_source` raises, OrderError for what this stream does not have, and OSError.
+    """
+    limits = limits or OrderLimits()
+    sampling = writing = progress
+    if (
+        progress and order.compensation != NONE
+    ):  # half of the way to sample, half to write; undone below where nothing is sampled
+        sampling = _half(progress, 0)
+    source = open_source(order, data, library, limits, sampling)
+    if progress and isinstance(source, CompensatedSource) and source.uses_diffusion:
+        writing = _half(progress, 1)
+    view = order.view(source)
+    samples = view.region.pixels * len(view.bands)
+    if samples > limits.samples:
+        raise TooLargeError(
+            f"{samples} samples to decode; accepted are up to {limits.samples}: ask for a window",
+            field="window",
+            expected=f"at most {limits.samples} samples",
+            found=samples,
+        )
+    trusted = check_trust(source, view) if TRUST in order.products else None
+    if order.format == "png" and IMAGE in order.products:
+        check_png(source)
+    value = None
+    if order.format == "json":
+        value = _described(source, view, len(data), writing)
+    elif IMAGE in order.products:
+        with replacing(paths[IMAGE]) as temporary:
+            (write_png if order.format == "png" else write_cog)(temporary, source, view, writing)
+    if trusted is not None:
+        with replacing(paths[TRUST]) as temporary:
+            write_trust(temporary, trusted, view, writing)
+    if STAC in order.products:
+        item = stac_item(source, view, paths[IMAGE], paths.get(TRUST))
+        write_atomically(paths[STAC], (json.dumps(item, indent=1) + "\n").encode())
+    return Made(source, view, value)
+
+
+def _half(progress: Progress, half: int) -> Progress:
+    """Progress of one half of the work."""
+    return lambda done, total: progress(half * total + done, 2 * total)
+
+
+def _described(
+    source: SceneDecoder | CompensatedSource, view: View, size_bytes: int, progress: Progress | None
+) -> dict[str, Any]:
+    """The stream, the view and the statistics of its bands as JSON-ready values."""
+    array = read_array(source, view, progress)
+    found = inspect(_stream_of(source), size_bytes) | {
+        "view": {"region": tuple(view.region), "bands": [b + 1 for b in view.bands], "size": view.size},
+        "statistics": [
+            {"band": b + 1, "min": int(a.min()), "max": int(a.max()), "mean": round(float(np.mean(a)), 4)}
+            for b, a in zip(view.bands, array, strict=True)
+        ],
+        "provenance": source.provenance(),
+        "cut": source.report.cut,
+        "lost": source.report.lost,
+        "notes": source.report.notes,
+    }
+    # JSON has no NaN
+    plain: dict[str, Any] = json.loads(json.dumps(found, default=str), parse_constant=lambda _: None)
+    return plain

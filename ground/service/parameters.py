@@ -1,0 +1,77 @@
+"""Query parameters and the Accept header of a request, as an order."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import Query, Request
+
+from perigee.bitstream.errors import OrderError
+from perigee.ground.library import NONE
+from perigee.ground.orders import Order
+from perigee.ground.service.problems import Problem
+
+ACCEPTS = {"image/tiff": "tif", "image/png": "png", "application/json": "json", "*/*": "tif", "image/*": "tif"}
+
+
+def _wanted_format(request: Request, chosen: str | None) -> str:
+    if chosen is not None:
+        return chosen
+    accept = request.headers.get("accept", "*/*")
+    for part in accept.split(","):
+        kind = ACCEPTS.get(part.split(";")[0].strip().lower())
+        if kind and not part.replace(" ", "").endswith((";q=0", ";q=0.0")):
+            return kind
+    raise Problem(406, f"Accept: {accept}; offered are image/tiff, image/png and application/json")
+
+
+def _integers(text: str | None, name: str, count: int | None = None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        values = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        values = ()
+    if not values or (count is not None and len(values) != count):
+        wanted = f"{count or 'a list of'} whole numbers with commas between"
+        raise OrderError(f"{name}={text}: expected {wanted}", field=name, expected=wanted, found=text)
+    return values
+
+
+def order_of(
+    request: Request,
+    format: Annotated[str | None, Query(description="tif, png or json; else by Accept", examples=["tif"])] = None,
+    window: Annotated[str | None, Query(description="top,left,rows,cols in pixels", examples=["0,0,512,512"])] = None,
+    bands: Annotated[str | None, Query(description="band numbers from 1", examples=["1,2,3"])] = None,
+    scale: Annotated[str, Query(description="1, 1/2, 1/4, 1/8 or 1/16", examples=["1/4"])] = "1",
+    damaged: Annotated[bool, Query(description="decode what is sound; header Perigee-Damage counts the rest")] = False,
+    compensation: Annotated[
+        str, Query(description="none, or a compensator: NAME or NAME:METHOD", examples=["cosmic"])
+    ] = NONE,
+    steps: Annotated[int | None, Query(description="number of diffusion steps; default: the compensator's own")] = None,
+    seed: Annotated[int, Query(description="seed of the noise that detail is made of")] = 0,
+    strength: Annotated[float, Query(description="share of the detail that is added, 0 to 1")] = 1.0,
+    product: Annotated[
+        str,
+        Query(
+            description="image, or trust: half the width of each pixel's 90 % interval, and where detail was generated"
+        ),
+    ] = "image",
+) -> Order:
+    """The query as an order. Raises Problem 406, OrderError or CompensationError."""
+    if product == "stac":
+        raise OrderError(
+            "product=stac: accepted are image, trust", field="product", expected="image, trust", found=product
+        )
+    return Order(
+        _wanted_format(request, format),
+        _integers(window, "window", 4),
+        _integers(bands, "bands"),
+        scale,
+        damaged,
+        compensation,
+        steps,
+        seed,
+        strength,
+        (product,),
+    )

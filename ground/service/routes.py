@@ -1,0 +1,223 @@
+"""The routes of the service. Each takes what the request says, has an order made or a job kept, and answers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+from anyio import CapacityLimiter, move_on_after, to_thread
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.responses import FileResponse, JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.background import BackgroundTask
+
+from perigee.bitstream.errors import PerigeeError
+from perigee.ground.inspection import inspect_bytes
+from perigee.ground.library import Library
+from perigee.ground.orders import FORMATS, Order, make
+from perigee.ground.service import problems
+from perigee.ground.service.jobs import Jobs
+from perigee.ground.service.limits import Places, Settings
+from perigee.ground.service.metrics import Metrics
+from perigee.ground.service.parameters import order_of
+from perigee.ground.service.problems import Problem
+from perigee.ground.service.uploads import read_upload
+
+BODY_SCHEMA = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "properties": {"file": {"type": "string", "format": "binary"}},
+                    "required": ["file"],
+                }
+            },
+        },
+    }
+}
+PROBLEM_EXAMPLE = {
+    "type": "about:blank",
+    "title": "Unusable stream or request",
+    "status": 422,
+    "detail": "the CRC of a chunk differs (at byte 24)",
+    "error": "ChecksumError",
+    "fault": "crc",
+    "field": "crc",
+    "expected": 2774537539,
+    "found": 2774537538,
+    "offset_bytes": 24,
+}
+ANSWERS: dict[int | str, dict[str, Any]] = {
+    406: {"description": "No offered media type is acceptable"},
+    413: {"description": "Upload or decoded scene too large"},
+    415: {"description": "Wrong media type of the upload"},
+    422: {
+        "description": "Invalid stream, unknown profile or parameter out of range",
+        "content": {problems.MEDIA_TYPE: {"example": PROBLEM_EXAMPLE}},
+    },
+    503: {"description": "Queue full; Retry-After says when to come again"},
+}
+PRODUCT: dict[int | str, dict[str, Any]] = {
+    200: {"content": {kind: {} for kind in FORMATS.values()}, "description": "The product"}
+}
+
+
+class Service:
+    """What the routes share: settings, profiles, counters, jobs, and the places for uploads and decodings."""
+
+    def __init__(self, settings: Settings, library: Library, metrics: Metrics, jobs: Jobs) -> None:
+        self.settings, self.library, self.metrics, self.jobs = settings, library, metrics, jobs
+        self.decodings = Places(settings.running + settings.waiting, settings.retry_after_s, metrics.queued)
+        self.uploads = Places(settings.uploads, settings.retry_after_s, metrics.uploading)
+        self.limiter = CapacityLimiter(settings.running)
+
+    async def upload(self, request: Request) -> bytes:
+        """The body, within the limits of size, time, and uploads under way.
+
+        Raises Problem 408, 413, 415 or 422, and BusyError.
+        """
+        with self.uploads.place(), move_on_after(self.settings.upload_s):
+            data = await read_upload(request, self.settings.upload_bytes)
+            self.metrics.received.inc(len(data))
+            return data
+        raise Problem(408, f"the upload took longer than {self.settings.upload_s} s")
+
+    def produce(self, order: Order, data: bytes) -> Response:
+        """The product of a stream as an answer; its temporary folder goes once the answer was sent."""
+        start = time.perf_counter()
+        folder = Path(tempfile.mkdtemp(prefix="perigee-"))
+        path = folder / f"scene.{order.format}"
+        try:
+            made = make(order, data, self.library, dict.fromkeys(order.products, path), self.settings.answers)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        self.metrics.pixels.inc(made.pixels)
+        self.metrics.seconds.observe(time.perf_counter() - start)
+        clean = BackgroundTask(shutil.rmtree, folder, True)
+        if made.value is not None:
+            answer: Response = _json(made.value, clean)
+        else:
+            answer = FileResponse(path, media_type=FORMATS[order.format], background=clean)
+        return _with_damage(answer, made.damage)
+
+
+def routes_of(service: Service) -> APIRouter:
+    """All routes."""
+    router = APIRouter()
+    _add_decoding(router, service)
+    _add_jobs(router, service)
+    _add_state(router, service)
+    return router
+
+
+def _add_decoding(router: APIRouter, service: Service) -> None:
+    @router.post("/decode", openapi_extra=BODY_SCHEMA, responses=PRODUCT | ANSWERS, response_class=Response)
+    async def decode(request: Request, order: Annotated[Order, Depends(order_of)]) -> Response:
+        """Decode a stream to a Cloud-Optimised GeoTIFF, a PNG, or JSON (description and band statistics)."""
+        data = await service.upload(request)
+        with service.decodings.place():
+            return await to_thread.run_sync(service.produce, order, data, limiter=service.limiter)
+
+    @router.post("/inspect", openapi_extra=BODY_SCHEMA, responses=ANSWERS)
+    async def inspect(request: Request, damaged: bool = False) -> JSONResponse:
+        """What a stream says of itself; nothing is decoded and no profile is needed."""
+        data = await service.upload(request)
+        with service.decodings.place():
+            described = await to_thread.run_sync(inspect_bytes, data, damaged, limiter=service.limiter)
+        if "contract" in described:
+            described["profile_known"] = bytes.fromhex(described["contract"]) in service.library.profiles
+        return _json(described)
+
+
+def _add_jobs(router: APIRouter, service: Service) -> None:
+    @router.post("/jobs", status_code=202, openapi_extra=BODY_SCHEMA, responses=ANSWERS)
+    async def submit(request: Request, order: Annotated[Order, Depends(order_of)]) -> JSONResponse:
+        """Decode a stream later: the same parameters as ``/decode``. The answer names the job; Location leads to its state."""
+        data = await service.upload(request)
+        described = await to_thread.run_sync(service.jobs.submit, order, data)
+        return JSONResponse(described, 202, {"Location": f"/jobs/{described['id']}"})
+
+    @router.get("/jobs")
+    def all_jobs() -> JSONResponse:
+        """All jobs, the oldest first."""
+        return _json(service.jobs.all())
+
+    @router.get("/jobs/{name}", responses={404: {"description": "No such job"}})
+    def job(name: str) -> JSONResponse:
+        """State of a job: queued, running (with progress 0 to 1), done, failed (with the problem) or cancelled."""
+        return _json(service.jobs.described(name))
+
+    @router.get(
+        "/jobs/{name}/result",
+        responses={404: {"description": "No such job"}, 409: {"description": "The job is not done"}},
+        response_class=Response,
+    )
+    def result(name: str) -> Response:
+        """The product of a job that is done."""
+        path, damage = service.jobs.result(name)
+        return _with_damage(FileResponse(path, media_type=FORMATS[path.suffix[1:]]), damage)
+
+    @router.delete("/jobs/{name}", responses={404: {"description": "No such job"}})
+    def cancel(name: str) -> JSONResponse:
+        """Cancel a job, or forget one that is finished."""
+        return _json({"id": name, "was": service.jobs.cancel(name)})
+
+
+def _add_state(router: APIRouter, service: Service) -> None:
+    @router.get("/profiles")
+    def profiles() -> JSONResponse:
+        """The profiles that this service decodes. ``preset`` is the analysis that flies by default."""
+        return _json(
+            [
+                {
+                    "name": p.name,
+                    "contract": digest.hex(),
+                    "preset": p.default_analysis,
+                    "analyses": list(p.analyses),
+                    "patch_side": p.contract.patch_side,
+                }
+                for digest, p in service.library.profiles.items()
+            ]
+        )
+
+    @router.get("/healthz")
+    def health() -> dict[str, str]:
+        """The process answers."""
+        return {"status": "alive"}
+
+    @router.get("/readyz")
+    async def ready() -> JSONResponse:
+        """Profiles are loaded and pass their self-tests; 503 otherwise."""
+        if not service.library.profiles:
+            raise Problem(503, "no profile is installed")
+        try:
+            for digest in service.library.profiles:
+                await to_thread.run_sync(service.library.engine, digest)
+        except PerigeeError as error:
+            raise Problem(503, str(error), **error.data()) from error
+        return _json({"status": "ready", "profiles": len(service.library.profiles)})
+
+    @router.get("/metrics", response_class=Response)
+    def prometheus() -> Response:
+        """Prometheus metrics."""
+        return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+def _json(value: Any, background: BackgroundTask | None = None) -> JSONResponse:
+    """JSON without NaN, which JSON does not have."""
+    plain = json.loads(json.dumps(value, default=str), parse_constant=lambda _: None)
+    return JSONResponse(plain, background=background)
+
+
+def _with_damage(answer: Response, damage: dict[str, int] | None) -> Response:
+    if damage is not None:
+        answer.headers["Perigee-Damage"] = json.dumps(damage)
+    return answer

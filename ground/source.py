@@ -1,0 +1,81 @@
+"""What every product is made of: an image source that gives blocks of samples, their validity, and where they come from.
+
+A decoded stream is one (``ground/decoder.py``). What enhances pictures wraps a source and is one itself
+(``ground/compensation/source.py``), so that everything that writes products knows sources alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+from perigee.bitstream.arrays import BoolArray, Samples
+from perigee.bitstream.metadata import ACQUISITION_RANGES, Metadata
+from perigee.ground.regions import Region
+
+Progress = Callable[[int, int], None]  # how much of how much is done
+
+
+class Decoded(NamedTuple):
+    """Samples [band, row, col] in the scene's type, validity of the same shape, alpha [row, col] or None."""
+
+    samples: Samples
+    valid: BoolArray
+    alpha: Samples | None
+
+
+@dataclass
+class Report:
+    """What a decoding could not give: units decoded from a cut segment, and units lost to damage."""
+
+    cut: dict[int, int] = field(default_factory=dict)  # unit -> passes decoded
+    lost: dict[int, str] = field(default_factory=dict)  # unit -> reason
+    notes: list[str] = field(default_factory=list)  # what else is uncertain
+
+
+class ImageSource(Protocol):
+    """An image that can be read block by block with bounded memory.
+
+    ``width`` and ``height`` are in pixels; ``bands`` does not count an alpha band; ``dtype`` is uint8, uint16 or int16.
+    ``incomplete`` says that parts of the image may have no data although the metadata declare neither nodata nor a mask.
+    """
+
+    width: int
+    height: int
+    bands: int
+    dtype: str
+    metadata: Metadata
+    report: Report
+
+    @property
+    def incomplete(self) -> bool: ...
+
+    def blocks(
+        self, region: Region | None = None, bands: Sequence[int] | None = None
+    ) -> Iterator[tuple[Region, Decoded]]:
+        """The image, or a region of it, as blocks of the chosen bands (from 0; None: all) in rows from the top."""
+        ...
+
+    def settle(self, samples: Samples, valid: BoolArray) -> None:
+        """Give invalid samples the fill value, in place, and keep valid ones from looking like nodata."""
+        ...
+
+    def provenance(self) -> dict[str, str]:
+        """Tags that say where the pixels come from; complete once the pixels have been read."""
+        ...
+
+
+def acquisition_tags(metadata: Metadata) -> dict[str, str]:
+    """The known acquisition fields as tags of a product."""
+    tags: dict[str, str] = {}
+    acquisition = metadata.acquisition
+    if acquisition is None:
+        return tags
+    for name, _, _ in ACQUISITION_RANGES:
+        value = getattr(acquisition, name)
+        if value is not None:
+            tags[f"PERIGEE_{name.upper()}"] = f"{value:.9g}"
+    if acquisition.timestamp is not None:
+        tags["PERIGEE_TIMESTAMP"] = acquisition.timestamp.isoformat().replace("+00:00", "Z")
+    return tags

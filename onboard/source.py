@@ -1,0 +1,101 @@
+"""Where pixels come from: a source gives its size, its metadata, and windows of samples with their validity.
+
+A GeoTIFF (:class:`perigee.onboard.raster.Raster`) and an array in memory are sources. The encoder reads a source window by
+window, so that a scene never has to be in memory as a whole.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from perigee.bitstream.arrays import BoolArray, Samples
+from perigee.bitstream.errors import Fault, RasterError
+from perigee.bitstream.format import DTYPE_CODES
+from perigee.bitstream.metadata import Metadata
+from perigee.bitstream.samples import is_value_of
+
+BANDS_MAX = 32
+
+
+class Window(NamedTuple):
+    """Samples [band, row, col], validity bool of the same shape, alpha [row, col] where the source has one."""
+
+    samples: Samples
+    valid: BoolArray
+    alpha: Samples | None
+
+
+@dataclass(frozen=True)
+class SourceInfo:
+    """What the header of a stream needs: size in pixels, number of bands without alpha, sample type."""
+
+    width: int
+    height: int
+    bands: int
+    dtype: str
+
+
+class Source(Protocol):
+    """A scene to be encoded."""
+
+    @property
+    def info(self) -> SourceInfo: ...
+
+    @property
+    def metadata(self) -> Metadata: ...
+
+    def read(self, top: int, left: int, rows: int, cols: int) -> Window:
+        """A window inside the scene, in pixels. Raises RasterError where the pixel data are broken."""
+        ...
+
+
+class ArraySource:
+    """An array in memory as a source."""
+
+    def __init__(self, samples: Samples, metadata: Metadata | None = None, valid: BoolArray | None = None) -> None:
+        """``samples`` are uint8, uint16 or int16 [band, row, col], or [row, col] for one band; ``valid`` is bool of that shape or
+        [row, col] for all bands, and marks samples that mean something (default: all but those of the metadata's nodata value).
+
+        Raises RasterError for another shape or type, and for a nodata value that no sample can have.
+        """
+        samples = samples[None] if samples.ndim == 2 else samples
+        name = samples.dtype.newbyteorder("=").name
+        if samples.ndim != 3 or name not in DTYPE_CODES or not 1 <= len(samples) <= BANDS_MAX or not samples[0].size:
+            raise RasterError(
+                f"an array of {name} {list(samples.shape)}; accepted are uint8, uint16 and int16, [band, row, col] with 1 to "
+                f"{BANDS_MAX} bands, or [row, col]",
+                Fault.SHAPE,
+                field="samples",
+                expected=f"{', '.join(DTYPE_CODES)} [band, row, col]",
+                found=f"{name} {list(samples.shape)}",
+            )
+        self._samples = samples.astype(name, copy=False)
+        bands, height, width = samples.shape
+        self.info = SourceInfo(width, height, bands, name)
+        self.metadata = metadata or Metadata()
+        nodata = self.metadata.nodata
+        if nodata is not None and not is_value_of(nodata, name):
+            raise RasterError(
+                f"nodata {nodata} is no value of {name}", Fault.RANGE, field="nodata", expected=name, found=nodata
+            )
+        if valid is None:
+            self._valid = np.ones(samples.shape, bool) if nodata is None else self._samples != nodata
+        elif valid.dtype != np.bool_ or valid.shape not in (samples.shape, samples.shape[1:]):
+            raise RasterError(
+                f"validity of {valid.dtype} {list(valid.shape)} for samples of {list(samples.shape)}; accepted is bool of that "
+                "shape, or of its rows and columns",
+                Fault.SHAPE,
+                field="valid",
+                expected=list(samples.shape),
+                found=list(valid.shape),
+            )
+        else:
+            self._valid = np.broadcast_to(valid, samples.shape)
+
+    def read(self, top: int, left: int, rows: int, cols: int) -> Window:
+        """A window inside the scene, in pixels."""
+        window = np.s_[:, top : top + rows, left : left + cols]
+        return Window(self._samples[window], self._valid[window], None)
