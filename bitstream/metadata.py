@@ -8,8 +8,11 @@ those from 128. Floating-point values are stored as they are, so that a transfor
 from __future__ import annotations
 
 import struct
+import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta, timezone
+from typing import NamedTuple
 
 from perigee.bitstream.errors import BitstreamError, Fault, FormatError, LimitError, MetadataError, UnsupportedError
 from perigee.bitstream.format import METADATA, read_chunk, read_varint, write_chunk, write_varint
@@ -18,6 +21,9 @@ ANCILLARY_MAX_BYTES = 65536
 EPSG, GEOKEYS, NORTH_UP, AFFINE, GCPS, RPC = 1, 2, 3, 4, 5, 6
 NODATA, SCALES, ACQUISITION, ANCILLARY, BAND_NAMES, POINT, ALPHA, FILL_MASKED, COLOUR = 7, 8, 9, 10, 11, 12, 13, 14, 15
 OPTIONAL_TAG = 128
+# optional fields: a reader that does not know one skips it
+NBITS, UNITS, INTERPRETATIONS, TAGS, CRS_WKT, PREMULTIPLIED = 128, 129, 130, 131, 132, 133
+TAGS_MAX_BYTES = 1 << 20  # unpacked
 RPC_VALUES = 92
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
@@ -78,6 +84,15 @@ class GeoKeys:
     ascii: bytes = b""
 
 
+class Tag(NamedTuple):
+    """A tag of the source in GDAL's sense. ``band`` counts from 1, 0 is the whole scene; ``domain`` is empty for the default one."""
+
+    name: str
+    value: str
+    band: int = 0
+    domain: str = ""
+
+
 @dataclass(frozen=True)
 class Metadata:
     """Everything beside the pixels. ``transform`` is a, b, c, d, e, f of x = a col + b row + c, y = d col + e row + f.
@@ -86,6 +101,11 @@ class Metadata:
     ``scales`` holds (scale, offset) per band: physical value = scale * sample + offset. ``alpha_band`` counts from 0 in
     the source's bands; ``masked`` says that invalid samples come from a mask and not from a nodata value. ``colour``
     says whether the first three bands are red, green and blue; None is the rule that exactly three bands are.
+
+    ``scales``, ``band_names``, ``units`` and ``interpretations`` stand in the order of the bands; an entry behind the last band is
+    the alpha band's. ``nbits`` is the number of bits that samples of the source use, None where it is all of their type.
+    ``interpretations`` are GDAL's names of what a band shows, empty where they follow from ``colour`` and ``alpha_band``. ``crs_wkt``
+    is a CRS that came as text; ``premultiplied`` says that alpha is already in the samples.
     """
 
     epsg: int | None = None
@@ -102,6 +122,12 @@ class Metadata:
     band_names: tuple[str, ...] = ()
     acquisition: Acquisition | None = None
     ancillary: bytes = b""
+    nbits: int | None = None
+    units: tuple[str, ...] = ()
+    interpretations: tuple[str, ...] = ()
+    tags: tuple[Tag, ...] = ()
+    crs_wkt: str | None = None
+    premultiplied: bool = False
 
     def __post_init__(self) -> None:
         if len(self.ancillary) > ANCILLARY_MAX_BYTES:
@@ -139,6 +165,41 @@ def _undoubles(value: bytes, what: str, count: int | None = None) -> tuple[float
             found=len(value),
         )
     return struct.unpack(f"<{len(value) // 8}d", value)
+
+
+def _texts(values: Iterable[str]) -> bytes:
+    """Texts separated by byte 0, UTF-8."""
+    return "\0".join(value.replace("\0", " ") for value in values).encode()
+
+
+def _untexts(value: bytes) -> tuple[str, ...]:
+    return tuple(value.decode().split("\0"))
+
+
+def _pack_tags(tags: Iterable[Tag]) -> bytes:
+    """Tags as texts: band, domain, name and value of each."""
+    return _texts(part for tag in tags for part in (str(tag.band), tag.domain, tag.name, tag.value))
+
+
+def _unpack_tags(value: bytes) -> tuple[Tag, ...]:
+    parts = _untexts(_inflated(value, "tags"))
+    if len(parts) % 4 or not all(part.isdecimal() and len(part) <= 3 for part in parts[::4]):
+        raise FormatError("metadata: tags come as band, domain, name and value", Fault.SIZE, field="tags")
+    return tuple(Tag(parts[i + 2], parts[i + 3], int(parts[i]), parts[i + 1]) for i in range(0, len(parts), 4))
+
+
+def _inflated(value: bytes, what: str) -> bytes:
+    """A zlib stream, of at most ``TAGS_MAX_BYTES`` unpacked."""
+    engine = zlib.decompressobj()
+    try:
+        out = engine.decompress(value, TAGS_MAX_BYTES)
+    except zlib.error as error:
+        raise FormatError(f"metadata: {what} cannot be inflated ({error})", Fault.TEXT, field=what) from error
+    if not engine.eof or engine.unused_data:
+        raise FormatError(
+            f"metadata: {what} are not one zlib stream of at most {TAGS_MAX_BYTES} bytes", Fault.LIMIT, field=what
+        )
+    return out
 
 
 def _pack_acquisition(a: Acquisition) -> bytes:
@@ -221,11 +282,23 @@ def _pack(m: Metadata) -> bytes:
     if m.scales:
         parts.append((SCALES, b"".join(_doubles(s) for s in m.scales)))
     if m.band_names:
-        parts.append((BAND_NAMES, "\0".join(n.replace("\0", " ") for n in m.band_names).encode()))
+        parts.append((BAND_NAMES, _texts(m.band_names)))
     if m.acquisition is not None and any(getattr(m.acquisition, f.name) is not None for f in fields(Acquisition)):
         parts.append((ACQUISITION, _pack_acquisition(m.acquisition)))
     if m.ancillary:
         parts.append((ANCILLARY, m.ancillary))
+    if m.nbits is not None:
+        parts.append((NBITS, bytes([m.nbits])))
+    if m.units:
+        parts.append((UNITS, _texts(m.units)))
+    if m.interpretations:
+        parts.append((INTERPRETATIONS, _texts(m.interpretations)))
+    if m.tags:
+        parts.append((TAGS, zlib.compress(_pack_tags(m.tags), 9)))
+    if m.crs_wkt is not None:
+        parts.append((CRS_WKT, zlib.compress(m.crs_wkt.encode(), 9)))
+    if m.premultiplied:
+        parts.append((PREMULTIPLIED, b""))
     return b"".join(bytes([tag]) + write_varint(len(value)) + value for tag, value in parts)
 
 
@@ -304,14 +377,28 @@ def unpack_metadata(packet: bytes) -> Metadata:
             alpha_band=found[ALPHA][0] if ALPHA in found else None,
             colour=bool(found[COLOUR][0]) if COLOUR in found else None,
             scales=tuple((scales[i], scales[i + 1]) for i in range(0, len(scales), 2)),
-            band_names=tuple(found[BAND_NAMES].decode().split("\0")) if BAND_NAMES in found else (),
+            band_names=_untexts(found[BAND_NAMES]) if BAND_NAMES in found else (),
             acquisition=_unpack_acquisition(found[ACQUISITION]) if ACQUISITION in found else None,
             ancillary=found.get(ANCILLARY, b""),
+            nbits=_nbits(found[NBITS]) if NBITS in found else None,
+            units=_untexts(found[UNITS]) if UNITS in found else (),
+            interpretations=_untexts(found[INTERPRETATIONS]) if INTERPRETATIONS in found else (),
+            tags=_unpack_tags(found[TAGS]) if TAGS in found else (),
+            crs_wkt=_inflated(found[CRS_WKT], "the CRS").decode() if CRS_WKT in found else None,
+            premultiplied=PREMULTIPLIED in found,
         )
     except BitstreamError:
         raise
     except (MetadataError, UnicodeDecodeError, IndexError) as error:
         raise FormatError(f"metadata: {error}") from error
+
+
+def _nbits(value: bytes) -> int:
+    if len(value) != 1 or not 1 <= value[0] <= 16:
+        raise FormatError(
+            "metadata: NBITS is one byte of 1 to 16", field="NBITS", expected="1 to 16", found=value.hex()
+        )
+    return value[0]
 
 
 def _unpack_geokeys(value: bytes) -> GeoKeys:

@@ -1,18 +1,25 @@
-"""What a GeoTIFF's tags say beside its pixels: georeferencing, nodata, band names, acquisition fields."""
+"""What a GeoTIFF says beside its pixels: georeferencing, nodata, names, units and tags, acquisition fields.
+
+The rules are GDAL's. What GDAL reads from the file and its sidecars is carried exactly, or it stands in ``left_behind``, or the
+file is refused; nothing goes missing without a word.
+"""
 
 from __future__ import annotations
 
 import re
-import struct
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import numpy as np
 import tifffile
 
-from perigee.bitstream.errors import MetadataError
-from perigee.bitstream.metadata import RPC_VALUES, Acquisition, GeoKeys, Metadata
+from perigee.bitstream.errors import Fault, MetadataError
+from perigee.bitstream.metadata import RPC_VALUES, Acquisition, GeoKeys, Metadata, Tag, pack_metadata
+from perigee.bitstream.samples import DTYPE_RANGE
+from perigee.onboard.gdal_xml import GdalMetadata, from_tiff
+from perigee.onboard.sidecars import pam_of, rpc_of, unread_of, world_file_of
 
 PIXEL_SCALE, TIEPOINTS, TRANSFORMATION = 33550, 33922, 34264
 KEY_DIRECTORY, KEY_DOUBLES, KEY_ASCII = 34735, 34736, 34737
@@ -23,10 +30,32 @@ IMPLIED_PROJECTED = {1024: None, 1025: None, 1026: None, 2049: None, 2054: {9102
 IMPLIED_GEOGRAPHIC = {1024: None, 1025: None, 1026: None, 2048: None, 2049: None, 2054: {9102}, 2057: None, 2059: None}
 USER_DEFINED = 32767
 RGB_LIKE = (2, 6)  # photometric interpretations RGB and YCbCr
-XML_MAX_BYTES = 1 << 20
+# TIFF tags that GDAL shows as tags of the dataset. Software and resolution describe the file, and stay with it.
+TEXT_TAGS = {
+    269: "TIFFTAG_DOCUMENTNAME",
+    270: "TIFFTAG_IMAGEDESCRIPTION",
+    306: "TIFFTAG_DATETIME",
+    315: "TIFFTAG_ARTIST",
+    316: "TIFFTAG_HOSTCOMPUTER",
+    33432: "TIFFTAG_COPYRIGHT",
+}
+TAGS_MAX_BYTES = 4096  # packed, unless the caller sets another limit
+UNDEFINED, ALPHA = "Undefined", "Alpha"
+COLOURS = ("Red", "Green", "Blue")
 
 
-def _value(page: tifffile.TiffPage, code: int) -> Any:
+@dataclass
+class Described:
+    """What stands beside the pixels of a GeoTIFF and in the files beside it, before it becomes metadata."""
+
+    gdal: GdalMetadata
+    transform: tuple[float, ...] | None = None
+    rpc: tuple[float, ...] | None = None
+    left_behind: list[str] = field(default_factory=list)
+
+
+def value_of(page: tifffile.TiffPage, code: int) -> Any:
+    """The value of a tag, or None."""
     tag = page.tags.get(code)
     return None if tag is None else tag.value
 
@@ -37,22 +66,42 @@ def dtype_name(page: tifffile.TiffPage) -> str:
 
 
 def _doubles(page: tifffile.TiffPage, code: int) -> tuple[float, ...]:
-    value = _value(page, code)
+    value = value_of(page, code)
     return () if value is None else tuple(float(v) for v in np.atleast_1d(value))
 
 
-def _geokeys(page: tifffile.TiffPage) -> GeoKeys | None:
-    directory = _value(page, KEY_DIRECTORY)
+def _raw(page: tifffile.TiffPage, code: int) -> bytes:
+    """The bytes of a tag as they stand in the file: a text may be in any encoding."""
+    tag = page.tags.get(code)
+    if tag is None:
+        return b""
+    handle = page.parent.filehandle
+    handle.seek(tag.valueoffset)
+    data: bytes = handle.read(tag.valuebytecount)
+    return data
+
+
+def _text(page: tifffile.TiffPage, code: int) -> str:
+    """A tag's text, in UTF-8 or else in Latin-1, up to its first byte 0."""
+    raw = _raw(page, code).split(b"\0")[0]
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return raw.decode("latin-1")
+
+
+def geokeys_of(page: tifffile.TiffPage) -> GeoKeys | None:
+    """The file's GeoKeys, None without any."""
+    directory = value_of(page, KEY_DIRECTORY)
     if directory is None or len(directory) < 4:
         return None
-    text = _value(page, KEY_ASCII) or ""
-    raw = text if isinstance(text, bytes) else text.encode("utf-8", "replace")
-    if raw and not raw.endswith(b"\0"):
-        raw += b"\0"
-    return GeoKeys(tuple(int(v) for v in directory), _doubles(page, KEY_DOUBLES), raw)
+    text = _raw(page, KEY_ASCII)
+    if text and not text.endswith(b"\0"):
+        text += b"\0"
+    return GeoKeys(tuple(int(v) for v in directory), _doubles(page, KEY_DOUBLES), text)
 
 
-def _short_keys(keys: GeoKeys) -> dict[int, int | None]:
+def short_keys(keys: GeoKeys) -> dict[int, int | None]:
     """Keys with their value where it is stored in the directory itself, else None."""
     d = keys.directory
     rows = [d[i : i + 4] for i in range(4, min(4 + 4 * d[3], len(d) - 3), 4)]
@@ -87,34 +136,90 @@ def _transform(page: tifffile.TiffPage, point: bool) -> tuple[float, ...] | None
     return (a, b, c, d, e, f)
 
 
-def _xml_items(page: tifffile.TiffPage) -> list[ElementTree.Element]:
-    text = _value(page, GDAL_METADATA)
-    if not isinstance(text, str) or len(text) > XML_MAX_BYTES or "<!" in text:  # no entities
-        return []
-    try:
-        return list(ElementTree.fromstring(text.strip("\0")).iter("Item"))
-    except ElementTree.ParseError:
-        return []
-
-
-def _per_band(items: list[ElementTree.Element], role: str, bands: int) -> dict[int, str]:
-    out = {}
-    for item in items:
-        sample = item.get("sample", "")
-        if item.get("role") == role and sample.isdigit() and int(sample) < bands:
-            out[int(sample)] = item.text or ""
+def described(page: tifffile.TiffPage, path: Path) -> Described:
+    """What the file and its sidecars say, with GDAL's precedence: ``.aux.xml``, the file itself, a world file."""
+    gdal = from_tiff(_text(page, GDAL_METADATA)) if GDAL_METADATA in page.tags else GdalMetadata()
+    for code, name in TEXT_TAGS.items():
+        text = _text(page, code) if code in page.tags else ""
+        if text and not text.startswith('{"shape":'):  # what tifffile writes of the array
+            gdal.tags.append(Tag(name, text))
+    gdal.update(pam_of(path))
+    out = Described(gdal, gdal.transform, left_behind=gdal.left_behind)
+    keys = geokeys_of(page)
+    point = keys is not None and short_keys(keys).get(RASTER_TYPE) == 2
+    inside = _transform(page, point)
+    if out.transform is None and inside is None and len(_doubles(page, TIEPOINTS)) < 6:
+        out.transform, found = world_file_of(path)
+        if out.transform is None and found:
+            out.left_behind.append(found)
+    out.rpc, found = rpc_of(path)
+    if out.rpc is None and found:
+        out.left_behind.append(found)
+    out.left_behind += [f"{name}, which is not read" for name in unread_of(path)]
     return out
 
 
-def _acquisition(page: tifffile.TiffPage, items: list[ElementTree.Element]) -> Acquisition | None:
+def interpretations_of(page: tifffile.TiffPage, gdal: GdalMetadata) -> list[str]:
+    """GDAL's name of what each sample of a pixel shows: from the photometric interpretation and the extra samples, unless the
+    metadata say otherwise."""
+    count = page.samplesperpixel
+    names = [*(COLOURS if int(page.photometric) in RGB_LIKE else ("Gray",)), *([UNDEFINED] * count)][:count]
+    extra = [int(kind) for kind in page.extrasamples]
+    for i, kind in enumerate(extra):
+        place = count - len(extra) + i
+        if kind in (1, 2) and 0 <= place < count:
+            names[place] = ALPHA
+    for band, name in gdal.interpretations.items():
+        if band < count:
+            names[band] = name
+    return names
+
+
+def nodata_of(page: tifffile.TiffPage, found: Described) -> float | None:
+    """The nodata value that samples can have, as GDAL reads it. Raises MetadataError where it cannot be carried."""
+    texts = {text for band, text in found.gdal.nodata.items() if band < page.samplesperpixel}
+    if len(texts) > 1:
+        raise MetadataError(
+            f"bands with the nodata values {', '.join(sorted(texts))}; accepted is one for all bands",
+            Fault.KIND,
+            field="nodata",
+            expected="one value",
+            found=", ".join(sorted(texts)),
+        )
+    text = next(iter(texts), None) or (_text(page, GDAL_NODATA) if GDAL_NODATA in page.tags else "")
+    if not text.strip():
+        return None
+    plain = re.sub(r"(\d),(\d)", r"\1.\2", text)  # GDAL takes a comma for a decimal point
+    number = re.match(r"\s*([-+]?(?:nan|inf|(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?))", plain, re.IGNORECASE)
+    if number is None:
+        raise MetadataError(
+            f"the nodata text {text!r} is no number", Fault.TEXT, field="nodata", expected="a number", found=text
+        )
+    value = float(number[1])
+    low, high = DTYPE_RANGE[dtype_name(page)]
+    if not low <= value <= high:  # also not a number: no sample can have it
+        found.left_behind.append(f"nodata {text.strip()}, which no sample of {dtype_name(page)} can have")
+        return None
+    if value != int(value):
+        raise MetadataError(
+            f"nodata {text.strip()} for samples of {dtype_name(page)}; accepted are whole numbers",
+            Fault.RANGE,
+            field="nodata",
+            expected="a whole number",
+            found=value,
+        )
+    return value
+
+
+def _acquisition(page: tifffile.TiffPage, tags: list[Tag]) -> Acquisition | None:
     """GDAL's IMAGERY domain, else the DateTime tag (which has no zone and is read as UTC)."""
-    imagery = {item.get("name", ""): item.text or "" for item in items if item.get("domain") == "IMAGERY"}
+    imagery = {tag.name: tag.value for tag in tags if tag.domain == "IMAGERY"}
     timestamp = cloud = None
     for text, pattern in (
         (imagery.get("ACQUISITIONDATETIME"), "%Y-%m-%d %H:%M:%S"),
-        (_value(page, DATE_TIME), "%Y:%m:%d %H:%M:%S"),
+        (_text(page, DATE_TIME) if DATE_TIME in page.tags else None, "%Y:%m:%d %H:%M:%S"),
     ):
-        if timestamp is None and isinstance(text, str):
+        if timestamp is None and text is not None:
             try:
                 timestamp = datetime.strptime(text.strip("\0 "), pattern).replace(tzinfo=timezone.utc)
             except ValueError:
@@ -130,61 +235,93 @@ def _acquisition(page: tifffile.TiffPage, items: list[ElementTree.Element]) -> A
     return Acquisition(timestamp=timestamp, cloud_cover_percent=cloud)
 
 
-def _nodata(page: tifffile.TiffPage) -> float | None:
-    text = _value(page, GDAL_NODATA)
-    if text is None:
-        return None
-    found = re.match(
-        r"\s*([-+]?(?:nan|inf|[\d.]+(?:e[-+]?\d+)?))", str(text), re.IGNORECASE
-    )  # GDAL: what a number begins with
-    try:
-        return float(found[1]) if found else None
-    except ValueError:
-        return None
+def _by_band(values: dict[int, Any], order: list[int], empty: Any) -> tuple[Any, ...]:
+    """Values in the order of the stream's bands, without those at the end that say nothing; empty where none says anything."""
+    out = [values.get(i, empty) for i in order]
+    while out and out[-1] == empty:
+        out.pop()
+    return tuple(out)
 
 
-def source_metadata(page: tifffile.TiffPage, bands: int, alpha_band: int | None, masked: bool) -> Metadata:
-    """Metadata of the image in ``page``. Raises MetadataError where they cannot be carried."""
-    keys = _geokeys(page)
-    short = _short_keys(keys) if keys else {}
+def source_metadata(
+    page: tifffile.TiffPage, found: Described, alpha_band: int | None, masked: bool, tags_max_bytes: int
+) -> Metadata:
+    """Metadata of the image in ``page``; what is not carried is added to ``found.left_behind``.
+
+    ``alpha_band`` counts from 0 in the file. Tags that take more than ``tags_max_bytes`` when packed are left behind. Raises
+    MetadataError where something cannot be carried.
+    """
+    gdal = found.gdal
+    keys = geokeys_of(page)
+    short = short_keys(keys) if keys else {}
     point = short.get(RASTER_TYPE) == 2
     epsg = _epsg(short)
-    transform = _transform(page, point)
+    if gdal.wkt is not None:
+        keys, epsg = None, None
+        if gdal.epoch is not None:
+            found.left_behind.append(f"the coordinate epoch {gdal.epoch} in the file .aux.xml")
+    transform = found.transform or _transform(page, point)
     ties = _doubles(page, TIEPOINTS)
     gcps: tuple[tuple[float, ...], ...] = ()
     if transform is None and len(ties) >= 6:
         shift = 0.5 if point else 0.0
         gcps = tuple((ties[i] + shift, ties[i + 1] + shift, *ties[i + 3 : i + 6]) for i in range(0, len(ties) - 5, 6))
-    rpc = _doubles(page, RPC_TAG)
-    items = _xml_items(page)
-    names = _per_band(items, "description", bands)
-    scales, offsets = _per_band(items, "scale", bands), _per_band(items, "offset", bands)
-    nodata = _nodata(page)
-    info_range = {"uint8": (0, 255), "uint16": (0, 65535), "int16": (-32768, 32767)}[dtype_name(page)]
-    if nodata is not None and not (info_range[0] <= nodata <= info_range[1] and nodata == int(nodata)):
-        nodata = None  # no sample can have it, and GDAL would not write it back
-    if alpha_band is None and any(i.get("role") == "colorinterp" and i.text == "Alpha" for i in items):
-        raise MetadataError(
-            "an alpha band that only GDAL's colour interpretation names; accepted is one in ExtraSamples"
-        )
+    rpc = found.rpc or _doubles(page, RPC_TAG)
+    if rpc and len(rpc) != RPC_VALUES:
+        found.left_behind.append(f"an RPC tag of {len(rpc)} numbers instead of {RPC_VALUES}")
+    order = [i for i in range(page.samplesperpixel) if i != alpha_band] + ([] if alpha_band is None else [alpha_band])
+    bands = page.samplesperpixel - (alpha_band is not None)
     colour = int(page.photometric) in RGB_LIKE
-    try:
-        return Metadata(
-            epsg=epsg,
-            geokeys=None if epsg is not None else keys,
-            transform=transform,
-            gcps=gcps,
-            rpc=rpc if len(rpc) == RPC_VALUES else None,
-            pixel_is_point=point,
-            nodata=nodata,
-            masked=masked,
-            alpha_band=alpha_band,
-            colour=None if colour == (bands == 3) else colour,
-            scales=tuple((float(scales.get(i, 1)), float(offsets.get(i, 0))) for i in range(bands))
-            if scales or offsets
-            else (),
-            band_names=tuple(names.get(i, "") for i in range(bands)) if names else (),
-            acquisition=_acquisition(page, items),
-        )
-    except (ValueError, struct.error) as error:
-        raise MetadataError(f"the file's metadata cannot be carried ({error})") from error
+    shown = [interpretations_of(page, gdal)[i] for i in order]
+    usual = [*(COLOURS if colour else ("Gray",)), *([UNDEFINED] * bands)][:bands] + [ALPHA] * (alpha_band is not None)
+    place = {band + 1: i + 1 for i, band in enumerate(order)} | {0: 0}
+    known = [tag for tag in gdal.tags if tag.band in place]
+    scaled = {i: (gdal.scales.get(i, 1.0), gdal.offsets.get(i, 0.0)) for i in {*gdal.scales, *gdal.offsets}}
+    extra = [int(kind) for kind in page.extrasamples]
+    metadata = Metadata(
+        epsg=epsg,
+        geokeys=None if epsg is not None else keys,
+        transform=transform,
+        gcps=gcps,
+        rpc=rpc if len(rpc) == RPC_VALUES else None,
+        pixel_is_point=point,
+        nodata=nodata_of(page, found),
+        masked=masked,
+        alpha_band=alpha_band,
+        colour=None if colour == (bands == 3) else colour,
+        scales=_all_or_none(scaled, order, bands, (1.0, 0.0)),
+        band_names=_all_or_none(gdal.descriptions, order, bands, ""),
+        acquisition=_acquisition(page, gdal.tags),
+        nbits=_nbits(page),
+        units=_by_band(gdal.units, order, ""),
+        interpretations=() if shown == usual else tuple(shown),
+        crs_wkt=gdal.wkt,
+        premultiplied=alpha_band is not None and 1 in extra,
+    )
+    return _with_tags(metadata, tuple(tag._replace(band=place[tag.band]) for tag in known), found, tags_max_bytes)
+
+
+def _all_or_none(values: dict[int, Any], order: list[int], bands: int, empty: Any) -> tuple[Any, ...]:
+    """An entry for each band where any has one; behind them the alpha band's, where that has one."""
+    out = _by_band(values, order, empty)
+    return out + (empty,) * (bands - len(out)) if out else ()
+
+
+def _nbits(page: tifffile.TiffPage) -> int | None:
+    """Bits of a sample where they are not all of its type."""
+    bits = page.bitspersample
+    whole = np.dtype(dtype_name(page)).itemsize * 8
+    return int(bits) if isinstance(bits, int) and bits < whole else None
+
+
+def _with_tags(metadata: Metadata, tags: tuple[Tag, ...], found: Described, most: int) -> Metadata:
+    """The metadata with the tags, unless they take more than so many bytes."""
+    if not tags:
+        return metadata
+    whole = replace(metadata, tags=tags)
+    size = len(pack_metadata(whole)) - len(pack_metadata(metadata))
+    if size <= most:
+        return whole
+    reason = "tags are not carried" if most == 0 else f"they take {size} bytes, the limit is {most}"
+    found.left_behind.append(f"{len(tags)} tags of the dataset and its bands ({reason})")
+    return metadata

@@ -1,0 +1,129 @@
+"""Writes ``docs/cli.md`` from the parsers of all commands and ``docs/api.md`` from the service's OpenAPI description.
+
+``python docs/reference.py`` writes both pages; with ``--check`` it writes nothing and exits with 1 where a page is out of date.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from perigee.engines import cli as export_engine
+from perigee.export import cli as export_profile
+from perigee.export import compensation_cli as export_compensator
+from perigee.ground import cli as ground_decode
+from perigee.ground.service import cli as ground_serve
+from perigee.ground.service.app import create_app
+from perigee.onboard import cli as onboard_encode
+from perigee.training import cli as train
+from perigee.training import compensation_cli as train_compensator
+
+FOLDER = Path(__file__).resolve().parent
+MADE = "<!-- Made by docs/reference.py; change the parsers or the routes instead. -->"
+PARSERS = (
+    onboard_encode.build_parser,
+    onboard_encode.build_doctor_parser,
+    ground_decode.build_parser,
+    ground_serve.build_parser,
+    export_engine.build_parser,
+    train.build_parser,
+    export_profile.build_parser,
+    train_compensator.build_parser,
+    export_compensator.build_parser,
+)
+
+
+def _cell(text: object) -> str:
+    return str(text).replace("|", "\\|").replace("\n", " ")
+
+
+def _help(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
+    values = {"prog": parser.prog} | vars(action)
+    return (action.help or "") % values
+
+
+def _name(action: argparse.Action) -> str:
+    if not action.option_strings:
+        shown = action.metavar or action.dest
+        return f"`{shown if isinstance(shown, str) else ' '.join(shown)}`"
+    value = ""
+    if action.nargs != 0:
+        choices = "{" + ",".join(map(str, action.choices)) + "}" if action.choices is not None else None
+        shown = action.metavar or choices or action.dest.upper()
+        value = " " + (shown if isinstance(shown, str) else " ".join(shown))
+    return ", ".join(f"`{option}{value}`" for option in action.option_strings)
+
+
+def cli_page() -> str:
+    """All commands with their arguments as Markdown."""
+    lines = ["# Commands", "", MADE, ""]
+    lines.append("Every command explains itself with `--help`. Exit codes are those of `sysexits.h`.")
+    for build in PARSERS:
+        parser = build()
+        lines += ["", f"## {parser.prog}", "", parser.description or "", "", "| argument | meaning |", "| --- | --- |"]
+        for action in parser._actions:
+            if action.help == argparse.SUPPRESS or "--help" in action.option_strings:
+                continue
+            lines.append(f"| {_cell(_name(action))} | {_cell(_help(parser, action))} |")
+        if parser.epilog:
+            lines += ["", parser.epilog]
+    return "\n".join(lines) + "\n"
+
+
+def _parameters(operation: dict[str, Any]) -> list[str]:
+    rows = []
+    for parameter in operation.get("parameters", []):
+        schema = parameter["schema"]
+        kinds = [schema.get("type"), *(option.get("type") for option in schema.get("anyOf", []))]
+        kind = " or ".join(k for k in kinds if k and k != "null")
+        default = f"; default {schema['default']}" if schema.get("default") is not None else ""
+        text = parameter.get("description") or schema.get("description") or ""
+        rows.append(f"| `{parameter['name']}` | {parameter['in']}, {kind}{default} | {_cell(text)} |")
+    return rows
+
+
+def api_page() -> str:
+    """All routes of the service with their parameters and answers as Markdown."""
+    schema = create_app().openapi()
+    lines = ["# The ground service", "", MADE, "", schema["info"]["description"], ""]
+    lines.append(
+        "`ground-serve` serves these routes; `/docs` shows them in a browser and `/openapi.json` describes them."
+    )
+    for path, operations in schema["paths"].items():
+        for method, operation in operations.items():
+            lines += ["", f"## {method.upper()} {path}", "", operation.get("description", "")]
+            rows = _parameters(operation)
+            if rows:
+                lines += ["", "| parameter | where and type | meaning |", "| --- | --- | --- |", *rows]
+            body = operation.get("requestBody", {}).get("content", {})
+            if body:
+                lines += ["", "Body: " + " or ".join(f"`{kind}`" for kind in body) + "."]
+            lines += ["", "| answer | meaning | media types |", "| --- | --- | --- |"]
+            for status, answer in operation["responses"].items():
+                kinds = ", ".join(f"`{kind}`" for kind in answer.get("content", {}))
+                lines.append(f"| {status} | {_cell(answer['description'])} | {kinds} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 where a page is out of date")
+    args = parser.parse_args()
+    stale = []
+    for name, text in (("cli.md", cli_page()), ("api.md", api_page())):
+        path = FOLDER / name
+        if args.check:
+            if not path.exists() or path.read_text(encoding="utf-8") != text:
+                stale.append(name)
+        else:
+            path.write_text(text, encoding="utf-8")
+    if stale:
+        print(f"out of date: {', '.join(stale)}; python docs/reference.py writes them", file=sys.stderr)
+    return int(bool(stale))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
