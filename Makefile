@@ -29,19 +29,26 @@ test: $(VENV)/dev-ready
 test-aarch64: $(VENV)/demo-ready
 	PYTHON=$(abspath $(BIN)/python) tests/aarch64/run.sh
 
-check: $(VENV)/dev-ready
+check: $(VENV)/dev-ready check-native
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/clang-format --dry-run --Werror bitstream/csrc/*.[ch] tests/native/*.[ch]
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python tests/check_wheel.py
 
-# The compiled coder and prior under sanitisers: mutated segments, priors of odd sizes.
-FUZZ_SEGMENTS ?= 1000000
-check-native:
-	mkdir -p build
-	$(CC) -g -O1 -Wall -Wextra -fsanitize=address,undefined -fno-sanitize-recover=all -o build/fuzz tests/native/fuzz.c
-	build/fuzz $(FUZZ_SEGMENTS)
+# The compiled coder and prior under sanitisers, in half a minute: every kernel against the plain one, mutated segments, priors
+# of odd sizes. A long run: make check-native CHECKASM_CASES=50000 FUZZ_SEGMENTS=10000000
+CHECKASM_CASES ?= 2000
+FUZZ_SEGMENTS ?= 100000
+check-native: build/native/checkasm build/native/fuzz
+	build/native/checkasm $(CHECKASM_CASES)
+	build/native/fuzz $(FUZZ_SEGMENTS)
+
+build/native/%: tests/native/%.c tests/native/random.h $(wildcard bitstream/csrc/*)
+	mkdir -p $(@D)
+	$(CC) -g -O1 -Wall -Wextra -fsanitize=address,undefined -fno-sanitize-recover=all -o $@ $< \
+	    $(filter-out %/module.c,$(filter bitstream/csrc/%.c,$^))
 
 bench: $(VENV)/dev-ready
 	$(BIN)/python -m perigee.benchmarks.flops

@@ -86,7 +86,7 @@ def codecs_of(engines: list[str], profile: Profile) -> dict[str, ArrayCodec]:
 
 
 def what_runs(codec: ArrayCodec) -> dict[str, Any]:
-    """Engine and form of the prior; ``packing`` of the compiled one is numbered as in ``bitstream/csrc/prior.c``."""
+    """Engine and form of the prior; ``packing`` of the compiled one is numbered as in ``bitstream/csrc/prior.h``."""
     engine = codec.encoder.engine
     return {
         "engine": engine.name,

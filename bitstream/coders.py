@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from perigee.bitstream.arrays import IntArray
-from perigee.bitstream.compiled import address, library, pointer
+from perigee.bitstream.compiled import NativeCoder, NativePass, NativeTables, address, library, pointer
 from perigee.bitstream.errors import SymbolError
 from perigee.bitstream.prior import Q_MAX, Q_MIN, Prediction
 from perigee.bitstream.tables import FIRST_Z_TABLE, Tables
@@ -264,19 +264,6 @@ class ConstrictionAns(RunCoder):
         return int(self._coder.num_words())
 
 
-class _NativeCoder(ctypes.Structure):
-    _fields_ = [
-        ("state", ctypes.c_uint64),
-        ("words", ctypes.c_void_p),
-        ("position", ctypes.c_uint64),
-        ("length", ctypes.c_uint64),
-    ]
-
-
-class _NativeTables(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_void_p) for name in ("cumulated", "starts", "coarse", "entries")]
-
-
 _NATIVE_ERRORS = {
     -1: "a table number is out of range",
     -2: "more words than any patch can have",
@@ -286,7 +273,7 @@ _NATIVE_ERRORS = {
 }
 
 
-def _native_tables(tables: Tables) -> tuple[_NativeTables, tuple[IntArray, ...]]:
+def _native_tables(tables: Tables) -> tuple[NativeTables, tuple[IntArray, ...]]:
     """The tables as ``csrc/coder.c`` wants them, and the arrays that keep them alive."""
     rows = [tables.row(t) for t in range(FIRST_Z_TABLE + len(tables.z_frequencies))]
     cumulated = [np.concatenate([[0], np.cumsum(row.astype(np.int64))]) for row in rows]
@@ -297,7 +284,7 @@ def _native_tables(tables: Tables) -> tuple[_NativeTables, tuple[IntArray, ...]]
         np.stack([np.searchsorted(c, steps, side="right") - 1 for c in cumulated]).astype(np.uint16),
         np.array([len(row) for row in rows], np.uint32),
     )
-    return _NativeTables(*(array.ctypes.data for array in arrays)), arrays
+    return NativeTables(*(array.ctypes.data for array in arrays)), arrays
 
 
 class NativeAns(Coder):
@@ -311,7 +298,7 @@ class NativeAns(Coder):
         encoding = words is None
         self._words = np.empty(symbols * WORDS_PER_SYMBOL + 4, np.uint32) if words is None else words.astype(np.uint32)
         size = len(self._words)
-        self._coder = _NativeCoder(0, self._words.ctypes.data, size if encoding else 0, size)
+        self._coder = NativeCoder(0, self._words.ctypes.data, size if encoding else 0, size)
         while not encoding and self._coder.position < size and self._coder.state < 1 << 32:
             self._coder.state = self._coder.state << 32 | int(self._words[self._coder.position])
             self._coder.position += 1
@@ -329,19 +316,18 @@ class NativeAns(Coder):
                     f"{list(values.shape)} values for {list(prediction.table.shape)} tables and {list(prediction.mean.shape)} means"
                 )
             kept.append([np.ascontiguousarray(a, np.int32) for a in (values, *prediction)])
-        addresses = np.array([[address(a) for a in arrays] for arrays in kept], np.uint64).T.copy()
-        counts = np.array([arrays[0].size for arrays in kept], np.uint32)
-        room = np.empty(counts.max(initial=0), np.uint64)
-        given = (counts, *addresses, room)
-        self._call("perigee_push_passes", ctypes.byref(self._tables), ctypes.c_uint32(len(kept)), *map(pointer, given))
+        described = (NativePass * len(kept))(*(NativePass(*map(address, arrays), arrays[0].size) for arrays in kept))
+        room = np.empty(max((arrays[0].size for arrays in kept), default=0), np.uint64)
+        tables, count = ctypes.byref(self._tables), ctypes.c_uint32(len(kept))
+        self._call("perigee_push_passes", tables, count, described, pointer(room))
 
     def pop_pass(self, prediction: Prediction) -> IntArray:
         table, mean = (np.ascontiguousarray(a, np.int32) for a in prediction)
         if table.shape != mean.shape:
             raise SymbolError(f"{list(table.shape)} tables and {list(mean.shape)} means")
         values, order = np.empty(table.shape, np.int32), np.empty(table.size, np.uint32)
-        given = map(pointer, (values, table, mean, order))
-        self._call("perigee_pop_pass", ctypes.byref(self._tables), ctypes.c_uint32(table.size), *given)
+        described = NativePass(address(values), address(table), address(mean), table.size)
+        self._call("perigee_pop_pass", ctypes.byref(self._tables), ctypes.byref(described), pointer(order))
         return values
 
     def _runs(self, name: str, entries: npt.NDArray[np.int32], table: int) -> None:

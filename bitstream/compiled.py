@@ -1,6 +1,6 @@
-"""The compiled forms of coder and prior (``csrc/``): optional, the same bytes and integers, several times as fast.
+"""Coder and prior compiled from C (``csrc/``): the same bytes and integers as in Python, several times as fast.
 
-``library`` is None where there was no compiler at installation; everything works without it.
+``library`` is None where there was no C compiler at installation. Everything works without it.
 """
 
 from __future__ import annotations
@@ -8,13 +8,14 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 from collections.abc import Mapping
+from functools import reduce
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from perigee.bitstream.arrays import IntArray
-from perigee.bitstream.errors import EngineError, UpsetError
+from perigee.bitstream.errors import EngineError, Fault, UpsetError
 from perigee.bitstream.prior import (
     CONTEXT_CLAMP,
     QUALITY_STEPS,
@@ -33,36 +34,71 @@ FUNCTIONS = (
     "perigee_push_passes", "perigee_pop_pass", "perigee_push_runs", "perigee_pop_runs", "perigee_flush",
     "perigee_prior_scratch", "perigee_prior_features", "perigee_prior_pass", "perigee_prior_packings", "perigee_abi",
 )  # fmt: skip
-COLUMNS = 32  # output channels are stored in multiples of this
-# inputs side by side, their type, what products take off them: for any machine, AVX2, AVX-512 VNNI, NEON's dot products
+ABI = 8  # as in csrc/module.c
+COLUMNS = 32  # Output channels are stored in multiples of this.
+# How many inputs lie side by side, the type of the weights, and what the kernel takes off each input.
 PACKINGS: tuple[tuple[int, Any, int], ...] = ((1, np.float32, 0), (4, np.int16, 0), (4, np.int8, 0), (4, np.int8, 128))
 PACKING_NAMES = ("float32", "int16, AVX2", "int8, AVX-512 VNNI", "int8, NEON dot products")
 
 
 def address(array: npt.NDArray[Any]) -> int:
-    """Of a contiguous array, which the caller keeps alive."""
-    at: int = array.__array_interface__["data"][0]  # in a third of the time of ``array.ctypes``
+    """The address of a contiguous array, which the caller must keep alive."""
+    at: int = array.__array_interface__["data"][0]  # takes a third of the time of ``array.ctypes``
     return at
 
 
 def pointer(array: npt.NDArray[Any]) -> ctypes.c_void_p:
-    """:func:`address` as an argument of a function without types."""
+    """The address of an array as an argument of a function whose argument types are not declared."""
     return ctypes.c_void_p(address(array))
 
 
+def _fields(kind: Any, names: str) -> list[tuple[str, Any]]:
+    return [(name, kind) for name in names.split()]
+
+
+class NativeCoder(ctypes.Structure):
+    """``Coder`` in ``csrc/coder.h``."""
+
+    _fields_ = [("state", ctypes.c_uint64), ("words", ctypes.c_void_p), *_fields(ctypes.c_uint64, "position length")]
+
+
+class NativeTables(ctypes.Structure):
+    """``Tables`` in ``csrc/coder.h``."""
+
+    _fields_ = _fields(ctypes.c_void_p, "cumulated starts coarse entries")
+
+
+class NativePass(ctypes.Structure):
+    """``Pass`` in ``csrc/coder.h``."""
+
+    _fields_ = [*_fields(ctypes.c_void_p, "values table mean"), ("count", ctypes.c_uint32)]
+
+
 class _Layer(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_void_p) for name in ("weight", "bias", "shift", "check")] + [
-        (name, ctypes.c_int32) for name in ("inputs", "outputs", "padded", "kernel", "offset")
+    """``Layer`` in ``csrc/prior.h``."""
+
+    _fields_ = [
+        *_fields(ctypes.c_void_p, "weight bias shift check"),
+        *_fields(ctypes.c_int32, "inputs outputs padded kernel offset"),
     ]
 
 
 class _Model(ctypes.Structure):
+    """``Model`` in ``csrc/prior.h``."""
+
     _fields_ = [
-        (name, ctypes.c_int32) for name in ("latents", "hyper_latents", "hyper", "context", "head", "passes", "packing")
-    ] + [(name, ctypes.c_void_p) for name in ("starts", "layers", "magnitudes")]
+        *_fields(ctypes.c_int32, "latents hyper_latents hyper context head passes packing"),
+        *_fields(ctypes.c_void_p, "starts layers magnitudes"),
+    ]
 
 
-ABI = 7  # as in csrc/prior.c
+class _Patch(ctypes.Structure):
+    """``Patch`` in ``csrc/prior.h``."""
+
+    _fields_ = [
+        *_fields(ctypes.c_void_p, "model symbols table mean features given scratch"),
+        *_fields(ctypes.c_uint32, "rows cols channels filled"),
+    ]
 
 
 def _load() -> Any:
@@ -75,13 +111,13 @@ def _load() -> Any:
             getattr(loaded, name)
     except (OSError, AttributeError):
         return None
-    wanted = ABI * 1_000_000 + ctypes.sizeof(_Layer) * 1000 + ctypes.sizeof(_Model)
-    if loaded.perigee_abi() != wanted:  # left over from other sources, as after an update without a new installation
-        return None
+    structs = (NativeCoder, NativeTables, NativePass, _Layer, _Model, _Patch)
+    loaded.perigee_abi.restype = ctypes.c_uint64
+    if loaded.perigee_abi() != reduce(lambda abi, struct: abi << 8 | ctypes.sizeof(struct), structs, ABI):
+        return None  # It was built from other sources, as after an update without a new installation.
     loaded.perigee_prior_scratch.restype = ctypes.c_uint64
-    loaded.perigee_prior_pass.restype = loaded.perigee_prior_features.restype = ctypes.c_uint32
-    p, n = ctypes.c_void_p, ctypes.c_uint32
-    loaded.perigee_prior_pass.argtypes = [p, n, p, p, n, n, n, p, n, p, p, p]  # plain numbers: called for every pass
+    for function in (loaded.perigee_prior_features, loaded.perigee_prior_pass, loaded.perigee_prior_packings):
+        function.restype = ctypes.c_uint32
     return loaded
 
 
@@ -99,73 +135,84 @@ def _up(n: int, multiple: int = COLUMNS) -> int:
 
 
 class _NativeStep:
-    """``prior.Step``: hyper features, prepared context and scratch memory of a batch of patches."""
+    """``prior.Step`` for a batch of patches, which share their scratch memory."""
 
-    def __init__(self, widths: Widths, model: _Model, z: IntArray, quality_step: int) -> None:
+    def __init__(self, prior: NativePrior, z: IntArray, quality_step: int) -> None:
         patches, _, h, w = z.shape
-        self.widths = widths
-        self.shape = (patches, widths.latents, 4 * h, 4 * w)
-        self._model = ctypes.byref(model)
-        self._sizes = (ctypes.c_uint32(4 * h), ctypes.c_uint32(4 * w))
-        self._patch_bytes = 4 * widths.latents * 16 * h * w
-        self._scratch = np.empty(library.perigee_prior_scratch(self._model, *self._sizes), np.uint8)
+        rows, cols, widths = 4 * h, 4 * w, prior.widths
         views = 2 if widths.magnitudes else 1
-        self.features = np.empty((patches, 16 * h * w, _up(widths.hyper)), np.uint8)
-        self._given = np.empty((patches, 16 * h * w, _up(views * widths.latents)), np.uint8)
-        # for every pass the same, and a microsecond each
-        self._places = [(address(f), address(g)) for f, g in zip(self.features, self._given, strict=True)]
-        self._room = address(self._scratch)
-        self._filled = 0  # passes for which ``given`` is prepared
-        z = np.ascontiguousarray(z, np.int32)
+        self._prior = prior  # owns the memory that the structs point to
+        self._shape = (patches, widths.latents, rows, cols)
+        self._features = np.empty((patches, rows * cols, _up(widths.hyper)), np.uint8)
+        self._given = np.empty((patches, rows * cols, _up(views * widths.latents)), np.uint8)
+        model = ctypes.addressof(prior.model)
+        size = library.perigee_prior_scratch(ctypes.byref(prior.model), ctypes.c_uint32(rows), ctypes.c_uint32(cols))
+        self._scratch = np.empty(size, np.uint8)
+        self._patches = [
+            _Patch(model, None, None, None, address(features), address(given), address(self._scratch), rows, cols)
+            for features, given in zip(self._features, self._given, strict=True)
+        ]
+        self._references = [ctypes.byref(patch) for patch in self._patches]
         plane = ctypes.c_uint32(quality_plane_value(quality_step))
-        for one, (features, _) in zip(z, self._places, strict=True):
-            places = map(ctypes.c_void_p, (features, self._room))
-            if library.perigee_prior_features(self._model, pointer(one), plane, *self._sizes, *places):
-                raise UpsetError("a sum of the prior's hyper-decoder cannot be")
+        for patch, one in zip(self._references, np.ascontiguousarray(z, np.int32), strict=True):
+            if library.perigee_prior_features(patch, pointer(one), plane):
+                raise UpsetError("a checksum over the prior's hyper-decoder failed: a bit has flipped", field="hyper")
 
     def __call__(self, k: int, q: IntArray, channels: int | None = None) -> Prediction:
-        start, stop = self.widths.slice_of(k)
+        start, stop = self._prior.widths.slice_of(k)
         count = stop - start if channels is None else channels
         if not 1 <= count <= stop - start:
-            raise EngineError(f"{count} channels of pass {k}, accepted are 1 to {stop - start}")
-        if q.shape != self.shape:
-            raise EngineError(f"latents of shape {list(q.shape)}, expected {list(self.shape)}")
-        q = np.ascontiguousarray(q, np.int32)
-        patches, _, rows, cols = self.shape
-        table, mean = np.empty((2, patches, count, rows, cols // 2), np.int32)
-        before, symbols = self._filled, address(q)
-        places = address(table), address(mean)
-        for i, (features, given) in enumerate(self._places):
-            out = (at + 4 * i * count * rows * cols // 2 for at in places)
-            self._filled = library.perigee_prior_pass(
-                self._model,
-                k,
-                features,
-                symbols + i * self._patch_bytes,
-                rows,
-                cols,
-                count,
-                given,
-                before,
-                *out,
-                self._room,
+            raise EngineError(
+                f"{count} channels of pass {k} were asked for; it has {stop - start}",
+                Fault.RANGE,
+                field="channels",
+                expected=f"1 to {stop - start}",
+                found=count,
             )
-            if not self._filled:
-                raise UpsetError(f"a sum in pass {k} of the prior cannot be")
+        if q.shape != self._shape:
+            raise EngineError(
+                f"latents of shape {list(q.shape)} do not fit; expected is {list(self._shape)}",
+                Fault.SHAPE,
+                field="latents",
+                expected=str(list(self._shape)),
+                found=str(list(q.shape)),
+            )
+        q = np.ascontiguousarray(q, np.int32)
+        patches, latents, rows, cols = self._shape
+        table, mean = both = np.empty((2, patches, count, rows, cols // 2), np.int32)
+        symbols, symbol_bytes = address(q), 4 * latents * rows * cols
+        result, result_bytes = address(both), 2 * count * rows * cols
+        for i, (patch, reference) in enumerate(zip(self._patches, self._references, strict=True)):
+            patch.symbols = symbols + i * symbol_bytes
+            patch.table = result + i * result_bytes
+            patch.mean = result + (patches + i) * result_bytes
+            patch.channels = count
+            if library.perigee_prior_pass(reference, k):
+                raise UpsetError(f"a checksum over pass {k} of the prior failed: a bit has flipped", field=f"pass {k}")
         return Prediction(table, mean)
 
 
 class NativePrior:
-    """``prior.PriorEngine`` from ``csrc/prior.c``; patches of a batch one after the other, on one thread."""
+    """``prior.PriorEngine`` from ``csrc/prior.c``. It computes the patches of a batch one after the other, on one thread."""
 
     def __init__(self, widths: Widths, layers: Mapping[str, Layer], packing: int | None = None) -> None:
-        """``packing`` None takes the fastest that this machine has. Raises EngineError without the compiled library."""
+        """Without ``packing`` it takes the fastest that this machine can multiply. Raises EngineError where it cannot."""
         if library is None:
-            raise EngineError("the compiled prior is not here: install Perigee where there is a C compiler")
+            raise EngineError(
+                "the compiled prior is missing: install Perigee where there is a C compiler",
+                Fault.ABSENT,
+                field="library",
+            )
         usable = packings()
         self.packing = usable[-1] if packing is None else packing
         if self.packing not in usable:
-            raise EngineError(f"this machine cannot multiply packing {self.packing}; it can {usable}")
+            raise EngineError(
+                f"this machine cannot multiply packing {self.packing}; it can multiply {usable}",
+                Fault.ABSENT,
+                field="packing",
+                expected=str(usable),
+                found=self.packing,
+            )
         self.widths = widths
         self._keep: list[npt.NDArray[Any]] = []
         shapes = layer_shapes(widths)
@@ -179,7 +226,7 @@ class NativePrior:
         starts = np.array([0, *np.cumsum(widths.slices)], np.int32)
         magnitudes = np.array(widths.magnitudes, np.uint8)
         self._keep += [starts, magnitudes]
-        self._model = _Model(
+        self.model = _Model(
             widths.latents, widths.hyper_latents, widths.hyper, widths.context, widths.head, widths.passes, self.packing,
             pointer(starts), ctypes.addressof(self._layers), pointer(magnitudes) if len(magnitudes) else None,
         )  # fmt: skip
@@ -188,10 +235,10 @@ class NativePrior:
         bias = layer.bias.astype(np.int64) + ((np.int64(1) << layer.shift.astype(np.int64)) >> 1)
         order = np.arange(shape.outputs)
         place = order
-        if shape.final:  # blocks of 16 means and their 16 scales, so that the first channels can be had alone
+        if shape.final:  # Blocks of 16 means and their 16 scales, so that a pass can compute the first channels alone.
             channel = order % (shape.outputs // 2)
             place = channel // 16 * COLUMNS + order // (shape.outputs // 2) * 16 + channel % 16
-        if name in ("hyper.up1", "hyper.up2"):  # pixel shuffle wants (row, col, channel)
+        if name in ("hyper.up1", "hyper.up2"):  # The pixel shuffle in C expects (row, col, channel).
             order = order.reshape(-1, 4).T.reshape(-1)
         inputs, width, offset = shape.inputs, shape.outputs, 0
         packed: npt.NDArray[Any]
@@ -199,11 +246,11 @@ class NativePrior:
             packed = layer.weight.reshape(shape.outputs, -1).T.astype(np.int16)
         else:
             matrix = layer.weight[:, :, 0, 0]
-            if self.widths.magnitudes and name.endswith(".context"):  # each latent's magnitude lies behind it
+            if self.widths.magnitudes and name.endswith(".context"):  # Each magnitude follows its latent.
                 matrix = np.stack(np.split(matrix, 2, axis=1), axis=2).reshape(shape.outputs, -1)
             offset = {"hyper.up1": Z_CLAMP}.get(name, CONTEXT_CLAMP if name.endswith(".context") else 0)
             group, dtype, less = PACKINGS[self.packing]
-            taken = offset if group == 1 else less  # off the stored inputs, before they are multiplied
+            taken = offset if group == 1 else less  # what is subtracted from each stored input
             bias = bias + (taken - offset) * matrix.astype(np.int64).sum(1)
             inputs, width = _up(shape.inputs, group), _up(int(place.max()) + 1)
             whole = np.zeros((width, inputs), dtype)
@@ -224,19 +271,29 @@ class NativePrior:
         return _Layer(*(pointer(a) for a in arrays), inputs, shape.outputs, width, shape.kernel, offset)
 
     def memory(self) -> list[npt.NDArray[Any]]:
-        """All arrays that the compiled code reads."""
+        """All arrays of weights and constants that the compiled code reads."""
         return self._keep
 
     def start(self, z: IntArray, quality_step: int) -> Step:
-        """As ``prior.PriorEngine``. It and each pass raise UpsetError where their sums are not what weights and inputs give."""
+        """As ``prior.PriorEngine``. This and each pass raise UpsetError where a checksum over their sums fails."""
         if z.ndim != 4 or z.shape[1] != self.widths.hyper_latents or z.size and np.abs(z).max() > Z_CLAMP:
+            expected = f"4 dimensions, {self.widths.hyper_latents} channels, values of -{Z_CLAMP} to {Z_CLAMP}"
             raise EngineError(
-                f"hyper-latents of shape {list(z.shape)}, expected {self.widths.hyper_latents} channels "
-                f"of values -{Z_CLAMP}..{Z_CLAMP}"
+                f"hyper-latents of shape {list(z.shape)} do not fit; expected are {expected}",
+                Fault.SHAPE,
+                field="hyper-latents",
+                expected=expected,
+                found=str(list(z.shape)),
             )
         if not 0 <= quality_step <= QUALITY_STEPS:
-            raise EngineError(f"quality step {quality_step}, accepted are 0 to {QUALITY_STEPS}")
-        return _NativeStep(self.widths, self._model, z, quality_step)
+            raise EngineError(
+                f"quality step {quality_step} does not exist; accepted are 0 to {QUALITY_STEPS}",
+                Fault.RANGE,
+                field="quality step",
+                expected=f"0 to {QUALITY_STEPS}",
+                found=quality_step,
+            )
+        return _NativeStep(self, z, quality_step)
 
     def all_passes(self, z: IntArray, q: IntArray, quality_step: int, latents: int | None = None) -> list[Prediction]:
         return coded_passes(self.widths, self.start(z, quality_step), q, latents)

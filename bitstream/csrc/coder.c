@@ -1,33 +1,12 @@
-/* The entropy coder of `coders.py` compiled: the same bytes as its IntegerAns, which stays the definition.
+/* The entropy coder of `coders.py` in C. Its class IntegerAns is the definition, and this code gives the same bytes.
  *
- * ANS with a 64-bit state, 32-bit words and 24-bit probabilities 256 * f, where f are the profile's 16-bit frequencies.
- * A pass is an array of values with a table number (0..1023) and a mean (1/16 of a step) each; symbols are grouped by
- * table, then come the escapes (docs/format.md, "Entropy coding"). Plain C99 without allocation.
+ * This is ANS with a 64-bit state, 32-bit words and 24-bit probabilities 256 * f, where f are the 16-bit frequencies of
+ * the profile's tables. The symbols of a pass are grouped by table, and the escapes follow them (docs/format.md,
+ * "Entropy coding"). The code is plain C99 and allocates no memory.
  */
-#include <stddef.h>
-#include <stdint.h>
+#include "coder.h"
 
-#include "api.h"
-
-enum { PRECISION = 24, TABLES = 1024, COARSE = 256, ESCAPE_BITS_MAX = 17, Q_MIN = -32768, Q_MAX = 32767 };
-enum { OK = 0, BAD_TABLE = -1, FULL = -2, LONG_ESCAPE = -3, OUT_OF_RANGE = -4, BAD_ENTRY = -5 };
 #define MASK ((UINT64_C(1) << PRECISION) - 1)
-
-/* Written towards the front of `words` when encoding, read towards their end when decoding: always in reading order. */
-typedef struct {
-    uint64_t state;
-    uint32_t *words;
-    uint64_t position, length;
-} Coder;
-
-/* `cumulated`: per table its entries' cumulated frequencies 0..65536, one more than entries, at `starts`;
- * `coarse`: per table the entry that holds each multiple of 256; `entries`: per table their number. */
-typedef struct {
-    const uint32_t *cumulated;
-    const uint32_t *starts;
-    const uint16_t *coarse;
-    const uint32_t *entries;
-} Tables;
 
 static int push(Coder *c, uint64_t left, uint64_t probability) {
     if (c->state >> (64 - PRECISION) >= probability) {
@@ -53,14 +32,12 @@ static uint32_t pop_entry(Coder *c, const Tables *t, uint32_t table) {
     const uint32_t *row = t->cumulated + t->starts[table];
     const uint32_t at = (uint32_t)(c->state & MASK) >> 8;
     uint32_t entry = t->coarse[table * COARSE + (at >> 8)];
-    while (row[entry + 1] <= at) entry++; /* ends: the last cumulated frequency is 65536 */
+    while (row[entry + 1] <= at) entry++; /* the loop ends because the last cumulated frequency is 65536 */
     advance(c, (uint64_t)row[entry] << 8, (uint64_t)(row[entry + 1] - row[entry]) << 8);
     return entry;
 }
 
-static int push_bit(Coder *c, uint64_t bit) {
-    return push(c, bit << (PRECISION - 1), UINT64_C(1) << (PRECISION - 1));
-}
+static int push_bit(Coder *c, uint64_t bit) { return push(c, bit << (PRECISION - 1), UINT64_C(1) << (PRECISION - 1)); }
 
 static int pop_bit(Coder *c) {
     const uint64_t bit = (c->state & MASK) >> (PRECISION - 1);
@@ -68,7 +45,7 @@ static int pop_bit(Coder *c) {
     return (int)bit;
 }
 
-/* A sign bit and the excess in Exp-Golomb code, pushed so that they pop in this order. */
+/* An escape is a sign bit and the excess in Exp-Golomb code. They are pushed so that they pop in this order. */
 static int push_escape(Coder *c, uint32_t excess, int negative) {
     const uint32_t value = excess + 1;
     int digits = 0, status = OK;
@@ -89,7 +66,7 @@ static int pop_escape(Coder *c, uint32_t *excess, int *negative) {
     return OK;
 }
 
-/* Where each table's run begins when positions are sorted by table. */
+/* Counts where the run of each table begins when the positions are sorted by table. */
 static int starts_by_table(const int32_t *table, uint32_t count, uint32_t begins[TABLES]) {
     uint32_t sum = 0;
     for (int t = 0; t < TABLES; t++) begins[t] = 0;
@@ -109,14 +86,9 @@ static int64_t reach_of(const Tables *t, int32_t table) { return ((int64_t)t->en
 
 static int64_t floor_mean(int32_t mean) { return mean >= 0 ? mean / 16 : -((15 - (int64_t)mean) / 16); }
 
-/* A symbol in coding order: its place in the pass, and what it is coded with. */
-typedef struct {
-    uint32_t at;
-    uint16_t left, less; /* cumulated frequency before it; its own, less 1 */
-} Sorted;
-
-static int push_pass(Coder *c, const Tables *t, uint32_t count, const int32_t *values, const int32_t *table,
-                     const int32_t *mean, Sorted *sorted) {
+static int push_pass(Coder *c, const Tables *t, Pass pass, Sorted *sorted) {
+    const int32_t *const values = pass.values, *const table = pass.table, *const mean = pass.mean;
+    const uint32_t count = pass.count;
     uint32_t next[TABLES];
     int status = starts_by_table(table, count, next), escapes = 0;
     if (status != OK) return status;
@@ -139,18 +111,16 @@ static int push_pass(Coder *c, const Tables *t, uint32_t count, const int32_t *v
     return status;
 }
 
-/* The passes of a patch, in the order in which they will be read; `sorted` has room for the largest. */
-API int perigee_push_passes(Coder *c, const Tables *t, uint32_t passes, const uint32_t *counts,
-                            const int32_t *const *values, const int32_t *const *table, const int32_t *const *mean,
-                            Sorted *sorted) {
+int perigee_push_passes(Coder *c, const Tables *t, uint32_t passes, const Pass *pass, Sorted *sorted) {
     int status = OK;
-    for (uint32_t k = passes; k-- && status == OK;)
-        status = push_pass(c, t, counts[k], values[k], table[k], mean[k], sorted);
+    for (uint32_t k = passes; k-- && status == OK;) status = push_pass(c, t, pass[k], sorted);
     return status;
 }
 
-API int perigee_pop_pass(Coder *c, const Tables *t, uint32_t count, int32_t *values, const int32_t *table,
-                         const int32_t *mean, uint32_t *order) {
+int perigee_pop_pass(Coder *c, const Tables *t, const Pass *pass, uint32_t *order) {
+    int32_t *const values = pass->values;
+    const int32_t *const table = pass->table, *const mean = pass->mean;
+    const uint32_t count = pass->count;
     uint32_t next[TABLES];
     int status = starts_by_table(table, count, next);
     if (status != OK) return status;
@@ -167,15 +137,15 @@ API int perigee_pop_pass(Coder *c, const Tables *t, uint32_t count, int32_t *val
             symbol = negative ? -(int64_t)excess - reach - 1 : (int64_t)excess + reach + 2;
         }
         symbol += floor_mean(mean[at]);
-        if (symbol < Q_MIN || symbol > Q_MAX) status = OUT_OF_RANGE; /* all is read first, as the definition does */
+        if (symbol < Q_MIN || symbol > Q_MAX)
+            status = OUT_OF_RANGE; /* the rest is read all the same, as the definition does */
         values[at] = (int32_t)symbol;
     }
     return status;
 }
 
-/* `runs` runs of `count` entries each, of the tables from `table` on: the hyper-latents, channel by channel. */
-API int perigee_push_runs(Coder *c, const Tables *t, uint32_t table, uint32_t runs, uint32_t count,
-                          const int32_t *entries) {
+int perigee_push_runs(Coder *c, const Tables *t, uint32_t table, uint32_t runs, uint32_t count,
+                      const int32_t *entries) {
     int status = OK;
     for (uint32_t i = runs * count; i-- && status == OK;) {
         const uint32_t number = table + i / count;
@@ -185,13 +155,12 @@ API int perigee_push_runs(Coder *c, const Tables *t, uint32_t table, uint32_t ru
     return status;
 }
 
-API int perigee_pop_runs(Coder *c, const Tables *t, uint32_t table, uint32_t runs, uint32_t count, int32_t *entries) {
+int perigee_pop_runs(Coder *c, const Tables *t, uint32_t table, uint32_t runs, uint32_t count, int32_t *entries) {
     for (uint32_t i = 0; i < runs * count; i++) entries[i] = (int32_t)pop_entry(c, t, table + i / count);
     return OK;
 }
 
-/* The state's words, most significant first, before those written already. */
-API int perigee_flush(Coder *c) {
+int perigee_flush(Coder *c) {
     for (; c->state; c->state >>= 32) {
         if (c->position == 0) return FULL;
         c->words[--c->position] = (uint32_t)c->state;

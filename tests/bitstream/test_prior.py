@@ -56,6 +56,18 @@ def test_compiled_library_is_here():
     assert compiled.library is not None and len(PACKINGS) > 0
 
 
+def test_a_library_of_other_sources_is_refused(monkeypatch):
+    """Its number or the size of any struct that it is given tells."""
+    monkeypatch.setattr(compiled, "ABI", compiled.ABI + 1)
+    assert compiled._load() is None
+    monkeypatch.undo()
+    larger = type("Larger", (compiled._Patch,), {"_fields_": [("more", compiled.ctypes.c_uint64)]})
+    monkeypatch.setattr(compiled, "_Patch", larger)
+    assert compiled._load() is None
+    monkeypatch.undo()
+    assert compiled._load() is not None
+
+
 @pytest.mark.parametrize("packing", PACKINGS)
 @pytest.mark.parametrize(
     "widths", [SMALL, SEEING, ODD, replace(ODD, magnitudes=MAGNITUDES), P.Widths(64, 16, 40, 24, 48, (8, 24, 32))]

@@ -1,25 +1,17 @@
-/* Random and mutated segments through the compiled coder, random latents through the compiled prior, under sanitisers:
- * `make check-native`. Argument: number of segments (default 1,000,000). Any finding aborts; so does a segment that does
- * not come back as it was encoded when nothing was mutated. */
+/* Sends random and mutated segments through the compiled coder, and random latents through the compiled prior, under
+ * sanitisers: `make check-native`. Argument: the number of segments (default 100,000). Any finding aborts. So does a
+ * segment that was not mutated and does not come back as it was encoded. */
 #include <stdio.h>
-#include <stdlib.h>
 
-#include "../../bitstream/csrc/coder.c"
-#include "../../bitstream/csrc/prior.c"
+#include "../../bitstream/csrc/coder.h"
+#include "random.h"
 
 enum { MOST = 96, CHANNELS = 64, WORDS = 4 * MOST + 64 };
-
-static uint64_t seed = 88172645463325252u;
-
-static uint32_t any(uint32_t below) {
-    seed ^= seed << 13, seed ^= seed >> 7, seed ^= seed << 17;
-    return (uint32_t)(seed >> 32) % below;
-}
 
 static uint32_t *cumulated, starts[TABLES + CHANNELS], entries[TABLES + CHANNELS];
 static uint16_t coarse[(TABLES + CHANNELS) * COARSE];
 
-/* Tables of random sizes and random frequencies, each at least 1, that sum to 65536. */
+/* Makes tables of random sizes. Their random frequencies are at least 1 and sum to 65536. */
 static Tables make_tables(void) {
     size_t used = 0;
     cumulated = malloc(sizeof *cumulated * (TABLES + CHANNELS) * 1032);
@@ -44,7 +36,7 @@ static Tables make_tables(void) {
 static void segment(const Tables *t) {
     const uint32_t count = 1 + any(MOST), first = TABLES + any(CHANNELS - 2);
     int32_t values[MOST], table[MOST], mean[MOST], z[6], got[MOST], got_z[6];
-    const int32_t *passes[3] = {values, table, mean};
+    Pass pass = {values, table, mean, count};
     Sorted sorted[MOST];
     uint32_t order[MOST], *words = malloc(sizeof *words * WORDS);
     for (uint32_t i = 0; i < count; i++) {
@@ -53,124 +45,112 @@ static void segment(const Tables *t) {
     }
     for (int i = 0; i < 6; i++) z[i] = (int32_t)any(129);
     Coder c = {0, words, WORDS, WORDS};
-    int bad = perigee_push_passes(&c, t, 1, &count, &passes[0], &passes[1], &passes[2], sorted) ||
-              perigee_push_runs(&c, t, first, 2, 3, z) || perigee_flush(&c);
+    int bad =
+        perigee_push_passes(&c, t, 1, &pass, sorted) || perigee_push_runs(&c, t, first, 2, 3, z) || perigee_flush(&c);
     if (bad) abort();
     const uint64_t length = WORDS - c.position;
     const uint32_t kind = any(8), kept = kind == 1 ? any((uint32_t)length + 1) : (uint32_t)length;
-    uint32_t *cut = malloc(sizeof *cut * (kept ? kept : 1)); /* of the very size, so that a read beyond is seen */
+    uint32_t *cut =
+        malloc(sizeof *cut *
+               (kept ? kept : 1)); /* exactly as long as the words, so that the sanitiser sees a read beyond them */
     memcpy(cut, words + c.position, sizeof *cut * kept);
-    if (kind > 1 && kept) /* most segments: some bits turned, or words of noise */
+    if (kind > 1 && kept) /* Most segments get flipped bits or words of noise. */
         for (uint32_t i = 1 + any(4); i--;) {
             uint32_t *word = &cut[any(kept)];
             *word = kind < 6 ? *word ^ 1u << any(32) : any(0xFFFFFFFFu);
         }
-    if (kind == 7) /* predictions that no prior makes */
+    if (kind == 7) /* This kind gets predictions that no prior makes. */
         for (uint32_t i = 0; i < count; i++) table[i] = (int32_t)any(0xFFFFFFFFu);
     Coder d = {0, cut, 0, kept};
     while (d.position < kept && d.state < UINT64_C(1) << 32) d.state = d.state << 32 | cut[d.position++];
     perigee_pop_runs(&d, t, first, 2, 3, got_z);
-    const int status = perigee_pop_pass(&d, t, count, got, table, mean, order);
+    pass.values = got;
+    const int status = perigee_pop_pass(&d, t, &pass, order);
     if (kind == 0 && (status || memcmp(got, values, sizeof *got * count) || memcmp(got_z, z, sizeof z))) abort();
-    passes[0] = got;
-    if (kind == 7) perigee_push_passes(&d, t, 1, &count, &passes[0], &passes[1], &passes[2], sorted);
+    if (kind == 7) perigee_push_passes(&d, t, 1, &pass, sorted);
     free(cut), free(words);
 }
 
 static void *random_bytes(size_t bytes) {
     uint8_t *out = malloc(bytes);
-    for (size_t i = 0; i < bytes; i++) out[i] = (uint8_t)any(256);
+    fill(out, bytes);
     return out;
 }
 
 static Layer make_layer(int32_t packing, int32_t inputs, int32_t outputs, int32_t kernel) {
-    const int32_t group = packing == SINGLES ? 1 : 4;
-    const int wide = kernel > 1 || packing == QUADS_AVX2;
-    const int32_t width = kernel > 1 ? outputs : (int32_t)padded((size_t)outputs);
-    const int32_t depth = kernel > 1 ? kernel * kernel : (inputs + group - 1) / group * group;
-    const size_t count = (size_t)depth * (size_t)width;
-    int32_t *bias = calloc((size_t)width, sizeof *bias), *shift = calloc((size_t)width, sizeof *shift);
-    void *weight = random_bytes(count * (wide ? 2 : group == 1 ? 4 : 1));
-    for (size_t i = 0; i < count; i++) {
-        const int32_t w = (int32_t)any(255) - 127;
-        if (wide) ((int16_t *)weight)[i] = (int16_t)w;
-        else if (group == 1) ((float *)weight)[i] = (float)w;
-    }
-    for (int32_t i = 0; i < width; i++) bias[i] = (int32_t)any(9999) - 5000, shift[i] = (int32_t)any(24);
-    const size_t line = (size_t)depth + 1, n = (size_t)group, blocks = kernel > 1 ? 0 : (size_t)width / COLUMNS;
-    uint32_t *check = calloc(1 + blocks * line, sizeof *check); /* as compiled.py makes it */
-    const Layer out = {weight, bias, shift, check, kernel > 1 ? inputs : depth, outputs, width, kernel, 0};
-    check[0] = constants(&out);
-    for (size_t o = 0; blocks && o < (size_t)width; o++)
-        for (size_t b = o / COLUMNS; b < blocks; b++) {
-            for (size_t i = 0; i < (size_t)depth; i++) {
-                const size_t at = i / n * (size_t)width * n + o * n + i % n;
-                const uint32_t w = (uint32_t)(wide         ? ((int16_t *)weight)[at]
-                                              : group == 1 ? (int32_t)((float *)weight)[at]
-                                                           : ((int8_t *)weight)[at]);
-                check[1 + b * line + i] += w;
-                if (packing == QUADS_DOT) check[1 + b * line + (size_t)depth] -= 128 * w;
-            }
-            check[1 + b * line + (size_t)depth] += (uint32_t)bias[o];
-        }
+    const size_t count = (size_t)outputs * (size_t)(kernel > 1 ? kernel * kernel : inputs);
+    int8_t *weights = malloc(count);
+    for (size_t i = 0; i < count; i++) weights[i] = (int8_t)((int32_t)any(255) - 127);
+    const Layer out = pack(packing, weights, inputs, outputs, kernel);
+    free(weights);
     return out;
 }
 
-/* A prior of odd sizes, every pass of it, in exactly the memory that it asks for. */
+/* Computes every pass of a prior of odd sizes, in exactly the memory that it asks for. */
 static void prior(int32_t packing) {
     const int32_t slices = 1 + (int32_t)any(3), hyper = 1 + (int32_t)any(70), context = 1 + (int32_t)any(70);
     const int32_t head = 1 + (int32_t)any(70), hyper_latents = 1 + (int32_t)any(40);
     const uint32_t rows = 4 * (1 + any(4)), cols = 4 * (1 + any(4));
-    const int32_t sides = 1 + (int32_t)any(2); /* the latents, or their magnitudes too */
+    const int32_t sides = 1 + (int32_t)any(2); /* the latents alone, or their magnitudes too */
     uint8_t magnitudes[128] = {0};
     for (int i = 1; i < 128; i++) magnitudes[i] = (uint8_t)any(128);
     int32_t first[5] = {0};
     for (int32_t i = 0; i < slices; i++) first[i + 1] = first[i] + 1 + (int32_t)any(50);
     Layer layers[PASSES + 6 * PER_PASS] = {{0}};
-    layers[UP1] = make_layer(packing, hyper_latents, 4 * hyper, 1), layers[DEPTH1] = make_layer(packing, hyper, hyper, 3);
-    layers[UP2] = make_layer(packing, hyper, 4 * hyper, 1), layers[DEPTH2] = make_layer(packing, hyper, hyper, 3);
+    layers[UP1] = make_layer(packing, hyper_latents, 4 * hyper, 1);
+    layers[DEPTH1] = make_layer(packing, hyper, hyper, 3);
+    layers[UP2] = make_layer(packing, hyper, 4 * hyper, 1);
+    layers[DEPTH2] = make_layer(packing, hyper, hyper, 3);
     layers[MIX] = make_layer(packing, hyper + 1, hyper, 1);
     for (int32_t k = 0; k < 2 * slices; k++) {
         const int32_t seen = k % 2 ? first[k / 2 + 1] : first[k / 2];
         Layer *l = layers + PASSES + PER_PASS * k;
-        if (seen) l[CONTEXT] = make_layer(packing, sides * seen, context, 1), l[DEPTH] = make_layer(packing, context, context, 5);
-        l[HEAD1] = make_layer(packing, hyper + (seen ? context : 0), head, 1), l[HEAD2] = make_layer(packing, head, head, 1);
+        if (seen) l[CONTEXT] = make_layer(packing, sides * seen, context, 1);
+        if (seen) l[DEPTH] = make_layer(packing, context, context, 5);
+        l[HEAD1] = make_layer(packing, hyper + (seen ? context : 0), head, 1);
+        l[HEAD2] = make_layer(packing, head, head, 1);
         l[OUT] = make_layer(packing, head, 2 * (first[k / 2 + 1] - first[k / 2]), 1);
     }
-    const Model m = {first[slices], hyper_latents, hyper, context, head, 2 * slices, packing, first, layers, sides == 2 ? magnitudes : NULL};
+    const Model m = {first[slices], hyper_latents, hyper, context, head,
+                     2 * slices,    packing,       first, layers,  sides == 2 ? magnitudes : NULL};
     const size_t positions = (size_t)rows * cols;
     int32_t *z = malloc(sizeof *z * positions / 16 * (size_t)hyper_latents);
     for (size_t i = 0; i < positions / 16 * (size_t)hyper_latents; i++) z[i] = (int32_t)any(129) - 64;
     int32_t *q = malloc(sizeof *q * positions * (size_t)m.latents);
     for (size_t i = 0; i < positions * (size_t)m.latents; i++) q[i] = (int32_t)any(65536) - 32768;
-    uint8_t *scratch = random_bytes(perigee_prior_scratch(&m, rows, cols)), *features = random_bytes(positions * padded((size_t)hyper));
-    uint8_t *given = random_bytes(positions * padded((size_t)(sides * m.latents)));
-    uint32_t filled = 0;
-    if (perigee_prior_features(&m, z, any(33), rows, cols, features, scratch)) abort();
+    Patch p = {&m,
+               q,
+               NULL,
+               NULL,
+               random_bytes(positions * padded((size_t)hyper)),
+               random_bytes(positions * padded((size_t)(sides * m.latents))),
+               random_bytes(perigee_prior_scratch(&m, rows, cols)),
+               rows,
+               cols,
+               0,
+               0};
+    if (perigee_prior_features(&p, z, any(33))) abort(); /* a false alarm */
     for (uint32_t k = 0; k < (uint32_t)m.passes; k++) {
-        const uint32_t channels = 1 + any((uint32_t)(first[k / 2 + 1] - first[k / 2]));
-        const size_t size = channels * positions / 2;
-        int32_t *table = malloc(sizeof *table * size), *mean = malloc(sizeof *mean * size);
-        filled = perigee_prior_pass(&m, k, features, q, rows, cols, channels, given, filled, table, mean, scratch);
-        if (!filled) abort(); /* a false alarm */
+        p.channels = 1 + any((uint32_t)(first[k / 2 + 1] - first[k / 2]));
+        const size_t size = p.channels * positions / 2;
+        p.table = malloc(sizeof *p.table * size), p.mean = malloc(sizeof *p.mean * size);
+        if (perigee_prior_pass(&p, k)) abort(); /* a false alarm */
         for (size_t i = 0; i < size; i++)
-            if ((uint32_t)table[i] >= TABLES || mean[i] < OUT_MIN || mean[i] > OUT_MAX) abort();
-        free(table), free(mean);
+            if ((uint32_t)p.table[i] >= TABLES || p.mean[i] < OUT_MIN || p.mean[i] > OUT_MAX) abort();
+        free(p.table), free(p.mean);
     }
-    for (int i = 0; i < PASSES + 6 * PER_PASS; i++)
-        free((void *)layers[i].weight), free((void *)layers[i].bias), free((void *)layers[i].shift),
-            free((void *)layers[i].check);
-    free(z), free(q), free(scratch), free(features), free(given);
+    for (int i = 0; i < PASSES + 6 * PER_PASS; i++) unpack(layers[i]);
+    free(z), free(q), free(p.scratch), free(p.features), free(p.given);
 }
 
 int main(int argc, char **argv) {
-    const long count = argc > 1 ? atol(argv[1]) : 1000000;
+    const long count = argc > 1 ? atol(argv[1]) : 100000;
     const Tables tables = make_tables();
     for (long i = 0; i < count; i++) segment(&tables);
     const uint32_t packings = perigee_prior_packings();
-    for (long i = 0, done = 0; done < count / 5000 + 1; i++)
+    for (long i = 0, done = 0; done < count / 1000 + 1; i++)
         if (packings >> i % 4 & 1) prior((int32_t)(i % 4)), done++;
-    printf("%ld segments, %ld priors in packings of mask %u: no finding\n", count, count / 5000 + 1, packings);
+    printf("%ld segments, %ld priors in packings of mask %u: no finding\n", count, count / 1000 + 1, packings);
     free(cumulated);
     return 0;
 }

@@ -1,0 +1,62 @@
+/* The entropy coder of `coders.py` in C: its types, which Python mirrors in `compiled.py`, and its functions.
+ *
+ * Every function returns OK or one of the negative errors below. The caller provides all memory.
+ */
+#ifndef PERIGEE_CODER_H
+#define PERIGEE_CODER_H
+
+#include <stdint.h>
+
+#include "api.h"
+
+enum { PRECISION = 24, TABLES = 1024, COARSE = 256, ESCAPE_BITS_MAX = 17, Q_MIN = -32768, Q_MAX = 32767 };
+enum { OK = 0, BAD_TABLE = -1, FULL = -2, LONG_ESCAPE = -3, OUT_OF_RANGE = -4, BAD_ENTRY = -5 };
+
+/* An encoder fills `words` from their end towards their front, and a decoder reads them from front to end. So the words
+ * are always in reading order. `position` is the word that was written last, or the one that will be read next. */
+typedef struct {
+    uint64_t state;
+    uint32_t *words;
+    uint64_t position, length;
+} Coder;
+
+/* The profile's tables. The cumulated frequencies of a table run from 0 to 65536, one more than it has entries, and
+ * begin at `cumulated[starts[table]]`. `coarse` has 256 numbers for each table: the entries that hold the multiples of
+ * 256. */
+typedef struct {
+    const uint32_t *cumulated;
+    const uint32_t *starts;
+    const uint16_t *coarse;
+    const uint32_t *entries; /* the number of entries of each table */
+} Tables;
+
+/* The symbols of a pass. Each of the `count` values has the number of its table and a mean in sixteenths of a step. */
+typedef struct {
+    int32_t *values;
+    const int32_t *table, *mean;
+    uint32_t count;
+} Pass;
+
+/* A symbol in coding order: its place in the pass and the frequencies that it is coded with. */
+typedef struct {
+    uint32_t at;
+    uint16_t left, less; /* the cumulated frequency before the symbol, and the symbol's own frequency less 1 */
+} Sorted;
+
+/* Pushes the passes of a patch, which are given in the order in which they will be read. `sorted` has room for the
+ * largest pass. */
+API int perigee_push_passes(Coder *c, const Tables *t, uint32_t passes, const Pass *pass, Sorted *sorted);
+
+/* Reads the values of a pass. `order` has room for one number for each value. */
+API int perigee_pop_pass(Coder *c, const Tables *t, const Pass *pass, uint32_t *order);
+
+/* Push or read `runs` runs of `count` entries each. The first run uses `table`, the next one the table after it, and so
+ * on. The hyper-latents are coded in this way, channel by channel. */
+API int perigee_push_runs(Coder *c, const Tables *t, uint32_t table, uint32_t runs, uint32_t count,
+                          const int32_t *entries);
+API int perigee_pop_runs(Coder *c, const Tables *t, uint32_t table, uint32_t runs, uint32_t count, int32_t *entries);
+
+/* Writes the state in front of the words, its most significant word first. Nothing can be pushed afterwards. */
+API int perigee_flush(Coder *c);
+
+#endif
