@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from perigee.bitstream.contract import BLOCK, KNOTS
 from perigee.bitstream.prior import Widths, macs_per_position
-from perigee.models.codec.flight import ANALYSIS_STAGES, Analysis, BlockTransform, Gains, HyperAnalysis, Synthesis
+from perigee.models.codec.analysis import ANALYSIS_STAGES, Analysis, HyperAnalysis
 from perigee.models.codec.reference import (
     GDN,
     LATENTS,
@@ -31,6 +31,8 @@ from perigee.models.codec.reference import (
     MeanScaleHyper,
     reference_analysis,
 )
+from perigee.models.codec.synthesis import Synthesis
+from perigee.models.codec.transform import BlockTransform, Gains
 
 PATCH = 256
 LIMITS_G = {"swift": 0.17, "lite": 0.40, "light": 0.75}

@@ -27,7 +27,7 @@ from perigee.ground.compensation.source import CompensatedSource
 from perigee.ground.decoder import SceneDecoder
 from perigee.ground.regions import Region
 from perigee.support.files import write_atomically
-from perigee.training.pairs import Pairs, guessed_step
+from perigee.training.pairs import Pairs, guessed_quality_step
 
 COVERAGE = 0.9
 BANDS = (0, 60, 100, 140, 251)  # of Q
@@ -57,10 +57,10 @@ def fit(pairs: Pairs, compensator: Compensator, codec: ArrayCodec, seed: int = 1
     found: dict[str, dict[int, Ratios]] = {kind: {} for kind in wanted}
     counts = np.bincount(pairs.arrays["source"])
     shares = np.sqrt(counts) / np.maximum(counts, 1)
-    drawn = [(i, low, high) for i in pairs.held for low, high in zip(RATES, RATES[1:], strict=False)]
+    drawn = [(i, low, high) for i in pairs.held_out for low, high in zip(RATES, RATES[1:], strict=False)]
     for i, low, high in tqdm(drawn, unit="patch", disable=None):
         pixels = np.ascontiguousarray(pairs.arrays["image"][i])
-        step = guessed_step(codec.profile, pixels, math.exp(rng.uniform(math.log(low), math.log(high))))
+        step = guessed_quality_step(codec.profile, pixels, math.exp(rng.uniform(math.log(low), math.log(high))))
         data = codec.encode(pixels, step / 2.5)
         chosen = rng.choice(pixels.size, SAMPLES, replace=False)
         for kind, compensation in wanted.items():

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from perigee.benchmarks.common import image_paths, read_rgb, sample_folder, table, write_report
 from perigee.benchmarks.metrics import bd_rate
 from perigee.bitstream.arrays import Pixels
-from perigee.export.profile import load_checkpoint
+from perigee.models.checkpoint import load_codec
 from perigee.models.codec.codec import Codec
 
 QUALITY_STEPS = (10, 40, 70, 100, 130, 160, 190, 220, 250)
@@ -32,7 +32,7 @@ def curve(codec: Codec, pixels: Pixels, quantised: bool, preset: str) -> list[tu
     codec.prior.quantised = quantised
     points = []
     for step in QUALITY_STEPS:
-        out = codec(x, torch.full((1,), float(step)), noise=False, preset=preset)
+        out = codec(x, torch.full((1,), float(step)), noise=False, analysis=preset)
         mse = float((out.image.clamp(0, 1).mul(255).round() / 255 - x).square().mean())
         points.append((float(out.bits_y + out.bits_z) / pixels[..., 0].size, -10 * math.log10(max(mse, 1e-10))))
     return points
@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="only the first N images of a folder")
     parser.add_argument("--out", type=Path, default=Path("build/prior_gap.json"), help="JSON report")
     args = parser.parse_args()
-    codec, _ = load_checkpoint(args.checkpoint)
+    codec, _ = load_codec(args.checkpoint)
     found = {f.name: gaps(codec, f, args.analysis, args.limit) for f in args.data or [sample_folder()]}
     rows = [summary(name, values) for name, values in found.items()]
     print("integer prior over its float twin\n" + table(rows, list(rows[0])))

@@ -1,39 +1,42 @@
-"""``export-profile``: a training checkpoint becomes a profile."""
+"""``export-profile``: turn a training checkpoint into a profile. Exit codes are those of ``sysexits.h``."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import os
-import sys
 from pathlib import Path
 
-from perigee.bitstream.errors import PerigeeError
+from perigee.support.command import Parser, run
+
+PROGRAM = "export-profile"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command's argument parser."""
+    parser = Parser(
+        prog=PROGRAM,
+        description="Turn a checkpoint of perigee-train into a profile. Prints one JSON line with the profile's name, its "
+        "contract and the differences between the exported graphs and the trained networks.",
+        epilog="Exit codes: 0 exported, 64 usage, 65 unusable checkpoint, 66 checkpoint missing, 69 package missing, "
+        "73 output exists, 74 I/O error.",
+    )
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="checkpoint.pt of a run")
+    parser.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="new folder for the profile")
+    parser.add_argument("--name", help="name of the profile (default: the name of the folder)")
+    return parser
+
+
+def _export(args: argparse.Namespace) -> int:
+    """Export as the parsed arguments say."""
+    from perigee.export.profile import export_profile
+
+    manifest = export_profile(args.checkpoint, args.out, args.name or args.out.resolve().name)
+    print(json.dumps({key: manifest[key] for key in ("name", "contract", "parity")}))
+    return os.EX_OK
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Entry point; exit codes as in ``sysexits.h``."""
-    parser = argparse.ArgumentParser(
-        prog="export-profile", description="Turn a perigee-train checkpoint into a profile."
-    )
-    parser.add_argument("checkpoint", type=Path, help="checkpoint.pt of a run")
-    parser.add_argument("-o", "--out", type=Path, required=True, help="new folder of the profile")
-    parser.add_argument("--name", help="name of the profile (default: the folder's)")
-    args = parser.parse_args(argv)
-    try:
-        from perigee.export.profile import export_profile
-    except ModuleNotFoundError as error:
-        print(
-            f"export-profile: {error.name} is missing: pip install '.[export]' in Perigee's checkout", file=sys.stderr
-        )
-        return os.EX_UNAVAILABLE
-    try:
-        manifest = export_profile(args.checkpoint, args.out, args.name or args.out.resolve().name)
-    except PerigeeError as error:
-        print(f"export-profile: {error}", file=sys.stderr)
-        return os.EX_DATAERR
-    except OSError as error:
-        print(f"export-profile: {error}", file=sys.stderr)
-        return os.EX_CANTCREAT
-    print(json.dumps({key: manifest[key] for key in ("name", "contract", "parity")}))
-    return os.EX_OK
+    """Entry point of ``export-profile``; returns the exit code."""
+    args = build_parser().parse_args(argv)
+    return run(PROGRAM, "export", lambda: _export(args))

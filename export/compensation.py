@@ -1,4 +1,7 @@
-"""From a compensator's checkpoint to its folder: graphs in ONNX, manifest with hashes; see ``ground.compensation.model``."""
+"""Turns a compensator's checkpoint into its folder: graphs in ONNX and a manifest with their digests.
+
+``ground.compensation.model`` reads such a folder.
+"""
 
 from __future__ import annotations
 
@@ -17,17 +20,23 @@ from torch import Tensor, nn
 import perigee
 from perigee.bitstream.conditions import COMPENSATION_WINDOW, FIELDS
 from perigee.bitstream.contract import BLOCK
-from perigee.bitstream.errors import ProfileError
+from perigee.bitstream.errors import Fault, OutputError
 from perigee.bitstream.manifest import MANIFEST_FILE, MANIFEST_VERSION
 from perigee.bitstream.profile import Profile
-from perigee.export.graph import HALF_FROM, OPSET
+from perigee.export.graph import HALF_FROM, OPSET, round_to_half
+from perigee.models.checkpoint import CheckpointError, brief, read_checkpoint
 from perigee.models.compensation.compensator import Compensator, config_from
-from perigee.models.compensation.denoiser import STEPS
+from perigee.models.compensation.denoiser import DIFFUSION_STEPS
 from perigee.models.compensation.latent import CHANNELS, SIDE
 from perigee.models.compensation.trunk import NOISE, WIDTHS, Features
 
+Shapes = dict[str, tuple[int, ...]]  # of a graph's inputs, by name
+Graph = tuple[nn.Module, Shapes, list[str]]  # what computes it, its inputs, and the names of its outputs
+
 
 class _Features(nn.Module):
+    """The trunk."""
+
     def __init__(self, net: Compensator) -> None:
         super().__init__()
         self.net = net
@@ -38,6 +47,8 @@ class _Features(nn.Module):
 
 
 class _OneStep(nn.Module):
+    """One step without texture, from the trunk's features."""
+
     def __init__(self, net: Compensator) -> None:
         super().__init__()
         self.net = net
@@ -48,6 +59,8 @@ class _OneStep(nn.Module):
 
 
 class _Textured(nn.Module):
+    """One step with texture, from features at 1/8 and noise."""
+
     def __init__(self, net: Compensator) -> None:
         super().__init__()
         self.net = net
@@ -57,6 +70,8 @@ class _Textured(nn.Module):
 
 
 class _Decoder(nn.Module):
+    """The detail decoder of the diffusion."""
+
     def __init__(self, net: Compensator) -> None:
         super().__init__()
         self.net = net
@@ -67,19 +82,23 @@ class _Decoder(nn.Module):
 
 
 class _Denoiser(nn.Module):
+    """The denoiser of the diffusion, with the scaling of the latents."""
+
     def __init__(self, net: Compensator) -> None:
         super().__init__()
         self.net = net
 
     def forward(
-        self, z: Tensor, step: Tensor, eighth: Tensor, latents: Tensor, values: Tensor, known: Tensor
+        self, z: Tensor, diffusion_step: Tensor, eighth: Tensor, latents: Tensor, values: Tensor, known: Tensor
     ) -> Tensor:
         scaled = self.net.trunk.scaled(latents)
-        out: Tensor = self.net.denoiser(z, step, Features(eighth, eighth, eighth), scaled, values, known)
+        out: Tensor = self.net.denoiser(z, diffusion_step, Features(eighth, eighth, eighth), scaled, values, known)
         return out
 
 
 class _Scale(nn.Module):
+    """The scale head."""
+
     def __init__(self, net: Compensator) -> None:
         super().__init__()
         self.net = net
@@ -90,26 +109,38 @@ class _Scale(nn.Module):
 
 
 def load_checkpoint(path: Path) -> tuple[Compensator, dict[str, Any]]:
-    """The averaged weights and what was trained. Raises ProfileError."""
+    """Return the compensator of a checkpoint with its averaged weights, and what is known of each finished stage.
+
+    Raises CheckpointError where the file is not such a checkpoint or its stage ``one-step`` is not finished, and OSError where
+    it cannot be opened.
+    """
+    state = read_checkpoint(path)
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
         net = Compensator(config_from(state["config"]))
-        # the encoder serves training alone, and may be another's; not all runs have a texture
+        # only training needs the encoder, which may be another network; not all runs have a texture
         spare = ("encoder.",) if "texture" in state["done"] else ("encoder.", "finish.", "texture.")
         kept = {k: v for k, v in state["mean"].items() if not k.startswith(spare)}
         missing = net.load_state_dict(kept, strict=False)
         if missing.unexpected_keys or any(not k.startswith(spare) for k in missing.missing_keys):
             raise KeyError(f"weights {[*missing.unexpected_keys, *missing.missing_keys][:3]}...")
-    except (OSError, KeyError, RuntimeError, TypeError, EOFError) as error:
-        raise ProfileError(f"{path}: not a perigee-train-compensator checkpoint ({error})") from error
+    except (KeyError, RuntimeError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path}: not a perigee-train-compensator checkpoint ({brief(error)})", Fault.KIND, field=str(path)
+        ) from error
     done = {name: stage for name, stage in state["done"].items() if stage.get("finished")}
     if "one-step" not in done:
-        raise ProfileError(f"{path}: its stage one-step is not finished")
+        raise CheckpointError(
+            f"{path}: its stage one-step is not finished",
+            Fault.MISSING,
+            field="stage",
+            expected="one-step",
+            found=", ".join(done) or "none",
+        )
     return net.eval(), done
 
 
-def _halved(path: Path) -> None:
-    """Store the graph's large constants in fp16; what it computes in stays float32."""
+def _halve(path: Path) -> None:
+    """Rewrite a graph with its large constants stored in fp16; it still computes in float32."""
     model = onnx.load(str(path))
     nodes, kept = [], []
     for tensor in model.graph.initializer:
@@ -128,8 +159,8 @@ def _halved(path: Path) -> None:
     path.write_bytes(model.SerializeToString(deterministic=True))
 
 
-def _write(module: nn.Module, path: Path, inputs: dict[str, tuple[int, ...]], outputs: list[str]) -> None:
-    """A module as a graph of fixed shapes."""
+def _write(module: nn.Module, path: Path, inputs: Shapes, outputs: list[str]) -> None:
+    """Write a module as a graph with fixed shapes."""
     examples = tuple(torch.rand(shape) for shape in inputs.values())
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
@@ -142,30 +173,18 @@ def _write(module: nn.Module, path: Path, inputs: dict[str, tuple[int, ...]], ou
             input_names=list(inputs),
             output_names=outputs,
         )
-    _halved(path)
+    _halve(path)
 
 
-def export_compensator(
-    checkpoint: Path, folder: Path, name: str, profiles: list[Profile], card: dict[str, Any] | None = None
-) -> dict[str, Any]:
-    """Write a compensator for streams of ``profiles`` (of one transform) to ``folder`` and return its manifest.
-
-    Raises ProfileError for an unusable checkpoint or a folder that holds one already.
-    """
-    if (folder / MANIFEST_FILE).exists():
-        raise ProfileError(f"{folder} holds a compensator already; export to a new folder")
-    net, done = load_checkpoint(checkpoint)
-    for parameter in net.parameters():
-        if parameter.numel() >= HALF_FROM:
-            parameter.data.copy_(parameter.data.half())
-    folder.mkdir(parents=True, exist_ok=True)
+def _graphs(net: Compensator, done: dict[str, Any]) -> dict[str, Graph]:
+    """Return the graphs of the finished stages by file name."""
     _, b, c, d = WIDTHS
     s, latents = COMPENSATION_WINDOW, net.config.latents + 1
     eighth, quarter, half = (1, b, s // 8, s // 8), (1, c, s // 4, s // 4), (1, d, s // 2, s // 2)
     base, y = (1, 3, s, s), (1, latents, s // BLOCK, s // BLOCK)
     z = (1, CHANNELS, s // SIDE, s // SIDE)
     fields = len(FIELDS)
-    graphs: dict[str, tuple[nn.Module, dict[str, tuple[int, ...]], list[str]]] = {
+    graphs: dict[str, Graph] = {
         "features.onnx": (_Features(net), {"base": base, "latents": y}, ["eighth", "quarter", "half"]),
         "one_step.onnx": (_OneStep(net), {"half": half}, ["detail"]),
     }
@@ -175,17 +194,33 @@ def export_compensator(
     if "scale" in done:
         graphs["scale.onnx"] = (_Scale(net), {"half": half, "base": base, "detail": base}, ["scale"])
     if "diffusion" in done:
-        graphs["decoder.onnx"] = (
-            _Decoder(net),
-            {"eighth": eighth, "quarter": quarter, "half": half, "z": z},
-            ["detail"],
+        features: Shapes = {"eighth": eighth, "quarter": quarter, "half": half}
+        graphs["decoder.onnx"] = (_Decoder(net), {**features, "z": z}, ["detail"])
+        conditions: Shapes = {"values": (1, fields, 2), "known": (1, fields)}
+        inputs: Shapes = {"z": z, "step": (1,), "eighth": eighth, "latents": y, **conditions}
+        graphs["denoiser.onnx"] = (_Denoiser(net), inputs, ["v"])
+    return graphs
+
+
+def export_compensator(
+    checkpoint: Path, folder: Path, name: str, profiles: list[Profile], card: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Write a compensator for streams of ``profiles`` to ``folder`` and return its manifest.
+
+    The profiles have the same transform. ``card`` adds entries to the manifest. Raises OutputError where the folder holds a
+    compensator already, CheckpointError for an unusable checkpoint, and OSError where files cannot be read or written.
+    """
+    if (folder / MANIFEST_FILE).exists():
+        raise OutputError(
+            f"{folder} already holds a compensator; export to a new folder",
+            Fault.EXISTS,
+            field="folder",
+            found=str(folder),
         )
-        conditions = {"values": (1, fields, 2), "known": (1, fields)}
-        graphs["denoiser.onnx"] = (
-            _Denoiser(net),
-            {"z": z, "step": (1,), "eighth": eighth, "latents": y, **conditions},
-            ["v"],
-        )
+    net, done = load_checkpoint(checkpoint)
+    round_to_half(net)
+    folder.mkdir(parents=True, exist_ok=True)
+    graphs = _graphs(net, done)
     for file, (module, inputs, outputs) in graphs.items():
         _write(module, folder / file, inputs, outputs)
     manifest: dict[str, Any] = {
@@ -195,7 +230,7 @@ def export_compensator(
         "perigee": perigee.__version__,
         "contracts": [p.contract.digest.hex() for p in profiles],
         "window": COMPENSATION_WINDOW,
-        "steps": STEPS,
+        "steps": DIFFUSION_STEPS,
         "fields": list(FIELDS),
         "fields_seen": done.get("diffusion", {}).get("fields", []),
         "noise": NOISE if "texture" in done else 0,

@@ -1,52 +1,76 @@
-"""``export-compensator``: a training checkpoint becomes a compensator that the ground can use without torch."""
+"""``export-compensator``: turn a training checkpoint into a compensator that the ground can use without torch.
+
+Exit codes are those of ``sysexits.h``.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
 import os
-import sys
 from pathlib import Path
+from typing import Any
 
-from perigee.bitstream.errors import PerigeeError
+from perigee.bitstream.errors import Fault, MetadataError
 from perigee.bitstream.profile import DEFAULT_PROFILE, find_profile
+from perigee.support.command import Parser, run
+
+PROGRAM = "export-compensator"
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Entry point; exit codes as in ``sysexits.h``."""
-    parser = argparse.ArgumentParser(
-        prog="export-compensator", description="Turn a perigee-train-compensator checkpoint into a compensator."
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command's argument parser."""
+    parser = Parser(
+        prog=PROGRAM,
+        description="Turn a checkpoint of perigee-train-compensator into a compensator. Prints one JSON line with the "
+        "compensator's name, its contracts and the digests of its files.",
+        epilog="Exit codes: 0 exported, 64 usage, 65 unusable checkpoint or card, 66 input missing, 69 package missing, "
+        "73 output exists, 74 I/O error, 78 unusable profile.",
     )
-    parser.add_argument("checkpoint", type=Path, help="checkpoint.pt of a run")
-    parser.add_argument("-o", "--out", type=Path, required=True, help="new folder of the compensator")
-    parser.add_argument("--name", help="its name (default: the folder's)")
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="checkpoint.pt of a run")
+    parser.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="new folder for the compensator")
+    parser.add_argument("--name", help="name of the compensator (default: the name of the folder)")
     parser.add_argument(
-        "--profile", action="append", help=f"whose streams it is for (repeatable; default {DEFAULT_PROFILE})"
+        "--profile",
+        action="append",
+        metavar="NAME_OR_DIR",
+        help=f"profile whose streams the compensator is for (repeatable; default: {DEFAULT_PROFILE})",
     )
     parser.add_argument(
         "--card",
         type=Path,
-        metavar="JSON",
-        help="more for the manifest: method, default_steps, start, strength by bpp, data",
+        metavar="FILE.json",
+        help="JSON object with further entries for the manifest, such as method, default_steps, start and strength",
     )
-    args = parser.parse_args(argv)
+    return parser
+
+
+def read_card(path: Path) -> dict[str, Any]:
+    """Return the entries of a card file. Raises MetadataError where it is not a JSON object."""
     try:
-        from perigee.export.compensation import export_compensator
-    except ModuleNotFoundError as error:
-        print(
-            f"export-compensator: {error.name} is missing: pip install '.[compensation]' in Perigee's checkout",
-            file=sys.stderr,
+        card = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise MetadataError(f"{path}: not a JSON file ({error})", Fault.UNREADABLE, field="card") from error
+    if not isinstance(card, dict):
+        found = type(card).__name__
+        raise MetadataError(
+            f"{path}: a card is a JSON object, found {found}", Fault.KIND, field="card", expected="object", found=found
         )
-        return os.EX_UNAVAILABLE
-    try:
-        card = json.loads(args.card.read_text(encoding="utf-8")) if args.card else None
-        profiles = [find_profile(name) for name in args.profile or [DEFAULT_PROFILE]]
-        manifest = export_compensator(args.checkpoint, args.out, args.name or args.out.resolve().name, profiles, card)
-    except (PerigeeError, ValueError) as error:
-        print(f"export-compensator: {error}", file=sys.stderr)
-        return os.EX_DATAERR
-    except OSError as error:
-        print(f"export-compensator: {error}", file=sys.stderr)
-        return os.EX_CANTCREAT
+    return card
+
+
+def _export(args: argparse.Namespace) -> int:
+    """Export as the parsed arguments say."""
+    from perigee.export.compensation import export_compensator
+
+    card = read_card(args.card) if args.card else None
+    profiles = [find_profile(name) for name in args.profile or [DEFAULT_PROFILE]]
+    manifest = export_compensator(args.checkpoint, args.out, args.name or args.out.resolve().name, profiles, card)
     print(json.dumps({key: manifest[key] for key in ("name", "contracts", "files")}))
     return os.EX_OK
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of ``export-compensator``; returns the exit code."""
+    args = build_parser().parse_args(argv)
+    return run(PROGRAM, "compensation", lambda: _export(args))

@@ -1,4 +1,7 @@
-"""Integer frequency tables: discretised logistic distributions for the latents, the trained mixtures for the hyper-latents."""
+"""Integer frequency tables for the entropy coder.
+
+Latents have discretised logistic distributions; hyper-latents have the mixtures that were trained.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,14 @@ from perigee.bitstream.prior import MEAN_FRACTIONS, SCALE_COUNT, Z_CLAMP
 from perigee.bitstream.tables import FREQUENCY_TOTAL, Tables
 from perigee.models.codec.codec import SPREAD_MAX, SPREAD_MIN, HyperPrior
 
-SUPPORT = 10.0  # spreads to either side
+SUPPORT = 10.0  # what a table covers to either side of the mean, in spreads
 
 
 def integer_frequencies(probabilities: npt.NDArray[Any]) -> npt.NDArray[np.uint16]:
-    """Frequencies >= 1 that sum to 65536 and lie close to ``probabilities``; the remainder goes to the largest."""
+    """Return uint16 frequencies of at least 1 that sum to 65536 and are close to ``probabilities`` [K].
+
+    What rounding leaves over goes to the largest of them.
+    """
     share = probabilities / probabilities.sum()
     out = np.floor(share * (FREQUENCY_TOTAL - len(share))).astype(np.int64) + 1
     out[out.argmax()] += FREQUENCY_TOTAL - out.sum()
@@ -24,7 +30,7 @@ def integer_frequencies(probabilities: npt.NDArray[Any]) -> npt.NDArray[np.uint1
 
 
 def make_tables(hyper_prior: HyperPrior) -> Tables:
-    """All tables of a contract; what lies outside the support is the escape's probability."""
+    """Return all tables of a contract; the probability outside a table's support is that of the escape symbol."""
     spreads = SPREAD_MIN * np.exp(np.arange(SCALE_COUNT) * (np.log(SPREAD_MAX / SPREAD_MIN) / (SCALE_COUNT - 1)))
     radius = np.maximum(1, np.ceil(SUPPORT * spreads)).astype(np.uint16)
     rows = []

@@ -1,123 +1,145 @@
-"""``perigee-train-compensator``: train what the ground adds to a frozen codec's images."""
+"""``perigee-train-compensator``: train what the ground adds to the images of a finished codec.
+
+Exit codes are those of ``sysexits.h``.
+"""
 
 from __future__ import annotations
 
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from perigee.bitstream.errors import PerigeeError
 from perigee.bitstream.profile import DEFAULT_PROFILE, find_profile
+from perigee.support.command import Parser, positive, run
+from perigee.training.arguments import add_data_arguments, add_device_arguments, source_value
 
+PROGRAM = "perigee-train-compensator"
 STAGE_MINUTES = {"one-step": 30.0, "texture": 60.0, "latent": 15.0, "diffusion": 45.0, "scale": 4.0}
-# half the patches of a step for the denoiser, in whole windows: that is how it is used
+# Crops in a batch and their side in pixels. The denoiser trains on whole windows, because it is used on whole windows; its
+# batches have half as many of them.
 STAGE_SHAPES = {"one-step": (8, 128), "texture": (8, 128), "latent": (8, 128), "diffusion": (4, 256), "scale": (8, 128)}
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="perigee-train-compensator",
-        description="Train a compensator for a profile: one-step network, texture, latent space, diffusion, error scale, in this order.",
+def stage_minutes(text: str) -> tuple[str, float]:
+    """Parse ``STAGE`` or ``STAGE=MINUTES``. Raises ArgumentTypeError."""
+    name, _, value = text.partition("=")
+    if name not in STAGE_MINUTES:
+        raise argparse.ArgumentTypeError(f"no stage {name!r}; accepted are {', '.join(STAGE_MINUTES)}")
+    try:
+        return name, float(value) if value else STAGE_MINUTES[name]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{value} is not a number of minutes") from error
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command's argument parser."""
+    parser = Parser(
+        prog=PROGRAM,
+        description="Train a compensator for a profile, in this order: one-step network, texture, latent space, diffusion, "
+        "error scale. A run that was interrupted goes on when the command is repeated.",
+        epilog="Exit codes: 0 trained, 64 usage or unusable Stable Diffusion folder, 65 unusable images, pairs or checkpoint, "
+        "66 input missing, 69 package missing, 74 I/O error, 78 unusable profile, 130 interrupted.",
     )
-    parser.add_argument("run", type=Path, help="folder of the run: pairs, checkpoint, logs; resumed if it has any")
-    parser.add_argument("--profile", default=DEFAULT_PROFILE, help="name or folder (default %(default)s)")
     parser.add_argument(
-        "--data", type=Path, action="append", default=[], help="folder of 8-bit RGB images (repeatable)"
+        "run",
+        type=Path,
+        metavar="RUN",
+        help="folder of the run, for pairs, checkpoint and logs; a run in it is resumed",
     )
-    parser.add_argument("--exclude", action="append", default=[], metavar="SOURCE", help="leave a source out")
+    parser.add_argument(
+        "--profile",
+        default=DEFAULT_PROFILE,
+        metavar="NAME_OR_DIR",
+        help="profile whose images the compensator improves (default %(default)s)",
+    )
+    add_data_arguments(parser, required=False)
     parser.add_argument(
         "--gsd",
         action="append",
+        type=source_value,
         default=[],
-        metavar="SOURCE=M",
-        help="ground sample distance of a source without index",
+        metavar="SOURCE=METRES",
+        help="ground sample distance of a source that has no index (repeatable)",
     )
-    parser.add_argument(
-        "--weight", action="append", default=[], metavar="SOURCE=W", help="draw a source W times as often"
-    )
-    parser.add_argument("--limit", type=int, help="at most so many patches of 256x256")
+    parser.add_argument("--limit", type=positive, metavar="N", help="largest number of 256x256 patches (default: all)")
+    _add_schedule_arguments(parser)
+    add_device_arguments(parser)
+    return parser
+
+
+def _add_schedule_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that say how training proceeds and what it starts from."""
     parser.add_argument(
         "--stage",
         action="append",
+        type=stage_minutes,
         metavar="NAME[=MINUTES]",
-        help=f"what to train (repeatable; default: {' '.join(f'{n}={m:g}' for n, m in STAGE_MINUTES.items())})",
+        help=f"stage to train (repeatable; default: {' '.join(f'{n}={m:g}' for n, m in STAGE_MINUTES.items())})",
     )
     parser.add_argument(
         "--budget",
         type=float,
         default=1.09,
-        help="squared error over the base image's that detail may cost; 1.12 are half a decibel (default %(default)s)",
+        metavar="RATIO",
+        help="squared error that generated detail may cost, relative to the base image's; 1.12 is half a decibel "
+        "(default %(default)s)",
     )
     parser.add_argument("--adversary", type=float, default=0.05, help="weight of the critic (default %(default)s)")
-    parser.add_argument("--learning-rate", type=float, default=4e-4, help="of Adam (default %(default)s)")
-    parser.add_argument("--start-from", type=Path, metavar="CHECKPOINT", help="begin with the weights of another run")
+    parser.add_argument(
+        "--learning-rate", type=float, default=4e-4, help="largest learning rate of Adam (default %(default)s)"
+    )
+    parser.add_argument(
+        "--start-from", type=Path, metavar="CHECKPOINT", help="start from the weights of another run's checkpoint"
+    )
     parser.add_argument(
         "--stable-diffusion",
         type=Path,
         metavar="DIR",
-        help="preset paper: begin with the VAE and U-Net in this folder (layout of diffusers), instead of a compact denoiser",
+        help="start from the VAE and the U-Net of Stable Diffusion in this folder (layout of diffusers) instead of a compact "
+        "denoiser",
     )
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (default %(default)s)")
-    parser.add_argument("--threads", type=int, help="CPU threads")
-    return parser
+
+
+def _train(args: argparse.Namespace, arguments: Sequence[str]) -> int:
+    """Train as the parsed arguments say; ``arguments`` are recorded in the run's list of commands."""
+    import torch
+
+    from perigee.models.compensation.compensator import CompensatorConfig
+    from perigee.training.compensation import CompensatorTrainer, StageConfig
+    from perigee.training.pairs import ABOUT_FILE, Pairs, make_pairs
+    from perigee.training.projection import ProjectToCells
+    from perigee.training.run import record_command
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    show = sys.stderr.isatty()
+    profile = find_profile(args.profile)
+    trainer = CompensatorTrainer(
+        CompensatorConfig(profile.contract.widths.latents),
+        ProjectToCells(profile),
+        args.run,
+        args.device,
+        args.stable_diffusion,
+    )
+    folder = args.run / "pairs"
+    if not (folder / ABOUT_FILE).is_file():
+        count = make_pairs(profile, args.data, folder, args.exclude, dict(args.gsd), args.limit, show=show)
+        print(f"{count} pairs", file=sys.stderr)
+    pairs = Pairs(folder, dict(args.weight))
+    if args.start_from:
+        trainer.start_from(args.start_from)
+    record_command(args.run, PROGRAM, arguments)
+    for stage, minutes in (dict(args.stage) if args.stage else STAGE_MINUTES).items():
+        batch, crop = STAGE_SHAPES[stage]
+        config = StageConfig(minutes, batch, crop, args.learning_rate, args.budget, args.adversary)
+        trainer.run(stage, pairs, config, show)
+    return os.EX_OK
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Entry point; exit codes as in ``sysexits.h``."""
-    args = _parser().parse_args(argv)
-    try:
-        import torch
-
-        from perigee.models.compensation.compensator import CompensatorConfig
-        from perigee.training.compensation import CompensatorTrainer, StageConfig
-        from perigee.training.held import HeldToSymbols
-        from perigee.training.pairs import Pairs, make_pairs
-
-        stages = dict(STAGE_MINUTES)
-        if args.stage:
-            parts = [item.partition("=") for item in args.stage]
-            unknown = sorted({name for name, _, _ in parts} - set(STAGE_MINUTES))
-            if unknown:
-                raise ValueError(f"stages {unknown}: accepted are {', '.join(STAGE_MINUTES)}")
-            stages = {name: float(value) if value else STAGE_MINUTES[name] for name, _, value in parts}
-        gsd, weights = (
-            {name: float(value) for name, value in (item.rsplit("=", 1) for item in given)}
-            for given in (args.gsd, args.weight)
-        )
-        if args.threads:
-            torch.set_num_threads(args.threads)
-        show = sys.stderr.isatty()
-        profile = find_profile(args.profile)
-        trainer = CompensatorTrainer(
-            CompensatorConfig(profile.contract.widths.latents),
-            HeldToSymbols(profile),
-            args.run,
-            args.device,
-            args.stable_diffusion,
-        )
-        folder = args.run / "pairs"
-        if not (folder / "pairs.json").is_file():
-            count = make_pairs(profile, args.data, folder, args.exclude, gsd, args.limit, show=show)
-            print(f"{count} pairs", file=sys.stderr)
-        pairs = Pairs(folder, weights)
-        if args.start_from:
-            trainer.start_from(args.start_from)
-        with (args.run / "commands.log").open("a", encoding="utf-8") as handle:
-            handle.write(" ".join(["perigee-train-compensator", *(sys.argv[1:] if argv is None else argv)]) + "\n")
-        for stage, minutes in stages.items():
-            batch, crop = STAGE_SHAPES[stage]
-            config = StageConfig(minutes, batch, crop, args.learning_rate, args.budget, args.adversary)
-            trainer.run(stage, pairs, config, show)
-    except ModuleNotFoundError as error:
-        print(
-            f"perigee-train-compensator: {error.name} is missing: pip install '.[compensation]' in Perigee's checkout",
-            file=sys.stderr,
-        )
-        return os.EX_UNAVAILABLE
-    except (PerigeeError, ValueError) as error:
-        print(f"perigee-train-compensator: {error}", file=sys.stderr)
-        return os.EX_DATAERR
-    except KeyboardInterrupt:
-        return 130
-    return os.EX_OK
+    """Entry point of ``perigee-train-compensator``; returns the exit code."""
+    arguments = sys.argv[1:] if argv is None else argv
+    args = build_parser().parse_args(arguments)
+    return run(PROGRAM, "compensation", lambda: _train(args, arguments))

@@ -1,15 +1,14 @@
-"""Training imagery: folders of 8-bit RGB images in memory, random crops balanced by source.
+"""Training imagery: folders of 8-bit RGB images in memory, and random crops balanced by source.
 
-A source is the ``source`` column of an ``index.csv`` beside the images where there is one, else the name of the folder
-given. Sources are drawn with probability proportional to the square root of their megapixels times an optional weight,
-so that one long flight does not drown the rest; images within a source by their area.
+The source of an image is the ``source`` column of an ``index.csv`` in its folder where there is one, else the name of the
+folder. A source is drawn with a probability proportional to the square root of its megapixels times an optional weight, so
+that one long flight does not outweigh everything else; images within a source are drawn by their area.
 """
 
 from __future__ import annotations
 
 import csv
 import math
-import zlib
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,20 +19,24 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from perigee.bitstream.errors import RasterError
+from perigee.bitstream.errors import Fault, RasterError
+from perigee.training.held_out import is_held_out
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp"}
 Pixels = npt.NDArray[np.uint8]
-FLAT_SHARE = 0.03  # crops of hardly any contrast at any level: water, snow, saturation, filled-in nodata
-COLOUR_SHARE = 0.06  # other bands than red, green and blue: bands exchanged, contrast and saturation changed
+SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp"}
+SIDE_MIN = 64  # pixels; smaller images are left out
+# shares of the crops that are varied
+FLAT_SHARE = 0.03  # almost no contrast, at any level: like water, snow, saturation or filled nodata
+COLOUR_SHARE = 0.06  # bands exchanged, contrast and saturation changed: like bands other than red, green and blue
 SATURATED_SHARE = 0.01  # each band black or full: colours that no landscape has, with hard edges
-NEAREST_SHARE = 0.25  # of the shrunk crops
-NOISE_SHARE = 0.2  # JPEG has taken the sensor's noise from the training images; real ones have it
+NOISE_SHARE = 0.2  # noise added: real images have the sensor's noise, which JPEG has removed from the training images
+SHRUNK_SHARE = 0.25  # reduced in size
+NEAREST_SHARE = 0.25  # of the shrunk crops: resampled without a filter, as many map products are
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images uint8 [row, col, 3] and the source of each."""
+    """Images uint8 [row, col, 3], and the source and the file name of each."""
 
     images: list[Pixels]
     sources: list[str]
@@ -41,6 +44,7 @@ class ImageSet:
 
 
 def _sources_of(folder: Path) -> dict[str, str]:
+    """Return the source of each file that the folder's index names."""
     index = folder / "index.csv"
     if not index.is_file():
         return {}
@@ -49,15 +53,19 @@ def _sources_of(folder: Path) -> dict[str, str]:
 
 
 def _read(path: Path) -> Pixels:
+    """Return an image as uint8 [row, col, 3]. Raises RasterError where it cannot be read."""
     try:
         with Image.open(path) as image:
             return np.asarray(image.convert("RGB"))
     except OSError as error:
-        raise RasterError(f"{path}: cannot be read as an image ({error})") from error
+        raise RasterError(f"{path}: cannot be read as an image ({error})", Fault.UNREADABLE, field=str(path)) from error
 
 
 def load_folders(folders: Iterable[Path], exclude: Iterable[str] = ()) -> ImageSet:
-    """All images of at least 64x64 below the folders, without the excluded sources. Raises RasterError if none is left."""
+    """Return all images of at least 64x64 pixels below the folders, without the excluded sources.
+
+    Raises RasterError where a file cannot be read or no image is left.
+    """
     excluded = set(exclude)
     paths: list[tuple[Path, str]] = []
     for folder in folders:
@@ -68,18 +76,26 @@ def load_folders(folders: Iterable[Path], exclude: Iterable[str] = ()) -> ImageS
                 paths.append((path, source))
     with ThreadPoolExecutor(4) as pool:
         images = list(pool.map(lambda item: _read(item[0]), paths))
-    kept = [i for i, image in enumerate(images) if min(image.shape[:2]) >= 64]
+    kept = [i for i, image in enumerate(images) if min(image.shape[:2]) >= SIDE_MIN]
     if not kept:
-        raise RasterError("no image of at least 64x64 pixels found; accepted: " + ", ".join(sorted(SUFFIXES)))
+        accepted = ", ".join(sorted(SUFFIXES))
+        raise RasterError(
+            f"no image of at least {SIDE_MIN}x{SIDE_MIN} pixels was found; accepted are the suffixes {accepted}",
+            Fault.MISSING,
+            expected=accepted,
+        )
     return ImageSet([images[i] for i in kept], [paths[i][1] for i in kept], [paths[i][0].name for i in kept])
 
 
 def split(images: ImageSet, share: float) -> tuple[ImageSet, ImageSet]:
-    """Training and validation part, by a hash of the file name (stable between runs)."""
-    held = [zlib.crc32(name.encode()) % 1000 < share * 1000 for name in images.names]
+    """Divide images into a training part and a validation part, which takes about ``share`` (0..1) of them.
+
+    The division depends only on the file names, so that it is the same in every run.
+    """
+    held_out = [is_held_out(name, share) for name in images.names]
 
     def part(flag: bool) -> ImageSet:
-        index = [i for i, h in enumerate(held) if h is flag]
+        index = [i for i, out in enumerate(held_out) if out is flag]
         return ImageSet(
             [images.images[i] for i in index], [images.sources[i] for i in index], [images.names[i] for i in index]
         )
@@ -88,13 +104,16 @@ def split(images: ImageSet, share: float) -> tuple[ImageSet, ImageSet]:
 
 
 def guessed_lambda(rate: float, activity: Any) -> Any:
-    """Lagrangian at which an image takes about ``rate`` bits per pixel, to a factor of 1.4, from its mean absolute difference of
-    neighbouring pixels in grey levels plus 0.5: a number, array or tensor."""
+    """Return the Lagrangian at which an image takes about ``rate`` bits per pixel; the rate is right to a factor of 1.4.
+
+    ``activity`` is a number, array or tensor: the mean absolute difference of neighbouring pixels in grey levels, plus 0.5.
+    The result has its type.
+    """
     return math.exp(1.06 + 1.864 * math.log(rate)) * activity**-1.82
 
 
 def varied(crop: Pixels, rng: np.random.Generator) -> Pixels:
-    """The crop, or now and then one as other sensors and other ground would show it."""
+    """Return a crop uint8 [row, col, 3], now and then changed to what another sensor or other ground would show."""
     kind = rng.random()
     noisy = rng.random() < NOISE_SHARE
     if kind >= FLAT_SHARE + COLOUR_SHARE + SATURATED_SHARE and not noisy:
@@ -116,12 +135,14 @@ def varied(crop: Pixels, rng: np.random.Generator) -> Pixels:
 
 
 class CropSampler:
-    """Random crops: native scale three times of four, else shrunk by 0.5 to 0.9; :func:`varied`; flips, transposition.
+    """Draws random crops, varied by :func:`varied` and randomly flipped and transposed.
 
-    One in four of the shrunk is not filtered: nearest-neighbour resampling is what many map products come from.
+    Three of four crops have the scale of their image; the others are shrunk by a factor of 0.5 to 0.9. One in four of these is
+    resampled without a filter.
     """
 
     def __init__(self, images: ImageSet, weights: Mapping[str, float] | None = None) -> None:
+        """``weights`` multiply the probabilities of sources by name; a source without one has weight 1."""
         self.images = images.images
         by_source: dict[str, list[int]] = {}
         for i, source in enumerate(images.sources):
@@ -133,13 +154,12 @@ class CropSampler:
             [np.sqrt(a.sum()) * (weights or {}).get(name, 1.0) for name, a in zip(by_source, areas, strict=True)]
         )
         self.source_shares = source_weights / source_weights.sum()
-        self.summary = {name: round(float(s), 4) for name, s in zip(by_source, self.source_shares, strict=True)}
 
     def crop(self, side: int, rng: np.random.Generator) -> Pixels:
-        """One crop uint8 [side, side, 3]."""
+        """Return one crop, uint8 [side, side, 3]."""
         source = rng.choice(len(self.members), p=self.source_shares)
         image = self.images[rng.choice(self.members[source], p=self.shares[source])]
-        scale = rng.uniform(0.5, 0.9) if rng.random() < 0.25 else 1.0
+        scale = rng.uniform(0.5, 0.9) if rng.random() < SHRUNK_SHARE else 1.0
         wanted = min(int(np.ceil(side / scale)), *image.shape[:2])
         top, left = (rng.integers(0, n - wanted + 1) for n in image.shape[:2])
         out = image[top : top + wanted, left : left + wanted]
@@ -156,5 +176,5 @@ class CropSampler:
         return np.asarray(out)
 
     def batch(self, count: int, side: int, rng: np.random.Generator) -> Pixels:
-        """``count`` crops [count, side, side, 3]."""
+        """Return ``count`` crops, uint8 [count, side, side, 3]."""
         return np.stack([self.crop(side, rng) for _ in range(count)])

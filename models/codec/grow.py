@@ -1,7 +1,8 @@
-"""Weights of a trained codec for a larger one: what was there keeps its place and value, what is new changes nothing yet.
+"""Starts a larger codec from the weights of a smaller one.
 
-The synthesis may have more residual blocks a level; the prior more and wider layers, slices that divide the old ones, and
-magnitudes in its context. Everything else must have the same shape.
+Weights that the smaller codec has keep their place and value; new ones are set such that they change nothing at first. The
+synthesis may have more residual blocks at each level. The prior may have more and wider layers, slices that divide the old
+ones, and magnitudes in its context. Everything else must have the same shape in both codecs.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ from torch import Tensor
 from perigee.bitstream.prior import Widths
 from perigee.models.codec.codec import Codec, CodecConfig
 
-LEVELS = ("level16", "level8", "level4", "level2")  # of the synthesis
+LEVELS = ("level16", "level8", "level4", "level2")  # of the synthesis, in the order of its `blocks`
 
 
 def with_more_blocks(state: dict[str, Tensor], have: Sequence[int], want: Sequence[int]) -> dict[str, Tensor]:
-    """State of a :class:`Synthesis` with ``have`` residual blocks a level, its keys moved to where ``want`` blocks put them.
+    """Rename the keys of a synthesis state with ``have`` residual blocks at its levels for one with ``want`` blocks.
 
-    The new blocks, behind the old ones of each level, are left out of it. Raises ValueError where blocks would be lost.
+    The new blocks follow the old ones of their level; the returned state has no weights for them. Raises ValueError where
+    blocks would be lost.
     """
     if any(n < h for h, n in zip(have, want, strict=True)):
         raise ValueError(f"a synthesis of {list(have)} blocks cannot become one of {list(want)}")
@@ -38,7 +40,7 @@ def with_more_blocks(state: dict[str, Tensor], have: Sequence[int], want: Sequen
 
 
 def _ancestor(have: Widths, want: Widths, k: int) -> tuple[int, int]:
-    """The old pass that coded what pass ``k`` of ``want`` codes, and where its channels begin there.
+    """Return the old pass that coded what pass ``k`` of ``want`` codes, and the place of its first channel in that pass.
 
     Raises ValueError where the new slices do not divide the old ones.
     """
@@ -52,7 +54,11 @@ def _ancestor(have: Widths, want: Widths, k: int) -> tuple[int, int]:
 
 
 def _into(new: Tensor, old: Tensor, columns: Sequence[int] | None = None) -> Tensor:
-    """``new`` with ``old`` in its first rows and in ``columns`` (default: the first) of them; zero elsewhere in those rows."""
+    """Return ``new`` with ``old`` in its first rows.
+
+    ``columns`` says which input channels the columns of ``old`` go to (default: the first). The other columns of those rows
+    become zero.
+    """
     out = new.clone()
     rows = len(old)
     if old.dim() == 1:
@@ -64,10 +70,12 @@ def _into(new: Tensor, old: Tensor, columns: Sequence[int] | None = None) -> Ten
 
 
 def grown_prior(state: dict[str, Tensor], have: Widths, want: Widths, fresh: dict[str, Tensor]) -> dict[str, Tensor]:
-    """State of a prior of widths ``want`` (keys ``layers...``) from that of ``have``; ``fresh`` is a new one's, as started.
+    """Return the state of a prior of widths ``want`` that starts from the state of one of widths ``have``.
 
-    New units keep their random weights, but nothing listens to them yet. A pass whose ancestor saw no context begins with
-    that of its odd sibling. Raises ValueError where the old prior does not fit into the new.
+    Keys are those of :class:`TrainedPrior` (``layers...``). ``fresh`` is the state of a new prior with its random start. New
+    channels keep their random weights, but the weights that read them are zero. A pass whose ancestor saw no context starts
+    with the context layers of the odd pass of the same slice. Raises ValueError where the old prior does not fit into the new
+    one.
     """
     out = {}
     for key, new in fresh.items():
@@ -83,7 +91,7 @@ def grown_prior(state: dict[str, Tensor], have: Widths, want: Widths, fresh: dic
                 ancestor += 1
             old = state[f"layers.pass{ancestor}_{part}.{kind}"]
             start, stop = want.slice_of(k)
-            if part == "out":  # means, then scales, of the channels that are left
+            if part == "out":  # the first half of the rows are means, the second half scales
                 old = torch.cat([half[first : first + stop - start] for half in old.chunk(2)])
             elif part == "context" and kind == "weight":
                 old_seen, seen = have.context_channels(ancestor), want.context_channels(k)
@@ -103,7 +111,10 @@ def grown_prior(state: dict[str, Tensor], have: Widths, want: Widths, fresh: dic
 
 
 def grow(codec: Codec, state: dict[str, Tensor], have: CodecConfig) -> None:
-    """Load ``state``, of a codec of configuration ``have``, into ``codec``, which may be larger. Raises ValueError."""
+    """Load ``state``, the state of a codec of configuration ``have``, into ``codec``, which may be larger.
+
+    Raises ValueError where the weights do not fit.
+    """
 
     def part(of: dict[str, Tensor], name: str) -> dict[str, Tensor]:
         return {key.removeprefix(name): value for key, value in of.items() if key.startswith(name)}

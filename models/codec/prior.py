@@ -1,8 +1,9 @@
-"""The integer prior as it is trained: the structure of ``bitstream.prior`` over PyTorch, with fake quantisation.
+"""The integer prior as it is trained: the structure of ``bitstream.prior`` in PyTorch, with simulated quantisation.
 
-Real values are integers times 2**-fraction (see ``LayerShape``): activations step 1/32 up to 255/32, means and scales
-step 1/16. With ``quantised=False`` weights and activations are real numbers inside the same clamps; with True they pass
-through the exact integer arithmetic (straight-through gradients), so training sees what flies.
+Real values stand for integers times 2**-fraction (see ``LayerShape``): activations are multiples of 1/32 up to 255/32, means
+and scales multiples of 1/16. With ``quantised=False`` weights and activations are real numbers inside the same limits. With
+``quantised=True`` they pass through the exact integer arithmetic with straight-through gradients, so that training sees the
+prior that flies.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch.nn import functional as F
 
 from perigee.bitstream import prior as P
 
-# magnitudes on a logarithmic scale: that of what lies around a latent says how large it will be
+# The logarithm of the magnitudes around a latent predicts its own magnitude.
 MAGNITUDES = tuple(round(8 * math.log2(1 + n)) for n in range(P.CONTEXT_CLAMP + 1))
 PRIORS = {
     "small": P.Widths(),
@@ -26,12 +27,15 @@ PRIORS = {
 
 
 def round_through(x: Tensor) -> Tensor:
-    """Round half up with the gradient of the identity."""
+    """Round to the nearest integer, halves up, with the gradient of the identity."""
     return x + (torch.floor(x + 0.5) - x).detach()
 
 
 class PriorLayer(nn.Module):
-    """One layer: real weights [O, I, K, K] and bias [O], and how they become integers."""
+    """One layer of the prior: real weights [O, I, K, K] and biases [O], and the rule by which they become integers.
+
+    ``gain`` scales the random start of the weights.
+    """
 
     def __init__(self, shape: P.LayerShape, gain: float = 1.0) -> None:
         super().__init__()
@@ -45,31 +49,39 @@ class PriorLayer(nn.Module):
                 self.weight[:, 0, shape.kernel // 2, shape.kernel // 2] += 0.7
 
     def weight_bits(self) -> Tensor:
-        """Exponent k per output channel (weights are integers times 2**-k), as large as int8 and the shift allow."""
+        """Return the exponents k [O]: the weights of an output channel are integers times 2**-k.
+
+        Each k is as large as int8 weights and the legal shifts allow.
+        """
         peak = self.weight.detach().abs().amax(dim=(1, 2, 3)).clamp_min(1e-6)
         bits = torch.floor(torch.log2(127.0 / peak))
         offset = self.shape.input_fraction - self.shape.output_fraction
         return bits.clamp(-offset, P.SHIFT_MAX - offset)
 
     def forward(self, x: Tensor, quantised: bool) -> Tensor:
+        """Map activations [N, I, H, W] to [N, O, H, W], in integer arithmetic where ``quantised``."""
         s = self.shape
         weight: Tensor = self.weight
         bias: Tensor = self.bias
         if quantised:
-            step = torch.exp2(-self.weight_bits())
-            weight = round_through(weight / step[:, None, None, None]).clamp(-127, 127) * step[:, None, None, None]
-            bias_step = step * 2.0**-s.input_fraction
-            bias = round_through(bias / bias_step) * bias_step
+            weight_unit = torch.exp2(-self.weight_bits())
+            whole = round_through(weight / weight_unit[:, None, None, None]).clamp(-127, 127)
+            weight = whole * weight_unit[:, None, None, None]
+            bias_unit = weight_unit * 2.0**-s.input_fraction
+            bias = round_through(bias / bias_unit) * bias_unit
         groups = s.inputs if s.depthwise else 1
         out = F.conv2d(x, weight, bias, padding=s.kernel // 2, groups=groups)
-        unit = 2.0**s.output_fraction
+        whole_per_one = 2.0**s.output_fraction
         low, high = (P.OUTPUT_MIN, P.OUTPUT_MAX) if s.final else (0, P.ACTIVATION_MAX)
         if quantised:
-            out = round_through(out * unit) / unit
-        return out.clamp(low / unit, high / unit)
+            out = round_through(out * whole_per_one) / whole_per_one
+        return out.clamp(low / whole_per_one, high / whole_per_one)
 
     def to_integers(self) -> P.Layer:
-        """The layer as flown; a channel whose accumulator could reach 2**24 loses bits of its weights until it cannot."""
+        """Return the layer in integers, as it flies.
+
+        A channel whose accumulator could reach 2**24 loses bits of its weights until it cannot.
+        """
         s = self.shape
         weight = self.weight.detach().double().cpu().numpy()
         bias = self.bias.detach().double().cpu().numpy()
@@ -88,7 +100,11 @@ class PriorLayer(nn.Module):
 
 
 class TrainedPrior(nn.Module):
-    """Predicts means (in latent steps) and continuous scale indices for every latent."""
+    """Predicts a mean (in quantisation steps) and a continuous scale index for every latent.
+
+    It implements the operations of ``bitstream.prior.Ops``, so that training, reference and export share one description of
+    the network.
+    """
 
     def __init__(self, widths: P.Widths) -> None:
         super().__init__()
@@ -99,26 +115,30 @@ class TrainedPrior(nn.Module):
         )
         self.quantised = False
 
-    # the operations of bitstream.prior.Ops
     def layer(self, name: str, x: Tensor) -> Tensor:
+        """Apply the layer of this name, as named in ``bitstream.prior``."""
         module = self.layers[name.replace(".", "_")]
         assert isinstance(module, PriorLayer)
         out: Tensor = module(x, self.quantised)
         return out
 
     def shuffle(self, x: Tensor) -> Tensor:
+        """Rearrange [N, 4C, H, W] to [N, C, 2H, 2W]."""
         return F.pixel_shuffle(x, 2)
 
     def concat(self, xs: Sequence[Tensor]) -> Tensor:
+        """Join tensors along their channels."""
         return torch.cat(list(xs), dim=1)
 
-    def half(self, x: Tensor, parity: int) -> Tensor:  # type: ignore[override]  # nn.Module.half is another thing
+    def half(self, x: Tensor, parity: int) -> Tensor:  # type: ignore[override]  # nn.Module.half converts to float16
+        """Return one half of the checkerboard, see :func:`half`."""
         return half(x, parity)
 
     def forward(self, z: Tensor, q: Tensor, quality_step: Tensor) -> tuple[Tensor, Tensor]:
-        """``z`` [N, hyper_latents, H/4, W/4] and ``q`` [N, latents, H, W] hold integers; ``quality_step`` [N] is 0..250.
+        """Return means (in quantisation steps) and scale indices 0..63, both [N, latents, H, W].
 
-        Returns mean (latent steps) and scale index 0..63 (not rounded unless quantised), both [N, latents, H, W].
+        ``z`` [N, hyper_latents, H/4, W/4] and ``q`` [N, latents, H, W] hold integers; ``quality_step`` [N] is 0..250. Scale
+        indices are whole numbers only where the prior is quantised.
         """
         n, _, rows, cols = q.shape
         plane = torch.floor((quality_step * P.QUALITY_PLANE_MAX + P.QUALITY_STEPS // 2) / P.QUALITY_STEPS)
@@ -157,7 +177,7 @@ class TrainedPrior(nn.Module):
         return torch.cat(means, 1), scale_index.clamp(0, P.SCALE_COUNT - 1)
 
     def to_integers(self) -> dict[str, P.Layer]:
-        """All layers as flown, by their names in ``bitstream.prior``."""
+        """Return all layers in integers, as they fly, by their names in ``bitstream.prior``."""
         out = {}
         for name in P.layer_shapes(self.widths):
             module = self.layers[name.replace(".", "_")]
@@ -167,13 +187,16 @@ class TrainedPrior(nn.Module):
 
 
 def half(x: Tensor, parity: int) -> Tensor:
-    """As ``bitstream.prior.half``."""
+    """Return the even (``parity`` 0) or odd positions of a checkerboard: [N, C, H, W] to [N, C, H, W/2].
+
+    The rows are in the order of ``bitstream.prior.half``: all even rows, then all odd ones.
+    """
     a, b = (0, 1) if parity == 0 else (1, 0)
     return torch.cat([x[..., 0::2, a::2], x[..., 1::2, b::2]], dim=-2)
 
 
 def unhalf(even: Tensor, odd: Tensor) -> Tensor:
-    """Two halves [N, C, H, W/2] interleaved to [N, C, H, W]."""
+    """Interleave the two halves [N, C, H, W/2] of a checkerboard to [N, C, H, W]: the inverse of :func:`half`."""
     n, c, rows, cols = even.shape
     e0, e1 = even.reshape(n, c, 2, rows // 2, cols).unbind(2)
     o0, o1 = odd.reshape(n, c, 2, rows // 2, cols).unbind(2)

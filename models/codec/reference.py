@@ -1,8 +1,8 @@
-"""The encoders that Perigee's flight network is compared with: COSMIC (preset ``paper``) and ELIC (preset ``elic``).
+"""The published encoders that Perigee's analyses are compared with: COSMIC (``paper``) and ELIC (``elic``).
 
-They are trainable modules, counted by ``perigee.benchmarks.flops``; no profile flies them. COSMIC has published no
-code, so what its paper leaves open is an argument here, and every docstring says which part is a reading of ours.
-Images are [N, 3, H, W] with H and W multiples of 64, latents [N, M, H/16, W/16], hyper-latents [N, N_h, H/64, W/64].
+They are trainable modules, and ``perigee.benchmarks.flops`` counts their multiply-adds. COSMIC has published no code: what
+its paper leaves open is a parameter here, and every docstring says which part is our interpretation. Images are [N, 3, H, W]
+with H and W multiples of 64, latents [N, M, H/16, W/16], hyper-latents [N, N_h, H/64, W/64].
 
 Sources: COSMIC, NeurIPS 2024 (encoder: text and figure of its compression module); GDN: Ballé et al., ICLR 2016; CAM's
 form ``ghost``: GhostNetV2, NeurIPS 2022; mean-scale hyper-prior: Minnen et al., NeurIPS 2018; ELIC, CVPR 2022.
@@ -18,36 +18,37 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 CamForm = Literal["depthwise", "ghost", "full"]
-PRESETS = ("paper", "elic")
-CHANNELS, LATENTS = 192, 320  # N and M; COSMIC states N alone, ELIC both
+REFERENCES = ("paper", "elic")
+CHANNELS, LATENTS = 192, 320  # N and M; COSMIC states only N, ELIC both
 ELIC_GROUPS = (16, 16, 32, 64, 192)
 
 
 def conv(inputs: int, outputs: int, kernel: int = 5, stride: int = 2) -> nn.Conv2d:
-    """Convolution with 'same' padding."""
+    """Return a convolution with 'same' padding."""
     return nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=kernel // 2)
 
 
 def chain(activation: type[nn.Module], *layers: nn.Module) -> nn.Sequential:
-    """The layers in a row with the activation between each two."""
+    """Return the layers in sequence with an activation between each two of them."""
     between = [part for layer in layers for part in (layer, activation())]
     return nn.Sequential(*between[:-1])
 
 
 def deconv(inputs: int, outputs: int) -> nn.ConvTranspose2d:
-    """Transposed 5x5 convolution that doubles the size."""
+    """Return a transposed 5x5 convolution that doubles height and width."""
     return nn.ConvTranspose2d(inputs, outputs, 5, stride=2, padding=2, output_padding=1)
 
 
 def rounded(x: Tensor) -> Tensor:
-    """Nearest integer with the gradient of the identity."""
+    """Round to the nearest integer with the gradient of the identity."""
     return x + (torch.round(x) - x).detach()
 
 
 class GDN(nn.Module):
-    """``x * rsqrt(beta + gamma x^2)``, gamma a 1x1 convolution over the squared channels [N, C, H, W].
+    """Generalised divisive normalisation of [N, C, H, W] (Ballé et al. 2016): ``x * rsqrt(beta + gamma x^2)``.
 
-    beta and gamma are softplus of what is trained: never negative, and (unlike with a clamp) never without a gradient.
+    ``gamma`` is a 1x1 convolution over the squared channels. ``beta`` and ``gamma`` are the softplus of trained values: they
+    are never negative and, unlike with a clamp, always have a gradient.
     """
 
     def __init__(self, channels: int) -> None:
@@ -57,19 +58,22 @@ class GDN(nn.Module):
         self.raw_gamma = nn.Parameter(gamma.expm1().log())
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return a tensor of the shape of ``x``."""
         beta = F.softplus(self.raw_beta) + 1e-6
         gamma = F.softplus(self.raw_gamma)[:, :, None, None]
         return x * torch.rsqrt(F.conv2d(x * x, gamma, beta))
 
 
 class LightConvBlock(nn.Module):
-    """COSMIC's LCB: depthwise 5x5 with the stride, 1x1 to half of the outputs, the other half by a cheap map of those.
+    """COSMIC's light convolution block (LCB): [N, in, H, W] to [N, out, H/stride, W/stride].
 
-    [N, in, H, W] to [N, out, H/stride, W/stride]. The paper does not state the cheap map's kernel (depthwise 3x3 as in
-    GhostNet is our reading) and mentions neither normalisation nor activation inside: there is none here.
+    A depthwise 5x5 convolution with the stride is followed by a 1x1 convolution to half of the outputs; a cheap map of those
+    gives the other half. The paper does not state the kernel of the cheap map: depthwise 3x3 as in GhostNet is our
+    interpretation. It mentions neither normalisation nor activation inside, and there is none here.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
+        """Raises ValueError for an odd number of outputs."""
         super().__init__()
         if outputs % 2:
             raise ValueError(f"an LCB makes its outputs in two halves: {outputs} is odd, expected an even number")
@@ -78,19 +82,22 @@ class LightConvBlock(nn.Module):
         self.cheap = nn.Conv2d(outputs // 2, outputs // 2, 3, padding=1, groups=outputs // 2)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return [N, out, H/stride, W/stride]."""
         half = self.point(self.depth(x))
         return torch.cat([half, self.cheap(half)], 1)
 
 
 class CrossAttention(nn.Module):
-    """COSMIC's CAM, shape-preserving: a local branch (LCB, stride 1) times the sigmoid of a global map.
+    """COSMIC's cross attention (CAM): a local branch (LCB with stride 1) times the sigmoid of a global map.
 
-    The paper gives the local branch and "a horizontal, then a vertical 1-D convolution" after GhostNetV2; pooling, 1x1,
-    kernel length, depthwise or full, sigmoid and the product are not stated. Readings:
+    The shape [N, C, H, W] stays the same. The paper describes the local branch and "a horizontal, then a vertical 1-D
+    convolution" after GhostNetV2. It does not state pooling, the 1x1 convolution, the kernel length, whether the kernels are
+    depthwise or full, the sigmoid, or the product. There are three interpretations:
 
-    * ``depthwise``: depthwise 1x5 and 5x1 at full resolution. The default; encoder 1.08 G multiply-adds at 256x256.
-    * ``ghost``: GhostNetV2's code without its normalisation: 2x2 average pool, 1x1, depthwise 1x5 and 5x1, sigmoid,
-      nearest up-sampling; 1.12 G.
+    * ``depthwise`` (the default): depthwise 1x5 and 5x1 at full resolution; the encoder takes 1.08 G multiply-adds at
+      256x256.
+    * ``ghost``: GhostNetV2's code without its normalisation, that is 2x2 average pooling, 1x1, depthwise 1x5 and 5x1,
+      sigmoid, and nearest-neighbour upsampling; 1.12 G.
     * ``full``: full 1x7 and 7x1 convolutions; 3.71 G, which with a mean-scale hyper-prior meets COSMIC's 4.9 G.
     """
 
@@ -103,6 +110,7 @@ class CrossAttention(nn.Module):
         self.vertical = nn.Conv2d(channels, channels, (length, 1), padding=(length // 2, 0), groups=groups)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return a tensor of the shape of ``x``."""
         seen = x if self.mix is None else self.mix(F.avg_pool2d(x, 2))
         weight = torch.sigmoid(self.vertical(self.horizontal(seen)))
         if self.mix is not None:
@@ -112,9 +120,10 @@ class CrossAttention(nn.Module):
 
 
 class CosmicAnalysis(nn.Sequential):
-    """COSMIC's encoder E: four LCB, three GDN, CAM in front of the second and third GDN (our reading of its figure).
+    """COSMIC's encoder E: images [N, 3, H, W] to latents [N, M, H/16, W/16].
 
-    Image [N, 3, H, W] to latents [N, M, H/16, W/16]; ``cam=None`` leaves CAM out. M = 320 is assumed, not stated.
+    It has four LCB, three GDN, and a CAM in front of the second and the third GDN, which is our interpretation of the
+    paper's figure. ``cam=None`` leaves CAM out. The paper does not state M; 320 is our assumption.
     """
 
     def __init__(self, channels: int = CHANNELS, latents: int = LATENTS, cam: CamForm | None = "depthwise") -> None:
@@ -128,7 +137,7 @@ class CosmicAnalysis(nn.Sequential):
 
 
 class Statistics(NamedTuple):
-    """What an entropy model makes of the latents: hyper-latents, means and unbounded scales (both shaped as y)."""
+    """What an entropy model computes from latents y: hyper-latents z, and means and unbounded scales of the shape of y."""
 
     z: Tensor
     mean: Tensor
@@ -136,9 +145,10 @@ class Statistics(NamedTuple):
 
 
 class MeanScaleHyper(nn.Module):
-    """The mean-scale hyper-prior that COSMIC's entropy model is counted as: mean and scale per latent, no context.
+    """The mean-scale hyper-prior (Minnen et al. 2018) that COSMIC's entropy model is counted as.
 
-    Layers of Minnen et al. as commonly built: h_a M-N-N-N, h_s N-M-1.5M-2M (3x3, where marked without a stride).
+    It predicts a mean and a scale for each latent, without context. The layers are as commonly built: the hyper-analysis has
+    channels M-N-N-N, the hyper-synthesis N-M-1.5M-2M; layers without a stride have 3x3 kernels.
     """
 
     def __init__(self, channels: int = CHANNELS, latents: int = LATENTS) -> None:
@@ -149,12 +159,13 @@ class MeanScaleHyper(nn.Module):
         self.hyper_synthesis = chain(nn.LeakyReLU, deconv(n, m), deconv(m, wide), conv(wide, 2 * m, 3, 1))
 
     def forward(self, y: Tensor) -> Statistics:
+        """Return the statistics of latents ``y`` [N, M, H, W]."""
         z = rounded(self.hyper_analysis(y))
         return Statistics(z, *self.hyper_synthesis(z).chunk(2, 1))
 
 
 class BottleneckBlock(nn.Module):
-    """ELIC's residual block: ``x + 1x1(relu(3x3(relu(1x1(x)))))`` at half the channels."""
+    """ELIC's residual block: ``x + 1x1(relu(3x3(relu(1x1(x)))))`` with half the channels inside."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -162,17 +173,21 @@ class BottleneckBlock(nn.Module):
         self.layers = chain(nn.ReLU, conv(channels, half, 1, 1), conv(half, half, 3, 1), conv(half, channels, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return a tensor of the shape of ``x``."""
         out: Tensor = x + self.layers(x)
         return out
 
 
 def bottlenecks(channels: int) -> list[nn.Module]:
-    """Three residual blocks in a row."""
+    """Return three residual blocks, which ELIC always uses in a row."""
     return [BottleneckBlock(channels) for _ in range(3)]
 
 
 class AttentionBlock(nn.Module):
-    """``x + trunk(x) * sigmoid(mask(x))``, each branch of three residual blocks, the mask with a closing 1x1."""
+    """ELIC's attention block: ``x + trunk(x) * sigmoid(mask(x))``.
+
+    Both branches consist of three residual blocks; the mask ends in a 1x1 convolution.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -180,12 +195,17 @@ class AttentionBlock(nn.Module):
         self.mask = nn.Sequential(*bottlenecks(channels), conv(channels, channels, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return a tensor of the shape of ``x``."""
         out: Tensor = x + self.trunk(x) * torch.sigmoid(self.mask(x))
         return out
 
 
 class ElicAnalysis(nn.Sequential):
-    """ELIC's g_a: 5x5 convolutions of stride 2, residual blocks, two attention blocks; 16.7 G at 256x256."""
+    """ELIC's analysis g_a: images [N, 3, H, W] to latents [N, M, H/16, W/16].
+
+    It consists of 5x5 convolutions of stride 2, residual blocks and two attention blocks, and takes 16.7 G multiply-adds at
+    256x256.
+    """
 
     def __init__(self, channels: int = CHANNELS, latents: int = LATENTS) -> None:
         n, m = channels, latents
@@ -196,11 +216,12 @@ class ElicAnalysis(nn.Sequential):
 
 
 class ElicEntropy(nn.Module):
-    """ELIC's entropy networks: hyper-prior, channel context g_ch over uneven groups, checkerboard context g_sp.
+    """ELIC's entropy networks: hyper-prior, channel context g_ch over uneven groups, and checkerboard context g_sp.
 
-    :meth:`forward` does what an encoder does, group by group: anchors from hyper-prior and channel context, then the
-    rest with g_sp of the decoded anchors. The aggregation runs twice over all positions and g_ch sees the first and the
-    previous group, both as in the open re-implementation; ``all_previous`` gives g_ch all earlier groups (the paper).
+    :meth:`forward` does what an encoder does, group by group: it predicts the anchors from the hyper-prior and the channel
+    context, and then the other positions with g_sp of the decoded anchors as well. As in the open re-implementation, the
+    aggregation runs twice over all positions and g_ch sees the first and the previous group; with ``all_previous`` it sees
+    all earlier groups, as in the paper.
     """
 
     def __init__(
@@ -210,6 +231,7 @@ class ElicEntropy(nn.Module):
         groups: Sequence[int] = ELIC_GROUPS,
         all_previous: bool = False,
     ) -> None:
+        """``groups`` are the channels of each group. Raises ValueError where they do not add up to ``latents``."""
         super().__init__()
         n, m = channels, latents
         if sum(groups) != m:
@@ -230,10 +252,11 @@ class ElicEntropy(nn.Module):
             self.aggregation.append(net)
 
     def context_groups(self, k: int) -> list[int]:
-        """Numbers of the earlier groups that g_ch of group ``k`` looks at."""
+        """Return the numbers of the earlier groups that the channel context of group ``k`` looks at."""
         return list(range(k)) if self.all_previous else sorted({0, k - 1})
 
     def forward(self, y: Tensor) -> Statistics:
+        """Return the statistics of latents ``y`` [N, M, H, W], H and W multiples of 4."""
         z = rounded(self.hyper_analysis(y))
         hyper = self.hyper_synthesis(z)
         rows, cols = (torch.arange(size, device=y.device) for size in y.shape[2:])
@@ -245,7 +268,7 @@ class ElicEntropy(nn.Module):
             if k:
                 given.append(self.channel[k - 1](torch.cat([decoded[i] for i in self.context_groups(k)], 1)))
             first = self.aggregation[k](torch.cat([*given, torch.zeros_like(part).repeat(1, 2, 1, 1)], 1))
-            # anchors alone go in and the rest alone is read: the same as masking the kernel's other taps
+            # Only anchors go in and only the other positions are read, which equals masking the kernel's other taps.
             seen = self.spatial[k](around_mean(part, first) * anchors)
             outputs.append(torch.where(anchors, first, self.aggregation[k](torch.cat([*given, seen], 1))))
             decoded.append(around_mean(part, outputs[k]))
@@ -254,17 +277,20 @@ class ElicEntropy(nn.Module):
 
 
 def around_mean(y: Tensor, output: Tensor) -> Tensor:
-    """``y`` quantised around the mean, the first half of an aggregation's output."""
+    """Quantise ``y`` around the mean, which is the first half of the channels of an aggregation's ``output``."""
     mean = output.chunk(2, 1)[0]
     return mean + rounded(y - mean)
 
 
 def reference_analysis(
-    preset: str, channels: int = CHANNELS, latents: int = LATENTS, cam: CamForm | None = "depthwise"
+    name: str, channels: int = CHANNELS, latents: int = LATENTS, cam: CamForm | None = "depthwise"
 ) -> nn.Module:
-    """The analysis of a reference preset, ``paper`` or ``elic``; ``cam`` matters to ``paper`` alone."""
-    if preset == "paper":
+    """Return the published analysis ``paper`` or ``elic``; only ``paper`` uses ``cam``.
+
+    Raises ValueError for another name.
+    """
+    if name == "paper":
         return CosmicAnalysis(channels, latents, cam)
-    if preset == "elic":
+    if name == "elic":
         return ElicAnalysis(channels, latents)
-    raise ValueError(f"no reference preset {preset!r}: expected one of {', '.join(PRESETS)}")
+    raise ValueError(f"no reference analysis {name!r}: expected one of {', '.join(REFERENCES)}")

@@ -1,1 +1,1 @@
-"""The networks that put back on the ground what the satellite's codec lost: one-step and diffusion (COSMIC's other half)."""
+"""The networks with which the ground restores detail that the codec lost: the one-step compensator and the diffusion."""

@@ -1,4 +1,8 @@
-"""All networks of a compensator in one module, as it is trained: each part by itself, those before it frozen."""
+"""All networks of a compensator in one module, as it is trained: stage by stage, with the parts of earlier stages frozen.
+
+Images are RGB in 0..1, float32 [N, 3, H, W] with H and W multiples of 64; latents are [N, M + 1, H/16, W/16] with the quality
+plane as last channel.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,7 @@ from perigee.models.compensation.denoiser import Denoiser, DenoiserConfig
 from perigee.models.compensation.latent import CHANNELS, DetailDecoder, DetailEncoder
 from perigee.models.compensation.trunk import Features, Finish, OneStepHead, ScaleHead, TextureHead, Trunk
 
-# in the order in which they are trained, and the modules that learn then
+# the stages in the order in which they are trained, and the modules that each of them trains
 STAGES = {
     "one-step": ("trunk", "one_step"),
     "texture": ("finish", "one_step", "texture"),
@@ -23,13 +27,14 @@ STAGES = {
     "scale": ("scale",),
 }
 
-
-AROUND = 7  # blocks on the side of the neighbourhood in which a pattern would repeat
+AROUND = 7  # side, in blocks, of the neighbourhood in which a repeating pattern is looked for
 
 
 def without_grid(detail: Tensor) -> Tensor:
-    """Detail [N, C, H, W] less what repeats with the codec's blocks: on even ground a network that sees latents weaves a pattern of
-    their period, which a perceptual distance likes and the eye does not. Of detail that does not repeat a fiftieth goes along.
+    """Remove from detail [N, C, H, W] whatever repeats with the period of the codec's 16x16 blocks.
+
+    On even ground a network that sees the latents weaves a pattern of their period, which a perceptual distance rewards and
+    the eye does not. Detail that does not repeat loses about a fiftieth of its energy.
     """
     phases = F.pixel_unshuffle(detail, BLOCK)
     repeated = F.avg_pool2d(phases, AROUND, 1, AROUND // 2, count_include_pad=False)
@@ -38,24 +43,30 @@ def without_grid(detail: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class CompensatorConfig:
-    """``latents``: of the codec, without the quality plane."""
+    """Sizes of a compensator; ``latents`` is the number of the codec's latents without the quality plane."""
 
     latents: int
     denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
 
     def plain(self) -> dict[str, Any]:
-        """As plain values, for a checkpoint."""
+        """Return the configuration as plain values for a checkpoint."""
         return asdict(self)
 
 
 def config_from(stored: dict[str, Any]) -> CompensatorConfig:
-    """Inverse of :meth:`CompensatorConfig.plain`."""
+    """Return the configuration that a checkpoint holds, see :meth:`CompensatorConfig.plain`.
+
+    Raises KeyError or TypeError where ``stored`` is something else.
+    """
     parts: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in stored["denoiser"].items()}
     return CompensatorConfig(stored["latents"], DenoiserConfig(**parts))
 
 
 class Compensator(nn.Module):
-    """Trunk, one-step and texture heads, latent space, denoiser and scale head. ``z_deviation`` brings z0 to unit deviation."""
+    """Trunk, one-step and texture heads, latent space, denoiser and scale head.
+
+    The buffer ``z_deviation`` [4] holds the standard deviation of each channel of z0 before it is normalised.
+    """
 
     z_deviation: Tensor
 
@@ -64,7 +75,7 @@ class Compensator(nn.Module):
         self.config = config
         self.trunk = Trunk(config.latents)
         self.one_step = OneStepHead()
-        self.finish = Finish()  # of one step with texture: the trunk's serves the others, and stays
+        self.finish = Finish()  # only for one step with texture; everything else uses the trunk's own upper levels
         self.texture = TextureHead()
         self.encoder = DetailEncoder()
         self.decoder = DetailDecoder()
@@ -73,7 +84,10 @@ class Compensator(nn.Module):
         self.register_buffer("z_deviation", torch.ones(CHANNELS))
 
     def detail(self, features: Features, base: Tensor, noise: Tensor | None) -> Tensor:
-        """What one step adds to the base image, [N, 3, H, W]; ``noise`` [N, NOISE, H/2, W/2], None before there is texture."""
+        """Return what the one-step compensator adds to the base image, [N, 3, H, W].
+
+        ``noise`` is [N, NOISE, H/2, W/2], or None where the compensator has no texture yet.
+        """
         if noise is None:
             plain: Tensor = self.one_step(features.half)
             return plain
@@ -82,6 +96,6 @@ class Compensator(nn.Module):
         return without_grid(textured)
 
     def encode(self, image: Tensor, base: Tensor) -> Tensor:
-        """z0 of unit deviation."""
+        """Return z0 [N, 4, H/8, W/8] of an image and its base image, normalised to unit deviation."""
         z: Tensor = self.encoder(image, base) / self.z_deviation[None, :, None, None]
         return z

@@ -1,8 +1,8 @@
-"""The conditional denoiser: diffusers' U-Net over z, with metadata by cross-attention and latents at every level.
+"""The conditional denoiser: the U-Net of diffusers over z, with metadata by cross-attention and latents at every level.
 
-It predicts v (Salimans and Ho 2022) of the variance-preserving process ``z_t = a z0 + s noise``, a cosine schedule over
-``STEPS`` steps. Presets: ``compact``, trained from scratch on overhead imagery, and ``paper``, the shapes of Stable
-Diffusion's U-Net.
+It predicts the velocity v (Salimans and Ho 2022) of the variance-preserving process ``z_t = a z0 + s noise`` with a cosine
+schedule over :data:`DIFFUSION_STEPS` steps. The default sizes are a compact network that is trained from scratch on overhead
+imagery; with the weights of Stable Diffusion the sizes are those of its U-Net (see ``paper``).
 """
 
 from __future__ import annotations
@@ -15,42 +15,39 @@ import torch
 from torch import Tensor, nn
 
 from perigee.bitstream.conditions import FIELDS
-from perigee.models.codec.flight import start_small
 from perigee.models.compensation.latent import CHANNELS
 from perigee.models.compensation.trunk import WIDTHS, Features
+from perigee.models.layers import start_small
 
-STEPS = 1000
+DIFFUSION_STEPS = 1000
 
 
 @dataclass(frozen=True)
 class DenoiserConfig:
-    """Sizes of a denoiser: ``widths`` at 1/8, 1/16, ... of the image, those with cross-attention, tokens; ``head``: channels of one."""
+    """Sizes of a denoiser; its levels work at 1/8, 1/16, ... of the image's resolution."""
 
-    widths: tuple[int, ...] = (64, 128, 128)
-    attention: tuple[bool, ...] = (False, True, True)
-    layers: int = 1
-    token: int = 64
-    head: int = 32
-    groups: int = 16
-    features: int = 32  # channels of the trunk's features beside z
-    unet: dict[str, Any] | None = None  # of a U-Net that comes with sizes of its own
-
-
-PRESETS = {
-    "compact": DenoiserConfig(),
-    "paper": DenoiserConfig((320, 640, 1280, 1280), (True, True, True, False), 2, 1024, 64, 32, 0),
-}
+    widths: tuple[int, ...] = (64, 128, 128)  # channels of each level
+    attention: tuple[bool, ...] = (False, True, True)  # whether a level has cross-attention
+    layers: int = 1  # of each block of the U-Net
+    token: int = 64  # channels of a metadata token
+    head: int = 32  # channels of an attention head
+    groups: int = 16  # of the group normalisation
+    features: int = 32  # channels of the trunk's features that are given beside z
+    unet: dict[str, Any] | None = None  # configuration of a U-Net that comes with sizes of its own
 
 
 def sinusoid(values: Tensor, size: int) -> Tensor:
-    """Values in 0..1 [...] as ``size`` sines and cosines, scaled by 1000 as time steps are (as DiffusionSat does)."""
+    """Turn values [...] in 0..1 into sines and cosines [..., size], scaled by 1000 as diffusion steps are.
+
+    DiffusionSat (Khanna et al. 2024) encodes metadata in the same way.
+    """
     frequencies = torch.exp(-math.log(10000.0) * torch.arange(size // 2, device=values.device) / (size // 2))
     angles = 1000 * values[..., None] * frequencies
     return torch.cat([angles.sin(), angles.cos()], -1)
 
 
 class MetadataEncoder(nn.Module):
-    """Acquisition fields as tokens [N, fields, token]: sinusoid, two layers a field; a learned token where it is absent."""
+    """Turns acquisition fields into tokens: a sinusoid and two layers for each field, or a learned token where it is absent."""
 
     def __init__(self, token: int) -> None:
         super().__init__()
@@ -62,7 +59,7 @@ class MetadataEncoder(nn.Module):
         self.absent = nn.Parameter(torch.randn(count, token) * 0.02)
 
     def forward(self, values: Tensor, known: Tensor) -> Tensor:
-        """``values`` [N, fields, 2] in 0..1, ``known`` [N, fields], 1 or 0."""
+        """Return tokens [N, fields, token] of ``values`` [N, fields, 2] in 0..1; ``known`` [N, fields] is 1 or 0."""
         waves = torch.cat([sinusoid(values[..., 0], self.size), sinusoid(values[..., 1], self.size)], -1)
         hidden = nn.functional.silu(torch.einsum("nfi,fio->nfo", waves, self.first) + self.bias)
         found = torch.einsum("nfi,fio->nfo", hidden, self.second)
@@ -70,7 +67,7 @@ class MetadataEncoder(nn.Module):
 
 
 def _projection(inputs: int, outputs: int, level: int) -> nn.Module:
-    """From the latents' resolution 1/16 to that of a level, 1/8 times 2**-level; zero."""
+    """Return a layer from the latents' resolution, 1/16, to that of a level, 1/8 times 2**-level; its weights are zero."""
     if level == 0:
         up = nn.ConvTranspose2d(inputs, outputs, 2, stride=2)
         nn.init.zeros_(up.weight)
@@ -81,9 +78,10 @@ def _projection(inputs: int, outputs: int, level: int) -> nn.Module:
 
 
 class Denoiser(nn.Module):
-    """v [N, 4, h, w] from z_t, the step, the trunk's features, scaled latents [N, M + 1, h/2, w/2], and metadata."""
+    """Predicts v from a noisy z, the diffusion step, the trunk's features, scaled latents and metadata."""
 
     def __init__(self, latents: int, config: DenoiserConfig) -> None:
+        """``latents`` is the number of latents without the quality plane. Raises ModuleNotFoundError without diffusers."""
         super().__init__()
         from diffusers import UNet2DConditionModel
 
@@ -105,24 +103,32 @@ class Denoiser(nn.Module):
         self.unet: Any = UNet2DConditionModel(**given)  # type: ignore[no-untyped-call]
         self.metadata = MetadataEncoder(config.token)
         self.near = nn.Conv2d(WIDTHS[1], config.features, 1) if config.features else None
-        # y at each level's resolution, zero-initialised: training starts from a denoiser that knows nothing of it
+        # Latents enter at the resolution of each level through weights that are zero at first: training starts from a
+        # denoiser that does not use them.
         self.injections = nn.ModuleList()
         for i, width in enumerate(config.widths):
-            # diffusers adds to a block with attention before it halves the resolution, to one without after that
+            # diffusers adds to a block with attention before it halves the resolution, and to one without after that.
             level = i if config.attention[i] else min(i + 1, len(config.widths) - 1)
             self.injections.append(_projection(latents + 1, width, level))
 
     def forward(
-        self, z: Tensor, step: Tensor, features: Features, scaled: Tensor, values: Tensor, known: Tensor
+        self, z: Tensor, diffusion_step: Tensor, features: Features, scaled: Tensor, values: Tensor, known: Tensor
     ) -> Tensor:
+        """Return v [N, 4, h, w] for noisy ``z`` of the same shape at diffusion steps [N] in 0..DIFFUSION_STEPS.
+
+        ``scaled`` [N, M + 1, h/2, w/2] are the latents as :meth:`Trunk.scaled` returns them; ``values`` and ``known`` are as
+        for :class:`MetadataEncoder`.
+        """
         tokens = self.metadata(values, known)
         given = z if self.near is None else torch.cat([z, self.near(features.eighth)], 1)
         added = [injection(scaled) for injection in self.injections]
-        out: Tensor = self.unet(given, step, tokens, down_intrablock_additional_residuals=added, return_dict=False)[0]
+        out: Tensor = self.unet(
+            given, diffusion_step, tokens, down_intrablock_additional_residuals=added, return_dict=False
+        )[0]
         return out
 
 
-def alpha_sigma(step: Tensor) -> tuple[Tensor, Tensor]:
-    """Share of z0 and of noise at ``step`` 0..STEPS: a cosine schedule, a**2 + s**2 = 1."""
-    angle = (step / STEPS).clamp(0, 1) * (math.pi / 2)
+def alpha_sigma(diffusion_step: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the factors a of z0 and s of the noise at diffusion steps 0..DIFFUSION_STEPS: a cosine, a**2 + s**2 = 1."""
+    angle = (diffusion_step / DIFFUSION_STEPS).clamp(0, 1) * (math.pi / 2)
     return torch.cos(angle), torch.sin(angle)

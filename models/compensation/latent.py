@@ -1,9 +1,9 @@
-"""The latent space of the diffusion: what the base image lacks, as z0 [N, 4, H/8, W/8], and its decoder.
+"""The latent space of the diffusion: z0 [N, 4, H/8, W/8] describes what the base image lacks, and a decoder adds it.
 
-COSMIC's decoder leans on a z0 that describes the whole image and is never sent. Here z0 describes only the difference
-between image and base: where it is zero the decoder adds nothing, bit for bit, since all its layers on the way of z0 are
-without bias and homogeneous, with the features as factors. Eight pixels to a side and four channels, as Stable Diffusion has,
-so that both presets share sampler and windows.
+In COSMIC z0 describes the whole image. Here it describes only the difference between image and base. Where z0 is zero the
+decoder adds exactly zero, because all layers that z0 passes through are homogeneous and have no bias; the features enter as
+factors. As in Stable Diffusion, one position stands for 8x8 pixels and has four channels, so that the same sampler and the
+same windows serve a compensator that starts from its weights.
 """
 
 from __future__ import annotations
@@ -12,15 +12,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from perigee.models.codec.flight import ResidualBlock, start_small
 from perigee.models.compensation.trunk import WIDTHS, Features, Modulated
+from perigee.models.layers import ResidualBlock, start_small
 
 CHANNELS = 4
-SIDE = 8  # pixels
+SIDE = 8  # pixels on the side of what one position of z0 describes
 
 
 class DetailEncoder(nn.Module):
-    """Image and base to z0, for training alone: E~ of the paper, of the difference instead of the image."""
+    """Encodes an image and its base image to z0; only training needs it.
+
+    This is the image encoder of the COSMIC paper (E with a tilde), applied to the difference instead of the image.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,12 +41,13 @@ class DetailEncoder(nn.Module):
         )
 
     def forward(self, image: Tensor, base: Tensor) -> Tensor:
+        """Return z0 [N, 4, H/8, W/8] of images [N, 3, H, W] in 0..1, before it is normalised."""
         out: Tensor = self.layers(torch.cat([16 * (image - base), 4 * (base - 0.5)], 1))
         return out
 
 
 class DetailDecoder(nn.Module):
-    """Features and z0 to the detail that is added to the base image [N, 3, H, W]; zero where z0 is."""
+    """Decodes z0, with the trunk's features, to the detail that is added to the base image; zero where z0 is zero."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,6 +61,7 @@ class DetailDecoder(nn.Module):
         self.leave = start_small(nn.Conv2d(d, 12, 3, padding=1, bias=False), 0.02)
 
     def forward(self, features: Features, z: Tensor) -> Tensor:
+        """Return detail [N, 3, H, W] of normalised z [N, 4, H/8, W/8]."""
         v = self.level8b(self.level8(self.enter(z), features.eighth), features.eighth)
         v = F.pixel_shuffle(self.up8(v), 2)
         v = self.level4b(self.level4(v, features.quarter), features.quarter)

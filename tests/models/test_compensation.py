@@ -1,4 +1,4 @@
-"""The compensator's networks: nothing comes of nothing, and what is exported is what was trained."""
+"""The compensator's networks: without z they add nothing, and the exported graphs compute what was trained."""
 
 import json
 
@@ -14,11 +14,12 @@ from perigee.engines.flight import FlightEngine
 from perigee.export.compensation import export_compensator
 from perigee.ground.compensation.compensator import Compensator as Loaded
 from perigee.ground.compensation.sampler import alpha_sigma as shares_of_time
+from perigee.models.checkpoint import CheckpointError
 from perigee.models.compensation.compensator import Compensator, CompensatorConfig, without_grid
-from perigee.models.compensation.denoiser import STEPS, DenoiserConfig, MetadataEncoder, alpha_sigma
+from perigee.models.compensation.denoiser import DIFFUSION_STEPS, DenoiserConfig, MetadataEncoder, alpha_sigma
 from perigee.training.compensation import CompensatorTrainer, StageConfig
-from perigee.training.held import HeldToSymbols
 from perigee.training.pairs import Pairs, make_pairs
+from perigee.training.projection import ProjectToCells
 
 SMALL = CompensatorConfig(448, DenoiserConfig(widths=(16, 16, 16), token=16, head=8, groups=8, features=4))
 
@@ -57,9 +58,9 @@ def test_an_absent_field_is_its_token_whatever_its_value():
 
 
 def test_schedules_of_training_and_ground_are_one():
-    for step in (0.0, 250.0, 999.0, 1000.0):
-        a, s = alpha_sigma(torch.tensor(step))
-        assert np.allclose(shares_of_time(step / STEPS), (a, s), atol=1e-6)
+    for diffusion_step in (0.0, 250.0, 999.0, 1000.0):
+        a, s = alpha_sigma(torch.tensor(diffusion_step))
+        assert np.allclose(shares_of_time(diffusion_step / DIFFUSION_STEPS), (a, s), atol=1e-6)
 
 
 def test_acquisition_fields_as_numbers():
@@ -75,17 +76,17 @@ def test_acquisition_fields_as_numbers():
 
 
 def test_what_is_trained_through_is_what_the_ground_does(pairs, profile):
-    """Held to its symbols, a disturbed image codes to them again, and the gradient lies within their cells."""
+    """A disturbed image that is projected to the cells of its symbols codes to them again, and has a gradient."""
     batch = pairs.crops(np.array([0, 1]), np.zeros((2, 2), int), 128)
     base, symbols, step = (torch.from_numpy(batch[n]).float() for n in ("base", "symbols", "quality"))
     disturbed = (base + 0.05 * torch.randn(base.shape, generator=torch.Generator().manual_seed(1))).requires_grad_()
-    shown = HeldToSymbols(profile)(disturbed, symbols, step)
+    shown = ProjectToCells(profile)(disturbed, symbols, step)
     assert (shown - base).square().mean() < (disturbed - base).square().mean()
     engine = FlightEngine(profile, 1)
     rounded = np.clip(np.rint(255 * shown.detach().numpy()), 0, 255).astype(np.float32) / 255
     for image, wanted, q in zip(rounded, batch["symbols"], batch["quality"], strict=True):
         found, _ = engine.analyse(image[None], int(q))
-        assert (found[0] == wanted).mean() > 0.995  # but for what saturated pixels cannot show
+        assert (found[0] == wanted).mean() > 0.995  # the rest lies where pixels saturate
     shown.square().sum().backward()
     assert 0 < disturbed.grad.abs().mean() < 2
 
@@ -94,31 +95,31 @@ def test_training_learns_resumes_and_exports(pairs, profile, tmp_path):
     pytest.importorskip("efficientnet_lite_pytorch")
     run = tmp_path / "run"
     run.mkdir()
-    trainer = CompensatorTrainer(SMALL, HeldToSymbols(profile), run)
+    trainer = CompensatorTrainer(SMALL, ProjectToCells(profile), run)
     short = StageConfig(minutes=0.05, batch=2, crop=64, checkpoint_minutes=0.02)
     trainer.run("one-step", pairs, short, False)
     before = trainer.done["one-step"]["step"]
-    again = CompensatorTrainer(SMALL, HeldToSymbols(profile), run)
+    again = CompensatorTrainer(SMALL, ProjectToCells(profile), run)
     assert again.done["one-step"]["step"] == before > 0
     (tmp_path / "next").mkdir()
-    follower = CompensatorTrainer(SMALL, HeldToSymbols(profile), tmp_path / "next")
+    follower = CompensatorTrainer(SMALL, ProjectToCells(profile), tmp_path / "next")
     follower.start_from(run / "checkpoint.pt")
     wanted = dict(again.mean.named_parameters())
     assert not follower.done and all(torch.equal(p, wanted[n]) for n, p in follower.net.named_parameters())
-    with pytest.raises(ValueError, match="not a checkpoint"):
+    with pytest.raises(CheckpointError, match="not a checkpoint"):
         follower.start_from(run / "one-step.csv")
     torch.save({"codec_config": {}}, tmp_path / "checkpoint.pt")  # a codec's run
-    with pytest.raises(ValueError, match="a folder of its own"):
-        CompensatorTrainer(SMALL, HeldToSymbols(profile), tmp_path)
+    with pytest.raises(CheckpointError, match="a folder of its own"):
+        CompensatorTrainer(SMALL, ProjectToCells(profile), tmp_path)
     for stage in ("texture", "latent", "diffusion", "scale"):
         again.run(stage, pairs, short, False)
     trunk = dict(trainer.mean.trunk.named_parameters())
-    for name, parameter in again.mean.trunk.named_parameters():  # later stages leave it as it was
+    for name, parameter in again.mean.trunk.named_parameters():  # later stages do not change it
         assert torch.equal(parameter, trunk[name])
     manifest = export_compensator(run / "checkpoint.pt", tmp_path / "out", "small", [profile])
     assert json.loads((tmp_path / "out" / "manifest.json").read_text())["files"] == manifest["files"]
     loaded = Loaded(tmp_path / "out", threads=1)
-    pairs.held = np.arange(3)
+    pairs.held_out = np.arange(3)
     factors = fit(pairs, Loaded(tmp_path / "out", threads=2), ArrayCodec(profile, 2))
     assert list(factors) == ["base", "one-step", "diffusion"]
     assert all(factor > 0 for table in factors.values() for _, factor in table)
@@ -189,11 +190,11 @@ def test_the_papers_parts_from_a_local_folder(pairs, profile, tmp_path):
         v = net.denoiser(z, torch.tensor([10.0]), features, net.trunk.scaled(latents), values, known)
         assert v.shape == z.shape
         assert torch.allclose(net.denoiser.unet.conv_in.weight, unet.conv_in.weight)
-    trainer = CompensatorTrainer(CompensatorConfig(448), HeldToSymbols(profile), tmp_path, weights=tmp_path)
+    trainer = CompensatorTrainer(CompensatorConfig(448), ProjectToCells(profile), tmp_path, weights=tmp_path)
     trainer.run("diffusion", pairs, StageConfig(minutes=0.02, batch=1, crop=64), False)
     assert not torch.equal(trainer.net.denoiser.unet.conv_in.weight, unet.conv_in.weight)
     assert torch.equal(next(trainer.net.encoder.vae.parameters()), next(vae.parameters()))  # frozen
-    trainer.done["one-step"] = {"finished": True}  # its parts are random, which the export does not mind
+    trainer.done["one-step"] = {"finished": True}  # the export accepts random parts
     trainer.save("diffusion", None)
     export_compensator(tmp_path / "checkpoint.pt", tmp_path / "paper", "paper", [profile])
     assert Loaded(tmp_path / "paper", threads=1).methods == ["one-step", "diffusion"]

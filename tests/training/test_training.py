@@ -1,4 +1,4 @@
-"""Training end to end on a few real tiles: it learns, resumes, is exported, and the export decodes."""
+"""Training end to end on a few real tiles: a run learns and resumes, and its export decodes."""
 
 import csv
 import shutil
@@ -11,15 +11,16 @@ from PIL import Image
 from perigee.benchmarks.codec import ArrayCodec
 from perigee.bitstream import format as fmt
 from perigee.bitstream.contract import answer
-from perigee.bitstream.errors import ProfileError, RasterError
+from perigee.bitstream.errors import OutputError, ProfileError, RasterError
 from perigee.bitstream.profile import load_profile
 from perigee.engines.flight import FlightEngine
 from perigee.engines.ground import GroundEngine
 from perigee.engines.onnxruntime import OnnxRuntimeGraph
 from perigee.engines.torch import TorchGraph
-from perigee.export.profile import export_profile, load_checkpoint
+from perigee.export.profile import export_profile
+from perigee.models.checkpoint import CheckpointError, load_codec
 from perigee.models.codec.codec import Codec, CodecConfig, loss_of
-from perigee.models.codec.flight import BlockTransform
+from perigee.models.codec.transform import BlockTransform
 from perigee.training import cli
 from perigee.training.data import (
     COLOUR_SHARE,
@@ -74,29 +75,29 @@ def test_its_export_is_a_profile_that_decodes(run, tmp_path, tiles):
     assert list(profile.analyses) == ["swift", "lite"]
     tile = np.asarray(Image.open(tiles[5]))
     streams = []
-    for preset in profile.analyses:
-        codec = ArrayCodec(profile, analysis=preset)
+    for analysis in profile.analyses:
+        codec = ArrayCodec(profile, analysis=analysis)
         streams.append(codec.encode(tile, 60))
         assert np.abs(codec.decode(streams[-1]).astype(float) - tile).mean() < 15
     assert streams[0] != streams[1] and fmt.parse(streams[0]).header == fmt.parse(streams[1]).header
     with pytest.raises(ProfileError, match="no analysis 'light'; it has swift, lite"):
         profile.analysis("light")
-    with pytest.raises(ProfileError, match="already"):
+    with pytest.raises(OutputError, match="already"):
         export_profile(out / "checkpoint.pt", tmp_path / "p", "p")
 
 
 def test_cosmics_encoder_trains_and_flies(folder, tmp_path, tiles):
-    """The published encoder, with and without its attention, through training, export and both engines."""
-    presets = ["cosmic", "cosmic-cam", "cosmic-cam-linear"]
-    common = ["--data", str(folder), "--presets", *presets, "--batch", "2", "--crop", "64", "--minutes", "0.03"]
+    """The published encoder trains, is exported, and runs in both engines, with and without its attention."""
+    names = ["cosmic", "cosmic-cam", "cosmic-cam-linear"]
+    common = ["--data", str(folder), "--presets", *names, "--batch", "2", "--crop", "64", "--minutes", "0.03"]
     assert cli.main([str(tmp_path / "run"), *common]) == 0
     manifest = export_profile(tmp_path / "run" / "checkpoint.pt", tmp_path / "p", "p")
     assert max(manifest["parity"]["latents_differing"]) < 20
     image = np.asarray(Image.open(tiles[0])).transpose(2, 0, 1)[None].astype(np.float32) / 255
     profile = load_profile(tmp_path / "p")
-    for preset in presets:
+    for name in names:
         (q1, _), (q2, _) = (
-            FlightEngine(profile, 2, graph, analysis=preset).analyse(image, 200)
+            FlightEngine(profile, 2, graph, analysis=name).analyse(image, 200)
             for graph in (OnnxRuntimeGraph, TorchGraph)
         )
         assert (q1 != q2).mean() < 1e-3 and q1.any()
@@ -108,7 +109,7 @@ def blocks_of(crops):
 
 
 def test_a_start_from_the_block_transform_is_a_working_codec(folder):
-    """Before any training the transform codec already reconstructs."""
+    """The transform codec reconstructs images before any training."""
     torch.manual_seed(0)
     codec = Codec(CodecConfig())
     sampler = CropSampler(load_folders([folder]))
@@ -117,7 +118,7 @@ def test_a_start_from_the_block_transform_is_a_working_codec(folder):
     x = crops[:4].permute(0, 3, 1, 2)
     quality = torch.full((4,), 230.0)
     with torch.no_grad():
-        _, bpp, mse = loss_of(codec(x, quality, noise=False, preset="lite"), x, codec.config.lambda_of(quality))
+        _, bpp, mse = loss_of(codec(x, quality, noise=False, analysis="lite"), x, codec.config.lambda_of(quality))
     assert -10 * torch.log10(mse.mean()) > 27 and 0 < bpp.mean() < 8
 
 
@@ -187,7 +188,7 @@ def test_a_run_starts_from_another_ones_weights(run, folder, tmp_path):
 
 
 def test_the_synthesis_grows_and_trains_alone(run, folder, tmp_path):
-    """New blocks start as the identity; frozen parts stay, so that the contract is the same and old streams decode."""
+    """New blocks start as the identity, and frozen parts do not change, so the contract is the same and old streams decode."""
     out, _ = run
     common = ["--data", str(folder), "--presets", "swift", "lite", "--batch", "2", "--crop", "64", "--minutes", "0.02"]
     deeper = [
@@ -203,13 +204,11 @@ def test_the_synthesis_grows_and_trains_alone(run, folder, tmp_path):
     ]
     assert cli.main([str(tmp_path / "a"), *common, *deeper, "--learning-rate", "1e-9"]) == 0
     assert cli.main([str(tmp_path / "b"), *common, *deeper, "--learning-rate", "1e-3"]) == 0
-    (first, _), (same, _), (other, _) = (
-        load_checkpoint(p / "checkpoint.pt") for p in (out, tmp_path / "a", tmp_path / "b")
-    )
+    (first, _), (same, _), (other, _) = (load_codec(p / "checkpoint.pt") for p in (out, tmp_path / "a", tmp_path / "b"))
     x = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     quality = torch.full((1,), 150.0)
     with torch.no_grad():
-        images = [codec(x, quality, noise=False, preset="swift").image for codec in (first, same, other)]
+        images = [codec(x, quality, noise=False, analysis="swift").image for codec in (first, same, other)]
     assert torch.allclose(images[0], images[1], atol=1e-4) and not torch.allclose(images[0], images[2], atol=1e-4)
     for name, value in first.state_dict().items():
         if not name.startswith(("synthesis.", "reconstruction.")):
@@ -219,15 +218,13 @@ def test_the_synthesis_grows_and_trains_alone(run, folder, tmp_path):
 
 
 def test_the_prior_grows_and_trains_alone(run, folder, tmp_path, tiles):
-    """Finer slices and magnitudes cost hardly anything before training; all else stays; every engine computes the result."""
+    """A larger prior costs little more before it is trained; other parts do not change; every engine computes the result."""
     out, _ = run
     common = ["--data", str(folder), "--presets", "swift", "lite", "--batch", "2", "--crop", "64", "--minutes", "0.02"]
     larger = ["--start-from", str(out / "checkpoint.pt"), "--only", "prior", "--prior", "large"]
     assert cli.main([str(tmp_path / "a"), *common, *larger, "--learning-rate", "1e-9"]) == 0
     assert cli.main([str(tmp_path / "b"), *common, *larger, "--learning-rate", "2e-2"]) == 0
-    (first, _), (same, _), (other, _) = (
-        load_checkpoint(p / "checkpoint.pt") for p in (out, tmp_path / "a", tmp_path / "b")
-    )
+    (first, _), (same, _), (other, _) = (load_codec(p / "checkpoint.pt") for p in (out, tmp_path / "a", tmp_path / "b"))
     x = torch.from_numpy(np.asarray(Image.open(tiles[5])).copy()).permute(2, 0, 1)[None].float() / 255
     quality = torch.full((1,), 150.0)
     with torch.no_grad():
@@ -267,5 +264,5 @@ def test_sources_of_an_index_can_be_left_out(folder, tmp_path):
 
 def test_a_foreign_checkpoint_is_refused(tmp_path):
     torch.save({"something": 1}, tmp_path / "x.pt")
-    with pytest.raises(ProfileError, match="not a perigee-train checkpoint"):
+    with pytest.raises(CheckpointError, match="not a perigee-train checkpoint"):
         export_profile(tmp_path / "x.pt", tmp_path / "out", "x")

@@ -1,4 +1,8 @@
-"""Images held to their symbols as the ground holds compensated ones, differentiable: what a compensator is trained through."""
+"""A differentiable form of the ground's projection, so that a compensator is trained on images as a product shows them.
+
+The ground moves a compensated image to where it agrees with the received symbols (decisions 0005 and 0009). Each symbol stands
+for a quantisation cell: an interval in which the latent lies.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +15,13 @@ from perigee.bitstream.cells import HALF_CELL_MIN, PROJECTIONS, ROUNDING
 from perigee.bitstream.contract import BLOCK
 from perigee.bitstream.profile import Profile
 from perigee.engines.ground import GroundEngine
-from perigee.models.codec.flight import Gains
+from perigee.models.codec.transform import Gains
 
 
-class HeldToSymbols(nn.Module):
-    """In turn onto what a product of 8 bits can show and onto the received symbols (decisions 0005 and 0009).
+class ProjectToCells(nn.Module):
+    """Projects images alternately onto what an 8-bit product can show and onto the cells of the received symbols.
 
-    The transform is that of the profile's own graph: the inverse as the graph applies it to single latents.
+    The transform is that of the profile's own graph: its inverse is measured by applying the graph to single latents.
     """
 
     analysis: Tensor
@@ -38,7 +42,10 @@ class HeldToSymbols(nn.Module):
         self.gains.knots.copy_(torch.from_numpy(profile.contract.gain_knots))
 
     def forward(self, image: Tensor, symbols: Tensor, quality_step: Tensor) -> Tensor:
-        """``image`` [N, 3, H, W] in 0..1, ``symbols`` [N, latents, H/16, W/16], Q [N]."""
+        """Return the projected images, [N, 3, H, W].
+
+        ``image`` is [N, 3, H, W] in 0..1, ``symbols`` [N, latents, H/16, W/16], ``quality_step`` [N] in 0..250.
+        """
         gains = self.gains(quality_step)
         reach = (0.5 - 3 * ROUNDING / 255 * gains).clamp_min(HALF_CELL_MIN)
         low, high = (symbols - reach) / gains, (symbols + reach) / gains

@@ -1,31 +1,45 @@
-"""Grows the first release's checkpoint (192 latents) into the second's shape (288), as decision 0003 tells.
+"""Grows the checkpoint of profile ``lite`` (192 latents) into the shape of ``flight`` (288 latents), see decision 0003.
 
-``python docs/decisions/0003-grow.py OLD_CHECKPOINT NEW_CHECKPOINT IMAGE_FOLDER...``; the result is for
-``perigee-train --start-from``. Channels that are there already keep their weights; new latents start as the transform
-codec's, orthogonal to the trained ones; all that would let them into the networks starts at zero. Kept beside the decision
-for whoever wants to repeat it: nothing else needs it.
+The result is for ``perigee-train --start-from``. Channels that exist in both keep their weights. New latents start as those of
+the transform codec, orthogonal to the trained ones, and all weights that would let them into the networks start at zero.
+The recipe needs the networks of release 0.2.0, whose transform was a Karhunen-Loève transform (KLT) of whole blocks. It is kept
+as the record of how ``flight`` was made; with later networks it ends with exit code 69.
 """
 
+from __future__ import annotations
+
+import argparse
 import math
-import sys
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from perigee.bitstream.contract import KNOTS
+from perigee.bitstream.errors import EngineError, Fault
 from perigee.bitstream.prior import QUALITY_STEPS
+from perigee.models.checkpoint import read_checkpoint
 from perigee.models.codec.codec import Codec, CodecConfig
-from perigee.training.data import CropSampler, load_folders
+from perigee.support.command import Parser, run
+from perigee.training.data import load_folders
+from perigee.training.loop import blocks_of
 
+PROGRAM = "python -m perigee.training.recipes.grow_flight"
+EXCLUDED = ("oam7cm_kampala", "oam10cm_5dded5bc", "s2l2a", "drone_garfield")  # sources
 OLD_LAMBDA_MAX, OLD_LATENTS, OLD_LAST_SLICE = 0.2, 192, 112
-MOVED = {"synthesis.level8.3": "synthesis.level8.2", "synthesis.level4.2": "synthesis.level4.1"}  # behind a new block
+# layers that moved because a new block was put in front of them
+MOVED = {"synthesis.level8.3": "synthesis.level8.2", "synthesis.level4.2": "synthesis.level4.1"}
 NEW = ("analysis.networks.", "synthesis.level8.2.", "synthesis.level4.1.")
 
 
 def new_components(trained: Tensor, blocks: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Leading eigenvectors [count, 768] of what the trained basis [M, 768] leaves of the blocks, and their deviations."""
+    """Return the strongest components of what a trained basis leaves of the blocks, and their deviations.
+
+    ``trained`` is the basis [M, 768], ``blocks`` [K, 768] are pixels in 0..1. Returns [count, 768] and [count].
+    """
     span, _ = torch.linalg.qr(trained.double().T)
     rest = (blocks - 0.5).double()
     rest = rest - (rest @ span) @ span.T
@@ -34,7 +48,7 @@ def new_components(trained: Tensor, blocks: Tensor, count: int) -> tuple[Tensor,
 
 
 def knots_moved(old: Tensor, config: CodecConfig) -> Tensor:
-    """Log gains at the new knots: the old piecewise line over log lambda, its last piece continued."""
+    """Return the log gains [KNOTS, M] at the new knots: the old piecewise line over log lambda with its last piece continued."""
     old_at = np.linspace(math.log(config.lambda_min), math.log(OLD_LAMBDA_MAX), KNOTS)
     new_at = np.linspace(math.log(config.lambda_min), math.log(config.lambda_max), KNOTS)
     slope = (old[-1] - old[-2]) / (old_at[-1] - old_at[-2])
@@ -49,9 +63,19 @@ def knots_moved(old: Tensor, config: CodecConfig) -> Tensor:
 
 @torch.no_grad()
 def grow(old: dict[str, Tensor], blocks: Tensor, config: CodecConfig) -> dict[str, Tensor]:
-    """State of a new codec."""
+    """Return the state of a codec of configuration ``config`` that starts from the state ``old``.
+
+    Raises EngineError where the installed networks are not those of release 0.2.0.
+    """
     codec = Codec(config)
-    codec.start_from_klt(blocks)
+    start_from_klt: Any = getattr(codec, "start_from_klt", None)
+    if start_from_klt is None:
+        raise EngineError(
+            "this recipe needs the networks of release 0.2.0; check that release out to repeat it",
+            Fault.ABSENT,
+            expected="release 0.2.0",
+        )
+    start_from_klt(blocks)
     state = codec.state_dict()
     count = config.prior.latents - OLD_LATENTS
     plane = math.log(config.lambda_max / config.lambda_min) / math.log(OLD_LAMBDA_MAX / config.lambda_min)
@@ -90,16 +114,35 @@ def grow(old: dict[str, Tensor], blocks: Tensor, config: CodecConfig) -> dict[st
     return state
 
 
-def main() -> None:
-    """Entry point."""
-    source, target, *folders = map(Path, sys.argv[1:])
-    sampler = CropSampler(load_folders(folders, ["oam7cm_kampala", "oam10cm_5dded5bc", "s2l2a", "drone_garfield"]))
-    blocks = torch.from_numpy(sampler.batch(1600, 128, np.random.default_rng(3))).reshape(-1, 8, 16, 8, 16, 3)
-    blocks = blocks.permute(0, 1, 3, 5, 2, 4).reshape(-1, 768).float() / 255
-    old = torch.load(source, map_location="cpu", weights_only=True)["mean"]
-    target.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"mean": grow(old, blocks, CodecConfig())}, target)
+def build_parser() -> argparse.ArgumentParser:
+    """Return the recipe's argument parser."""
+    parser = Parser(
+        prog=PROGRAM,
+        description="Grow the checkpoint of profile lite into the shape of profile flight. Needs the networks of release 0.2.0.",
+        epilog="Exit codes: 0 written, 64 usage, 65 unusable checkpoint or images, 66 input missing, 69 other networks.",
+    )
+    parser.add_argument("checkpoint", type=Path, metavar="OLD", help="checkpoint.pt of lite's run")
+    parser.add_argument("out", type=Path, metavar="NEW", help="checkpoint to write")
+    parser.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="folder of training images")
+    return parser
+
+
+def _grow_file(args: argparse.Namespace) -> int:
+    """Grow as the parsed arguments say."""
+    images = load_folders(args.folders, EXCLUDED)
+    blocks = blocks_of(images, np.random.default_rng(3)).reshape(-1, 768)
+    old = read_checkpoint(args.checkpoint)["mean"]
+    state = grow(old, blocks, CodecConfig())
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"mean": state}, args.out)
+    return os.EX_OK
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    args = build_parser().parse_args(argv)
+    return run(PROGRAM, "train", lambda: _grow_file(args))
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())
