@@ -38,13 +38,18 @@ def normalise(samples: Samples, ranges: IntArray | None) -> FloatArray:
     return np.asarray((samples.astype(np.float32) - low) / span, np.float32)
 
 
-def denormalise(image: FloatArray, ranges: IntArray | None, dtype: str) -> Samples:
-    """Inverse of :func:`normalise`: float32 [band, row, col] as samples of ``dtype``, rounded and clamped to its range."""
+def denormalise(
+    image: FloatArray, ranges: IntArray | None, dtype: str, limits: tuple[int, int] | None = None
+) -> Samples:
+    """Inverse of :func:`normalise`: float32 [band, row, col] as samples of ``dtype``, rounded and clamped.
+
+    ``limits`` are the smallest and largest sample; None stands for those of the type.
+    """
     if ranges is None:
         values = image * 255
     else:
         ends = ranges.astype(np.float32)
         values = image * (ends[:, 1] - ends[:, 0])[:, None, None] + ends[:, 0][:, None, None]
-    low, high = DTYPE_RANGE[dtype]
+    low, high = limits or DTYPE_RANGE[dtype]
     out: Samples = np.clip(np.rint(np.nan_to_num(values)), low, high).astype(dtype)
     return out

@@ -10,7 +10,7 @@ from perigee.bitstream.errors import OutputError
 from perigee.bitstream.profile import find_profile
 from perigee.engines.build import PRECISIONS, Built, export_engine
 from perigee.engines.tensorrt import engines_folder
-from perigee.support.command import Parser, positive, run
+from perigee.support.command import Parser, positive, prepare_streams, run
 
 
 def build_parser() -> Parser:
@@ -44,6 +44,7 @@ def build_parser() -> Parser:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point of ``export-engine``; exit codes as in ``sysexits.h``."""
+    prepare_streams()
     parser = build_parser()
     args = parser.parse_args(argv)
     if (args.precision == "int8") != (args.calibration is not None):

@@ -7,7 +7,7 @@ import json
 import os
 from pathlib import Path
 
-from perigee.support.command import Parser, run
+from perigee.support.command import Parser, prepare_streams, run
 
 PROGRAM = "export-profile"
 
@@ -38,5 +38,6 @@ def _export(args: argparse.Namespace) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point of ``export-profile``; returns the exit code."""
+    prepare_streams()
     args = build_parser().parse_args(argv)
     return run(PROGRAM, "export", lambda: _export(args))

@@ -13,7 +13,7 @@ from typing import Any
 
 from perigee.bitstream.errors import Fault, MetadataError
 from perigee.bitstream.profile import DEFAULT_PROFILE, find_profile
-from perigee.support.command import Parser, run
+from perigee.support.command import Parser, prepare_streams, run
 
 PROGRAM = "export-compensator"
 
@@ -72,5 +72,6 @@ def _export(args: argparse.Namespace) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point of ``export-compensator``; returns the exit code."""
+    prepare_streams()
     args = build_parser().parse_args(argv)
     return run(PROGRAM, "compensation", lambda: _export(args))

@@ -1,4 +1,8 @@
-"""What stays on the ground. GDAL reads its settings when it is loaded, so they are made before anything here imports it."""
+"""What stays on the ground.
+
+GDAL reads its settings when it is loaded, so one is made here, before anything in this package imports it. The commands go
+further and run GDAL and PROJ in an environment of their own (``environment.py``).
+"""
 
 import os
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from perigee.bitstream.errors import Fault, OutputError, PerigeeError
-from perigee.support.command import Parser, exit_code, exit_on_sigterm, positive, run
+from perigee.ground.environment import own_environment
+from perigee.support.command import Parser, exit_code, exit_on_sigterm, positive, prepare_streams, run
 
 if TYPE_CHECKING:
     from perigee.ground.orders import Made
@@ -96,6 +97,13 @@ def build_parser() -> Parser:
         help="also write how far to trust each pixel: half the width of its 90 %% interval, and where detail was generated; with "
         "--strength 0 this is said of the image without generated detail",
     )
+    parser.add_argument(
+        "--unknown-crs",
+        choices=("refuse", "keep", "drop"),
+        default="refuse",
+        help="what to do with a CRS that cannot be interpreted: refuse with exit code 65, keep it as text in a tag, or drop it "
+        "(default %(default)s)",
+    )
     parser.add_argument("--stac", type=Path, metavar="OUT.json", help="also write a STAC item of the product")
     parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: all cores)")
     parser.add_argument(
@@ -107,12 +115,14 @@ def build_parser() -> Parser:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; exit codes as in ``sysexits.h``."""
+    prepare_streams()
     parser = build_parser()
     args = parser.parse_args(argv)
     args.out = args.out or args.stream.with_suffix(".tif")
     if args.out.suffix.lower() not in SUFFIXES:
         parser.error(f"{args.out}: the product's suffix must be .tif, .tiff or .png")
     exit_on_sigterm()
+    own_environment(PROGRAM)
     return run(PROGRAM, "ground", lambda: _information(args) if args.info else _decode(args))
 
 
@@ -147,6 +157,7 @@ def _decode(args: argparse.Namespace) -> int:
         args.seed,
         args.strength,
         tuple(paths),
+        args.unknown_crs,
     )
     _check_outputs(args.stream, list(paths.values()), args.overwrite)
     start = time.perf_counter()

@@ -27,6 +27,7 @@ from perigee.ground.regions import Region, squares_over
 from perigee.ground.source import Decoded, Report, acquisition_tags
 
 MARGIN = 8  # latents on each side
+UNITS_NAMED = 100  # in the tags of a product
 WINDOW_PATCHES = 4  # patches on the side of a synthesis window: the margin costs little and memory stays small
 ImageOf = Callable[[int, Region], FloatArray]  # group and region to its image [3, rows, cols]
 
@@ -104,6 +105,18 @@ class SceneDecoder:
     def incomplete(self) -> bool:
         """Whether parts of the scene may have no data: a product then needs a mask of its own."""
         return self.damaged or any(s.mode == fmt.DROPPED for s in self.stream.segments.values())
+
+    @property
+    def has_gaps(self) -> bool:
+        """Whether some samples may be invalid."""
+        empty = any(s.mode != fmt.NETWORK for s in self.stream.segments.values())
+        return self.incomplete or empty or bool(self.stream.masks)
+
+    @property
+    def sample_range(self) -> tuple[int, int]:
+        """Smallest and largest value of a sample: those of its type, or of the bits that the source used of it."""
+        low, high = DTYPE_RANGE[self.dtype]
+        return low, high if self.metadata.nbits is None else min(high, (1 << self.metadata.nbits) - 1)
 
     @property
     def fill(self) -> int:
@@ -252,7 +265,7 @@ class SceneDecoder:
             if len(members) < fmt.BANDS_PER_GROUP:  # the last band stood in for the missing ones
                 image = np.concatenate([image[: len(members) - 1], image[len(members) - 1 :].mean(0, keepdims=True)])
             ranges = None if self.stream.ranges is None else self.stream.ranges[members]
-            samples = denormalise(image, ranges, h.dtype)
+            samples = denormalise(image, ranges, h.dtype, self.sample_range)
             for place, band in enumerate(chosen):
                 if band in members:
                     out[place] = samples[members.index(band)]
@@ -262,7 +275,7 @@ class SceneDecoder:
 
     def settle(self, samples: Samples, valid: BoolArray) -> None:
         """Invalid samples become the fill value; valid ones must not look like nodata and move by one if they do."""
-        fill, high = self.fill, DTYPE_RANGE[self.dtype][1]
+        fill, high = self.fill, self.sample_range[1]
         if self.metadata.nodata is not None and not self.metadata.masked:
             samples[valid & (samples == fill)] = fill + 1 if fill < high else fill - 1
         samples[~valid] = fill
@@ -298,7 +311,20 @@ class SceneDecoder:
             "PERIGEE_QUALITY": "-".join(f"{quality_of(q):g}" for q in ends),
             "PERIGEE_LOSSY": "YES",
             "PERIGEE_GENERATED_DETAIL": "NO",
-        } | acquisition_tags(self.metadata)
+        } | (acquisition_tags(self.metadata) | self._damage_tags())
+
+    def _damage_tags(self) -> dict[str, str]:
+        """What a cut or damaged stream could not give, as far as it has been read."""
+        report, notes = self.report, [*self.stream.damage, *self.report.notes]
+        if not (report.cut or report.lost or notes):
+            return {}
+        tags = {"PERIGEE_DAMAGE": f"{len(report.lost)} units lost, {len(report.cut)} cut short, {len(notes)} notes"}
+        for name, units in (("PERIGEE_LOST_UNITS", report.lost), ("PERIGEE_CUT_UNITS", report.cut)):
+            if units:
+                numbers = sorted(units)
+                more = f" and {len(numbers) - UNITS_NAMED} more" if len(numbers) > UNITS_NAMED else ""
+                tags[name] = " ".join(map(str, numbers[:UNITS_NAMED])) + more
+        return tags
 
     # --- validity --------------------------------------------------------------------------------------------------
 
@@ -343,6 +369,13 @@ class SceneDecoder:
             segment = self.stream.segments.get(unit)
             if segment is None or segment.mode in (fmt.EMPTY, fmt.DROPPED) or unit in self.report.lost:
                 valid[list(h.group_bands(group))] = False
-        if alpha is not None and not valid.any():
-            alpha[:] = 0
+        if alpha is not None:
+            alpha = np.where(self._sent(patch), alpha, 0).astype(alpha.dtype)
         return valid, alpha
+
+    def _sent(self, patch: int) -> bool:
+        """Whether all units of a patch are there; alpha must not declare valid what was lost."""
+        units = range(patch * self.header.groups, (patch + 1) * self.header.groups)
+        modes = [self.stream.segments[unit].mode for unit in units if unit in self.stream.segments]
+        lost = len(modes) < len(units) or fmt.DROPPED in modes or any(unit in self.report.lost for unit in units)
+        return not lost and any(mode != fmt.EMPTY for mode in modes)

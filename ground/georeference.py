@@ -17,22 +17,89 @@ from rasterio.transform import Affine
 from perigee.bitstream.errors import MetadataError
 from perigee.bitstream.metadata import GeoKeys, Metadata
 from perigee.ground.source import ImageSource
-from perigee.ground.views import View
+from perigee.ground.views import Layout, View
+
+UNKNOWN_CRS = ("refuse", "keep", "drop")  # what is done with a CRS that cannot be interpreted
+EPOCH_KEY, DOUBLES_TAG = 5120, 34736
 
 
 def crs_of(metadata: Metadata) -> CRS | None:
-    """The scene's CRS from its EPSG code or raw GeoKeys. Raises MetadataError where PROJ cannot make sense of it."""
+    """The scene's CRS, from its EPSG code, its text, or its raw GeoKeys; None where it has none.
+
+    Raises MetadataError where PROJ cannot make sense of it.
+    """
     try:
         if metadata.epsg is not None:
             return CRS.from_epsg(metadata.epsg)
-        return None if metadata.geokeys is None else _crs_from_geokeys(metadata.geokeys)
+        if metadata.crs_wkt is not None:
+            return CRS.from_wkt(metadata.crs_wkt)
+        found = None if metadata.geokeys is None else _crs_from_geokeys(metadata.geokeys)
     except (
         rasterio.errors.CRSError,
         rasterio.errors.RasterioError,
         rasterio.errors.RasterioIOError,
         UnicodeError,
     ) as error:
-        raise MetadataError(f"the CRS cannot be used ({error})", field="CRS") from error
+        raise MetadataError(f"the CRS cannot be used ({error})", field="CRS", found=crs_text(metadata)) from error
+    if found is None and metadata.geokeys is not None and _names_a_crs(metadata.geokeys):
+        raise MetadataError(
+            "the CRS cannot be used (GDAL reads none from the GeoKeys)", field="CRS", found=crs_text(metadata)
+        )
+    return found
+
+
+def _names_a_crs(keys: GeoKeys) -> bool:
+    """Whether GeoKeys say more than that there is no CRS."""
+    return any(key in (2048, 3072, 4096) for key in keys.directory[4::4])
+
+
+def crs_text(metadata: Metadata) -> str:
+    """The CRS as it was carried, for people."""
+    if metadata.epsg is not None:
+        return f"EPSG:{metadata.epsg}"
+    if metadata.crs_wkt is not None:
+        return metadata.crs_wkt
+    keys = metadata.geokeys
+    return "" if keys is None else f"GeoKeys {list(keys.directory)} {list(keys.doubles)} {keys.ascii!r}"
+
+
+def usable_crs(metadata: Metadata, unknown_crs: str) -> tuple[CRS | None, dict[str, str]]:
+    """The CRS of a product and tags that say what became of one that cannot be interpreted.
+
+    ``unknown_crs`` is ``refuse``, which raises MetadataError; ``keep``, which keeps it as text in a tag; or ``drop``.
+    """
+    try:
+        return crs_of(metadata), {}
+    except MetadataError as error:
+        if unknown_crs == "refuse":
+            raise MetadataError(
+                f"{error}; --unknown-crs keep (unknown_crs=keep) keeps it as text, drop leaves it out",
+                field="CRS",
+                expected="a CRS that PROJ knows",
+                found=crs_text(metadata),
+            ) from error
+        tags = {"PERIGEE_CRS_PROBLEM": str(error)}
+        return None, tags | ({"PERIGEE_CRS": crs_text(metadata)} if unknown_crs == "keep" else {})
+
+
+def epoch_of(metadata: Metadata) -> float | None:
+    """The coordinate epoch in GeoKey 5120, in years; None where there is none."""
+    keys = metadata.geokeys
+    if keys is None:
+        return None
+    d = keys.directory
+    for key, location, _, value in (d[i : i + 4] for i in range(4, len(d) - 3, 4)):
+        if key == EPOCH_KEY and location == DOUBLES_TAG and value < len(keys.doubles):
+            return keys.doubles[value]
+    return None
+
+
+def geotiff_version(metadata: Metadata, crs: CRS | None) -> dict[str, str]:
+    """The creation option that keeps the GeoTIFF version of a compound CRS: GDAL shows its vertical part by the version."""
+    keys = metadata.geokeys
+    if keys is None or crs is None or "VERT" not in crs.to_wkt():
+        return {}
+    return {"GEOTIFF_VERSION": "1.1" if keys.directory[2] else "1.0"}
 
 
 def _crs_from_geokeys(keys: GeoKeys) -> CRS | None:
@@ -57,7 +124,7 @@ def _crs_from_geokeys(keys: GeoKeys) -> CRS | None:
         table += struct.pack("<HHI", tag, kind, count) + value.ljust(4, b"\0")
     table = table.replace(b"PIXL", struct.pack("<I", start), 1)
     data = b"II*\0" + struct.pack("<IH", 8, len(entries)) + table + b"\0" * 4 + b"\0" * 4 + extra
-    with MemoryFile(data) as memory, memory.open() as source:
+    with rasterio.Env(GTIFF_REPORT_COMPD_CS="YES"), MemoryFile(data) as memory, memory.open() as source:
         crs: CRS | None = source.crs
         return crs
 
@@ -83,14 +150,10 @@ def gcps_of(metadata: Metadata, view: View) -> list[GroundControlPoint]:
     ]
 
 
-def describe(target: Any, source: ImageSource, view: View) -> None:
-    """Georeferencing, names and tags of a dataset open for writing."""
+def describe(target: Any, source: ImageSource, view: View, layout: Layout, unknown_crs: str = "refuse") -> None:
+    """Georeferencing, names, units and tags of a dataset open for writing. Raises MetadataError for an unusable CRS."""
     metadata = source.metadata
-    try:
-        crs = crs_of(metadata)
-    except MetadataError as error:  # the pixels are sound all the same
-        crs = None
-        target.update_tags(PERIGEE_CRS_PROBLEM=str(error))
+    crs, tags = usable_crs(metadata, unknown_crs)
     f, region = view.reduction, view.region
     if metadata.transform is not None:
         a, b, c, d, e, g = metadata.transform
@@ -104,16 +167,37 @@ def describe(target: Any, source: ImageSource, view: View) -> None:
         target.rpcs = rpc_of(metadata.rpc, view)
     if metadata.pixel_is_point:
         target.update_tags(AREA_OR_POINT="Point")
-    names = metadata.band_names
-    for place, band in enumerate(view.bands, start=1):
-        if band < len(names) and names[band]:
-            target.set_band_description(place, names[band])
+    _describe_bands(target, metadata, source.bands, view, layout)
+    target.update_tags(**tags, **source.provenance())
+
+
+def _describe_bands(target: Any, metadata: Metadata, bands: int, view: View, layout: Layout) -> None:
+    """Names, scales, units and tags of the bands, at the places that the bands have in the product."""
+    place = {band: number for band, number in zip(view.bands, layout.places, strict=True)}
+    if layout.alpha is not None:
+        place[bands] = layout.alpha  # an entry behind the last band is the alpha band's
+
+    def in_places(values: tuple[Any, ...], empty: Any) -> list[Any]:
+        out = [empty] * target.count
+        for band, number in place.items():
+            if band < len(values):
+                out[number] = values[band]
+        return out
+
+    for number, name in enumerate(in_places(metadata.band_names, ""), start=1):
+        if name:
+            target.set_band_description(number, name)
     if metadata.scales:
-        unit = [(metadata.scales[b] if b < len(metadata.scales) else (1.0, 0.0)) for b in view.bands]
-        extra = target.count - len(unit)
-        target.scales = [s for s, _ in unit] + [1.0] * extra
-        target.offsets = [o for _, o in unit] + [0.0] * extra
-    target.update_tags(**source.provenance())
+        scales = in_places(metadata.scales, (1.0, 0.0))
+        target.scales, target.offsets = [s for s, _ in scales], [o for _, o in scales]
+    if metadata.units:
+        target.units = in_places(metadata.units, "")
+    for tag in metadata.tags:
+        space = {"ns": tag.domain} if tag.domain else {}
+        if tag.band == 0:
+            target.update_tags(**space, **{tag.name: tag.value})
+        elif tag.band - 1 in place:
+            target.update_tags(place[tag.band - 1] + 1, **space, **{tag.name: tag.value})
 
 
 def undo_gcp_shift(path: Path, wanted: list[GroundControlPoint]) -> None:

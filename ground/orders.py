@@ -13,20 +13,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from perigee.bitstream import format as fmt
 from perigee.bitstream.errors import Fault, OrderError, TooLargeError
 from perigee.ground.compensation.request import Compensation
 from perigee.ground.compensation.source import RUNS_LIMIT, CompensatedSource
 from perigee.ground.decoder import SceneDecoder
+from perigee.ground.georeference import UNKNOWN_CRS, usable_crs
 from perigee.ground.inspection import inspect
 from perigee.ground.library import NONE, Library
 from perigee.ground.products import (
     COG_MEDIA_TYPE,
     check_png,
     check_trust,
-    read_array,
+    statistics_of,
     write_cog,
     write_png,
     write_trust,
@@ -55,6 +54,7 @@ class OrderLimits:
 class Order:
     """Products of a stream. ``window`` is top, left, rows and columns in pixels; ``bands`` count from 1; None is everything.
 
+    ``unknown_crs`` says what is done with a CRS that cannot be interpreted: refuse, keep (as text in a tag) or drop.
     ``format`` (tif, png or json) is that of the image. ``products`` are the image, how far to trust it, and a STAC item of both.
     Raises OrderError or CompensationError for what could not be made of any stream.
     """
@@ -69,10 +69,12 @@ class Order:
     seed: int = 0
     strength: float = 1.0
     products: tuple[str, ...] = (IMAGE,)
+    unknown_crs: str = "refuse"
 
     def __post_init__(self) -> None:
         _one_of("format", self.format, FORMATS)
         _one_of("scale", self.scale, SCALES)
+        _one_of("unknown_crs", self.unknown_crs, UNKNOWN_CRS)
         for product in self.products:
             _one_of("product", product, PRODUCTS)
         if TRUST in self.products:
@@ -203,15 +205,17 @@ def make(
     trusted = check_trust(source, view) if TRUST in order.products else None
     if order.format == "png" and IMAGE in order.products:
         check_png(source)
+    if order.format != "json":
+        usable_crs(source.metadata, order.unknown_crs)
     value = None
     if order.format == "json":
         value = _described(source, view, len(data), writing)
     elif IMAGE in order.products:
         with replacing(paths[IMAGE]) as temporary:
-            (write_png if order.format == "png" else write_cog)(temporary, source, view, writing)
+            (write_png if order.format == "png" else write_cog)(temporary, source, view, writing, order.unknown_crs)
     if trusted is not None:
         with replacing(paths[TRUST]) as temporary:
-            write_trust(temporary, trusted, view, writing)
+            write_trust(temporary, trusted, view, writing, order.unknown_crs)
     if STAC in order.products:
         item = stac_item(source, view, paths[IMAGE], paths.get(TRUST))
         write_atomically(paths[STAC], (json.dumps(item, indent=1) + "\n").encode())
@@ -227,13 +231,10 @@ def _described(
     source: SceneDecoder | CompensatedSource, view: View, size_bytes: int, progress: Progress | None
 ) -> dict[str, Any]:
     """The stream, the view and the statistics of its bands as JSON-ready values."""
-    array = read_array(source, view, progress)
+    statistics = statistics_of(source, view, progress)
     found = inspect(_stream_of(source), size_bytes) | {
         "view": {"region": tuple(view.region), "bands": [b + 1 for b in view.bands], "size": view.size},
-        "statistics": [
-            {"band": b + 1, "min": int(a.min()), "max": int(a.max()), "mean": round(float(np.mean(a)), 4)}
-            for b, a in zip(view.bands, array, strict=True)
-        ],
+        "statistics": [asdict(band) for band in statistics],
         "provenance": source.provenance(),
         "cut": source.report.cut,
         "lost": source.report.lost,

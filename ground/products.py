@@ -10,28 +10,34 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from xml.sax.saxutils import escape
 
 import numpy as np
 import rasterio
 import rasterio.shutil
+from rasterio._err import CPLE_BaseError
 from rasterio.enums import ColorInterp
-from rasterio.errors import NotGeoreferencedWarning
+from rasterio.errors import NotGeoreferencedWarning, RasterioError, RasterioIOError
 from rasterio.windows import Window
 
 from perigee.bitstream import format as fmt
-from perigee.bitstream.arrays import Samples
-from perigee.bitstream.errors import Fault, OrderError
+from perigee.bitstream.errors import Fault, OrderError, OutputError
+from perigee.bitstream.metadata import Metadata
 from perigee.ground.compensation.source import CompensatedSource
-from perigee.ground.georeference import describe, gcps_of, undo_gcp_shift
+from perigee.ground.georeference import describe, epoch_of, gcps_of, geotiff_version, undo_gcp_shift, usable_crs
 from perigee.ground.regions import Region
 from perigee.ground.source import ImageSource, Progress
-from perigee.ground.views import View, blocks_of
+from perigee.ground.views import Layout, View, blocks_of, layout_of
+from perigee.support.files import PREFIX, SUFFIX
 
 warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)  # scenes without georeferencing are legitimate
 COG_MEDIA_TYPE = "image/tiff; application=geotiff; profile=cloud-optimized"
 TILED = {"driver": "GTiff", "tiled": True, "blockxsize": 256, "blockysize": 256, "BIGTIFF": "IF_SAFER"}
+ENVIRONMENT = {"GDAL_TIFF_INTERNAL_MASK": "YES", "GTIFF_REPORT_COMPD_CS": "YES"}
+GDAL_ERRORS = (RasterioError, RasterioIOError, CPLE_BaseError)
 COG = {"driver": "COG", "COMPRESS": "DEFLATE", "PREDICTOR": "YES", "BLOCKSIZE": 512, "BIGTIFF": "IF_SAFER"}
 
 
@@ -39,77 +45,140 @@ def _window(place: Region) -> Window:
     return Window(place.left, place.top, place.cols, place.rows)
 
 
-def _alpha_place(source: ImageSource, view: View) -> int | None:
-    """Position (from 0) of the alpha band in the product: the source's, or last where bands were chosen."""
-    alpha = source.metadata.alpha_band
-    return None if alpha is None else min(alpha, len(view.bands))
+def _write_plain(
+    path: Path,
+    source: ImageSource,
+    view: View,
+    progress: Progress | None,
+    unknown_crs: str = "refuse",
+    opacity: bool = False,
+) -> dict[str, Any]:
+    """The view as a tiled GeoTIFF, block by block; returns the options with which it has to be copied.
 
-
-def _write_plain(path: Path, source: ImageSource, view: View, progress: Progress | None) -> None:
-    """The view as a tiled GeoTIFF, block by block."""
-    alpha = _alpha_place(source, view)
-    count = len(view.bands) + (alpha is not None)
-    colour = source.bands == 3 if source.metadata.colour is None else source.metadata.colour
-    rgb = colour and view.bands[:3] == (0, 1, 2) and alpha in (None, 3)
+    ``opacity`` puts validity and alpha into an alpha band behind the others, for formats that have no mask.
+    """
+    metadata = source.metadata
+    layout = Layout(tuple(range(len(view.bands))), len(view.bands)) if opacity else layout_of(source, view)
+    colour = source.bands == 3 if metadata.colour is None else metadata.colour
+    rgb = colour and view.bands[:3] == (0, 1, 2) and layout.alpha in (None, 3)
     rows, cols = view.size
-    layout = TILED | {
-        "width": cols,
-        "height": rows,
-        "count": count,
-        "dtype": source.dtype,
-        "photometric": "RGB" if rgb else "MINISBLACK",
-        "nodata": source.metadata.nodata,
-    }
-    places = [i for i in range(count) if i != alpha]
-    masked = source.metadata.masked or (source.incomplete and source.metadata.nodata is None and alpha is None)
-    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK="YES"), rasterio.open(path, "w+", **layout) as target:
+    crs, _ = usable_crs(metadata, unknown_crs)
+    kept = geotiff_version(metadata, crs) | ({"NBITS": metadata.nbits} if metadata.nbits is not None else {})
+    options = (
+        TILED
+        | kept
+        | {
+            "width": cols,
+            "height": rows,
+            "count": layout.count,
+            "dtype": source.dtype,
+            "photometric": "RGB" if rgb else "MINISBLACK",
+            "nodata": None if opacity else metadata.nodata,
+        }
+    )
+    if layout.alpha is not None and metadata.premultiplied:
+        options["ALPHA"] = "PREMULTIPLIED"
+    masked = metadata.masked or (source.incomplete and metadata.nodata is None and layout.alpha is None)
+    with rasterio.Env(**ENVIRONMENT), rasterio.open(path, "w+", **options) as target:
         for place, block in blocks_of(source, view, progress):
-            target.write(block.samples, [p + 1 for p in places], window=_window(place))
-            if alpha is not None and block.alpha is not None:
-                target.write(block.alpha, alpha + 1, window=_window(place))
-            if masked:
-                target.write_mask(block.valid.all(0), window=_window(place))
-        target.colorinterp = _interpretation(list(target.colorinterp), rgb, alpha)
-        describe(target, source, view)
-    if source.metadata.gcps and source.metadata.pixel_is_point:
-        undo_gcp_shift(path, gcps_of(source.metadata, view))
+            window = _window(place)
+            target.write(block.samples, [p + 1 for p in layout.places], window=window)
+            if layout.alpha is not None:
+                alpha = block.opacity() if opacity or block.alpha is None else block.alpha
+                target.write(alpha, layout.alpha + 1, window=window)
+            if masked and not opacity:
+                target.write_mask(block.valid.all(0), window=window)
+        target.colorinterp = _interpretation(list(target.colorinterp), rgb, view, layout, metadata)
+        describe(target, source, view, layout, unknown_crs)
+    if metadata.gcps and metadata.pixel_is_point:
+        undo_gcp_shift(path, gcps_of(metadata, view))
+    epoch = epoch_of(metadata)
+    if epoch is not None and crs is not None:
+        wkt = escape(crs.to_wkt(), {'"': "&quot;"})
+        pam = f'<PAMDataset><SRS coordinateEpoch="{epoch:.12g}">{wkt}</SRS></PAMDataset>'
+        path.with_name(path.name + ".aux.xml").write_text(pam, encoding="utf-8")
+    return kept
 
 
-def _interpretation(found: list[ColorInterp], rgb: bool, alpha: int | None) -> list[ColorInterp]:
-    """What each band of a product shows, from what GDAL assumed."""
+def _interpretation(
+    found: list[ColorInterp], rgb: bool, view: View, layout: Layout, metadata: Metadata
+) -> list[ColorInterp]:
+    """What each band of a product shows, from what GDAL assumed and what the source said."""
     if rgb:
-        found[:3] = [ColorInterp.red, ColorInterp.green, ColorInterp.blue]
+        for place, colour in zip(
+            layout.places[:3], (ColorInterp.red, ColorInterp.green, ColorInterp.blue), strict=True
+        ):
+            found[place] = colour
     found = [ColorInterp.undefined if c == ColorInterp.alpha else c for c in found]
-    if alpha is not None:
-        found[alpha] = ColorInterp.alpha
+    for band, place in zip(view.bands, layout.places, strict=True):
+        name = metadata.interpretations[band].lower() if band < len(metadata.interpretations) else ""
+        if name in ColorInterp.__members__:
+            found[place] = ColorInterp[name]
+    if layout.alpha is not None:
+        found[layout.alpha] = ColorInterp.alpha
     return found
 
 
 @contextmanager
 def _plain_beside(path: Path) -> Iterator[Path]:
     """A path for the plain GeoTIFF that a product is copied from, in a folder that goes with the block."""
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        yield Path(folder) / "plain.tif"
+    with tempfile.TemporaryDirectory(prefix=PREFIX, suffix=SUFFIX, dir=path.parent) as folder:
+        yield Path(folder) / "plain.part"
 
 
 def _copy(plain: Path, path: Path, **options: Any) -> None:
-    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK="YES", GDAL_PAM_ENABLED="NO"):
-        rasterio.shutil.copy(plain, path, **options)
+    """Copy the plain GeoTIFF to its final form. Raises OutputError where that fails, as on a full disk."""
+    described = plain.with_name(plain.name + ".aux.xml").exists()
+    try:
+        with rasterio.Env(**ENVIRONMENT, GDAL_PAM_ENABLED="YES" if described else "NO"):
+            rasterio.shutil.copy(plain, path, **options)
+        with rasterio.open(path) as made:  # GDAL does not always say that a disk is full
+            made.read(1, window=Window(made.width - 1, made.height - 1, 1, 1))
+    except GDAL_ERRORS as error:
+        raise OutputError(f"the product cannot be written ({_reason(error)})", field="product") from error
+    path.with_name(path.name + ".aux.xml").unlink(missing_ok=True)
 
 
-def write_cog(path: Path, source: ImageSource, view: View, progress: Progress | None = None) -> None:
-    """Write a Cloud-Optimised GeoTIFF (Deflate, internal overviews). ``path`` should be temporary; see ``support.files``."""
-    with _plain_beside(path) as plain:
-        _write_plain(plain, source, view, progress)
-        _copy(plain, path, **COG)
+@contextmanager
+def _told() -> Iterator[None]:
+    """Turn what GDAL raises while a product is written into OutputError."""
+    try:
+        yield
+    except GDAL_ERRORS as error:
+        raise OutputError(f"the product cannot be written ({_reason(error)})", field="product") from error
 
 
-def write_png(path: Path, source: ImageSource, view: View, progress: Progress | None = None) -> None:
-    """Write a PNG of one or three bands (the first three of more), 8 or 16 bits. Raises OrderError for int16."""
+def _reason(error: BaseException) -> str:
+    cause = error.__cause__ or error
+    return " ".join(str(cause).split()) or type(error).__name__
+
+
+def write_cog(
+    path: Path, source: ImageSource, view: View, progress: Progress | None = None, unknown_crs: str = "refuse"
+) -> None:
+    """Write a Cloud-Optimised GeoTIFF (Deflate, internal overviews). ``path`` should be temporary; see ``support.files``.
+
+    ``unknown_crs`` says what is done with a CRS that cannot be interpreted, see ``georeference.usable_crs``. Raises MetadataError
+    for one that is refused, OutputError where the product cannot be written.
+    """
+    with _plain_beside(path) as plain, _told():
+        kept = _write_plain(plain, source, view, progress, unknown_crs)
+        whole = source.metadata.nbits in (None, 8, 16)
+        _copy(plain, path, **COG | kept | ({} if whole else {"PREDICTOR": "NO"}))
+
+
+def write_png(
+    path: Path, source: ImageSource, view: View, progress: Progress | None = None, unknown_crs: str = "refuse"
+) -> None:
+    """Write a PNG of one or three bands (the first three of more), 8 or 16 bits; an alpha band where samples may be invalid.
+
+    Raises OrderError for int16, and what :func:`write_cog` raises.
+    """
     check_png(source)
     bands = view.bands if len(view.bands) in (1, 3) else view.bands[:3] if len(view.bands) > 3 else view.bands[:1]
-    with _plain_beside(path) as plain:
-        _write_plain(plain, source, View(view.region, bands, view.reduction), progress)
+    opacity = source.has_gaps or source.metadata.alpha_band is not None
+    with _plain_beside(path) as plain, _told():
+        _write_plain(plain, source, View(view.region, bands, view.reduction), progress, unknown_crs, opacity)
         _copy(plain, path, driver="PNG")
 
 
@@ -143,19 +212,22 @@ def check_trust(source: ImageSource, view: View) -> CompensatedSource:
     return source
 
 
-def write_trust(path: Path, source: CompensatedSource, view: View, progress: Progress | None = None) -> None:
+def write_trust(
+    path: Path, source: CompensatedSource, view: View, progress: Progress | None = None, unknown_crs: str = "refuse"
+) -> None:
     """Write how far to trust the image of a view, as a COG of two bands beside it.
 
     The first band is half the width of the 90 % interval around each value, in the image's units and rounded up; the second is 1
     where detail was generated. Both have no data where the image has none. Raises OrderError for a view that is reduced or has
-    other bands than red, green and blue, and CompensationError where the compensator gives no intervals.
+    other bands than red, green and blue, CompensationError where the compensator gives no intervals, and what :func:`write_cog`
+    raises.
     """
     check_trust(source, view)
     dtype = "uint8" if source.dtype == "uint8" else "uint16"
     rows, cols = view.size
-    layout = TILED | {"width": cols, "height": rows, "count": 2, "dtype": dtype, "photometric": "MINISBLACK"}
-    with _plain_beside(path) as plain:
-        with rasterio.Env(GDAL_TIFF_INTERNAL_MASK="YES"), rasterio.open(plain, "w+", **layout) as target:
+    options = TILED | {"width": cols, "height": rows, "count": 2, "dtype": dtype, "photometric": "MINISBLACK"}
+    with _plain_beside(path) as plain, _told():
+        with rasterio.Env(**ENVIRONMENT), rasterio.open(plain, "w+", **options) as target:
             for place, block in blocks_of(source, view, progress):
                 region = place._replace(top=place.top + view.region.top, left=place.left + view.region.left)
                 width = np.ceil(source.widest_range * source.half_width(0, region))
@@ -163,7 +235,7 @@ def write_trust(path: Path, source: CompensatedSource, view: View, progress: Pro
                 both = np.stack([np.minimum(width, np.iinfo(dtype).max), marks]).astype(dtype)
                 target.write(both, window=_window(place))
                 target.write_mask(block.valid.all(0), window=_window(place))
-            describe(target, source, View(view.region, ()))
+            describe(target, source, View(view.region, ()), Layout((), None), unknown_crs)
             target.set_band_description(1, "half width of the 90 % interval")
             target.set_band_description(2, "generated detail")
         if source.metadata.gcps and source.metadata.pixel_is_point:
@@ -171,9 +243,32 @@ def write_trust(path: Path, source: CompensatedSource, view: View, progress: Pro
         _copy(plain, path, **COG)
 
 
-def read_array(source: ImageSource, view: View, progress: Progress | None = None) -> Samples:
-    """The view in memory [band, row, col], without alpha."""
-    out = np.empty((len(view.bands), *view.size), source.dtype)
-    for place, block in blocks_of(source, view, progress):
-        out[(slice(None), *place.within(Region(0, 0, *view.size)))] = block.samples
-    return out
+@dataclass(frozen=True)
+class BandStatistics:
+    """Of the valid samples of a band; None where it has none."""
+
+    band: int
+    valid: int
+    min: int | None
+    max: int | None
+    mean: float | None
+
+
+def statistics_of(source: ImageSource, view: View, progress: Progress | None = None) -> list[BandStatistics]:
+    """Statistics of the valid samples of each band of a view, in bounded memory; ``band`` counts from 1."""
+    count = np.zeros(len(view.bands), np.int64)
+    total = np.zeros(len(view.bands), np.float64)
+    low, high = np.full(len(view.bands), np.inf), np.full(len(view.bands), -np.inf)
+    for _, block in blocks_of(source, view, progress):
+        for i, (samples, valid) in enumerate(zip(block.samples, block.valid, strict=True)):
+            chosen = samples[valid]
+            if chosen.size:
+                count[i] += chosen.size
+                total[i] += float(chosen.sum(dtype=np.float64))
+                low[i], high[i] = min(low[i], chosen.min()), max(high[i], chosen.max())
+    return [
+        BandStatistics(band + 1, int(n), int(a), int(b), round(float(t / n), 4))
+        if n
+        else BandStatistics(band + 1, 0, None, None, None)
+        for band, n, t, a, b in zip(view.bands, count, total, low, high, strict=True)
+    ]

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
+import numpy as np
+
 from perigee.bitstream.arrays import BoolArray, Samples
 from perigee.bitstream.metadata import ACQUISITION_RANGES, Metadata
 from perigee.ground.regions import Region
@@ -18,11 +20,20 @@ Progress = Callable[[int, int], None]  # how much of how much is done
 
 
 class Decoded(NamedTuple):
-    """Samples [band, row, col] in the scene's type, validity of the same shape, alpha [row, col] or None."""
+    """A block as every writer gets it: samples [band, row, col] in the scene's type, their validity, alpha [row, col] or None.
+
+    ``valid`` bool [band, row, col] is the one truth about what means something; invalid samples hold the fill value.
+    """
 
     samples: Samples
     valid: BoolArray
     alpha: Samples | None
+
+    def opacity(self) -> Samples:
+        """Validity and alpha as one alpha band [row, col] of the samples' type: 0 where any sample is invalid."""
+        high = np.iinfo(self.samples.dtype).max
+        alpha = np.full(self.valid.shape[1:], high, self.samples.dtype) if self.alpha is None else self.alpha
+        return np.where(self.valid.all(0), alpha, 0).astype(self.samples.dtype)
 
 
 @dataclass
@@ -38,7 +49,8 @@ class ImageSource(Protocol):
     """An image that can be read block by block with bounded memory.
 
     ``width`` and ``height`` are in pixels; ``bands`` does not count an alpha band; ``dtype`` is uint8, uint16 or int16.
-    ``incomplete`` says that parts of the image may have no data although the metadata declare neither nodata nor a mask.
+    ``incomplete`` says that parts of the image may have no data although the metadata declare neither nodata nor a mask;
+    ``has_gaps`` says that some samples may be invalid for whatever reason.
     """
 
     width: int
@@ -50,6 +62,9 @@ class ImageSource(Protocol):
 
     @property
     def incomplete(self) -> bool: ...
+
+    @property
+    def has_gaps(self) -> bool: ...
 
     def blocks(
         self, region: Region | None = None, bands: Sequence[int] | None = None

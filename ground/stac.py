@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from rasterio.errors import RasterioError
-from rasterio.transform import Affine, array_bounds
-from rasterio.warp import transform_bounds
+from rasterio.errors import CRSError, RasterioError
+from rasterio.transform import Affine
+from rasterio.warp import transform
 
 from perigee.bitstream.errors import MetadataError
 from perigee.ground.georeference import crs_of
@@ -17,6 +19,8 @@ from perigee.ground.source import ImageSource
 from perigee.ground.views import View
 
 PREFIX = "PERIGEE_"
+EDGE_POINTS = 21  # on each edge of a product, for its footprint
+DIGITS = 7  # of a degree: a centimetre
 # acquisition fields by the names of STAC's common metadata and its extensions eo and view
 PROPERTIES = {
     "gsd_m": "gsd",
@@ -33,8 +37,8 @@ EXTENSIONS = {
 }
 
 
-def _footprint(source: ImageSource, view: View) -> tuple[list[float] | None, dict[str, Any]]:
-    """Bounds in longitude and latitude, and the projection's properties; nothing for a scene that has no place."""
+def _projected(source: ImageSource, view: View) -> tuple[Any, dict[str, Any]]:
+    """The CRS and the view's transform, and the projection's properties; None for a scene that has no place."""
     m = source.metadata
     found: dict[str, Any] = {"proj:shape": list(view.size)}
     try:
@@ -43,20 +47,85 @@ def _footprint(source: ImageSource, view: View) -> tuple[list[float] | None, dic
         crs = None
     if crs is None or m.transform is None:
         return None, found
-    f = view.reduction
-    corner = Affine(*m.transform) * Affine.translation(view.region.left, view.region.top) * Affine.scale(f)
-    found |= {"proj:epsg": m.epsg, "proj:transform": list(corner)[:6]}
-    try:
-        bounds = transform_bounds(crs, "EPSG:4326", *array_bounds(*view.size, corner))
-    except RasterioError:
-        return None, found
-    return [round(value, 7) for value in bounds], found
+    corner = Affine(*m.transform) @ Affine.translation(view.region.left, view.region.top) @ Affine.scale(view.reduction)
+    return (crs, corner), found | {"proj:epsg": m.epsg, "proj:transform": list(corner)[:6]}
+
+
+def _outline(size: tuple[int, int], corner: Affine, crs: Any) -> list[tuple[float, float]]:
+    """The edge of a product in longitude and latitude, with points between the corners, without a jump at the 180th meridian.
+
+    Raises RasterioError where PROJ cannot transform it.
+    """
+    rows, cols = size
+    steps = [i / EDGE_POINTS for i in range(EDGE_POINTS)]
+    pixels = [(cols * t, 0.0) for t in steps] + [(float(cols), rows * t) for t in steps]
+    pixels += [(cols * (1 - t), float(rows)) for t in steps] + [(0.0, rows * (1 - t)) for t in steps]
+    places = [corner @ pixel for pixel in pixels]
+    lons, lats = transform(crs, "EPSG:4326", [p[0] for p in places], [p[1] for p in places])
+    if not all(math.isfinite(v) for v in (*lons, *lats)):
+        raise CRSError("a corner of the product has no place on the Earth")
+    whole = [lons[0]]
+    for lon in lons[1:]:
+        whole.append(lon + 360 * round((whole[-1] - lon) / 360))
+    return list(zip(whole, lats, strict=True))
+
+
+def _beside(ring: list[tuple[float, float]], meridian: float, east: bool) -> list[tuple[float, float]]:
+    """The part of a ring on one side of a meridian (Sutherland and Hodgman 1974)."""
+
+    def inside(point: tuple[float, float]) -> bool:
+        return point[0] >= meridian if east else point[0] <= meridian
+
+    out = []
+    for a, b in zip(ring, [*ring[1:], ring[0]], strict=True):
+        if inside(a):
+            out.append(a)
+        if inside(a) != inside(b):
+            share = (meridian - a[0]) / (b[0] - a[0])
+            out.append((meridian, a[1] + share * (b[1] - a[1])))
+    return out
+
+
+def footprint(outline: list[tuple[float, float]]) -> tuple[dict[str, Any], list[float]]:
+    """GeoJSON geometry and bbox of an outline whose longitudes do not jump (RFC 7946, sections 3.1.9 and 5).
+
+    An outline across the 180th meridian becomes a MultiPolygon that is cut there, and its bbox has west > east. An outline around a
+    pole becomes the cap that reaches to the pole.
+    """
+    lons, lats = [p[0] for p in outline], [p[1] for p in outline]
+    turn = 360 * round((lons[-1] - lons[0]) / 360)
+    if turn:  # once around a pole
+        pole = 90.0 if sum(lats) > 0 else -90.0
+        edge = min(lats) if pole > 0 else max(lats)
+        box = [-180.0, min(edge, pole), 180.0, max(edge, pole)]
+        ring = [(-180.0, box[1]), (180.0, box[1]), (180.0, box[3]), (-180.0, box[3])]
+        return {"type": "Polygon", "coordinates": [_closed(ring)]}, box
+    shift = 360 * math.floor((min(lons) + 180) / 360)
+    ring = [(lon - shift, lat) for lon, lat in outline]
+    west, east = min(lons) - shift, max(lons) - shift
+    if east <= 180:
+        return {"type": "Polygon", "coordinates": [_closed(ring)]}, _rounded([west, min(lats), east, max(lats)])
+    parts = [_beside(ring, 180.0, False), [(lon - 360, lat) for lon, lat in _beside(ring, 180.0, True)]]
+    geometry = {"type": "MultiPolygon", "coordinates": [[_closed(part)] for part in parts]}
+    return geometry, _rounded([west, min(lats), east - 360, max(lats)])
+
+
+def _rounded(values: list[float]) -> list[float]:
+    return [round(value, DIGITS) for value in values]
+
+
+def _closed(ring: list[tuple[float, float]]) -> list[list[float]]:
+    """A ring as GeoJSON wants it: counter-clockwise, the first point repeated at the end."""
+    area = sum(a[0] * b[1] - b[0] * a[1] for a, b in zip(ring, [*ring[1:], ring[0]], strict=True))
+    turned = ring if area >= 0 else ring[::-1]
+    points = [_rounded(list(point)) for point in turned]
+    return [*points, points[0]]
 
 
 def stac_item(source: ImageSource, view: View, product: Path, trust: Path | None = None) -> dict[str, Any]:
     """The item of a product that lies beside it. Where no time is known it gives the range from the first satellite to now."""
     acquisition = source.metadata.acquisition
-    bounds, projection = _footprint(source, view)
+    place, projection = _projected(source, view)
     properties: dict[str, Any] = {"datetime": None, **projection}
     if acquisition is not None:
         properties |= {
@@ -86,8 +155,8 @@ def stac_item(source: ImageSource, view: View, product: Path, trust: Path | None
         "links": [],
         "assets": assets,
     }
-    if bounds is not None:
-        west, south, east, north = bounds
-        ring = [[west, south], [east, south], [east, north], [west, north], [west, south]]
-        item |= {"bbox": bounds, "geometry": {"type": "Polygon", "coordinates": [ring]}}
+    if place is not None:
+        crs, corner = place
+        with suppress(RasterioError):
+            item["geometry"], item["bbox"] = footprint(_outline(view.size, corner, crs))
     return item

@@ -28,6 +28,28 @@ class View:
         return -(-self.region.rows // self.reduction), -(-self.region.cols // self.reduction)
 
 
+@dataclass(frozen=True)
+class Layout:
+    """Where the bands of a product stand, from 0: ``places`` those of the view, ``alpha`` the alpha band or None."""
+
+    places: tuple[int, ...]
+    alpha: int | None
+
+    @property
+    def count(self) -> int:
+        """How many bands the product has."""
+        return len(self.places) + (self.alpha is not None)
+
+
+def layout_of(source: ImageSource, view: View) -> Layout:
+    """The source's alpha band keeps its place, or comes last where bands were chosen that leave that place beyond the end."""
+    alpha = source.metadata.alpha_band
+    if alpha is None:
+        return Layout(tuple(range(len(view.bands))), None)
+    place = min(alpha, len(view.bands))
+    return Layout(tuple(i + (i >= place) for i in range(len(view.bands))), place)
+
+
 def view_of(
     source: ImageSource, window: Region | None = None, bands: Sequence[int] | None = None, reduction: int = 1
 ) -> View:

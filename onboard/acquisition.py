@@ -50,10 +50,28 @@ def _timestamp(properties: dict[str, Any]) -> datetime | None:
 
 
 def _mean(points: list[Any]) -> tuple[float, float]:
+    """The mean of the corners of a ring; across the 180th meridian longitudes count from the east."""
     flat = [p[:2] for p in points]
     if len(flat) > 1 and flat[0] == flat[-1]:
         flat = flat[:-1]
-    return sum(p[0] for p in flat) / len(flat), sum(p[1] for p in flat) / len(flat)
+    lons = [float(p[0]) for p in flat]
+    if max(lons) - min(lons) > 180:
+        lons = [lon + 360 if lon < 0 else lon for lon in lons]
+    return _wrapped(sum(lons) / len(flat)), sum(p[1] for p in flat) / len(flat)
+
+
+def _middle(polygons: list[Any]) -> tuple[float, float]:
+    """The middle of the box around the outer rings of several polygons, as of a footprint that is cut at the 180th meridian."""
+    points = [p for polygon in polygons for p in polygon[0]]
+    lons, lats = [float(p[0]) for p in points], [float(p[1]) for p in points]
+    if max(lons) - min(lons) > 180:
+        lons = [lon + 360 if lon < 0 else lon for lon in lons]
+    return _wrapped((min(lons) + max(lons)) / 2), (min(lats) + max(lats)) / 2
+
+
+def _wrapped(lon: float) -> float:
+    """A longitude in -180..180."""
+    return lon if -180 <= lon <= 180 else (lon + 180) % 360 - 180
 
 
 def _centre(item: dict[str, Any], properties: dict[str, Any]) -> tuple[float, float] | None:
@@ -67,6 +85,8 @@ def _centre(item: dict[str, Any], properties: dict[str, Any]) -> tuple[float, fl
             return float(geometry["coordinates"][0]), float(geometry["coordinates"][1])
         if geometry.get("type") == "Polygon":
             return _mean(geometry["coordinates"][0])
+        if geometry.get("type") == "MultiPolygon":
+            return _middle(geometry["coordinates"])
         box = item.get("bbox")
         if box:
             half = len(box) // 2

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from perigee.bitstream.errors import OutputError, PerigeeError
+from perigee.bitstream.errors import Fault, MetadataError, OutputError, PerigeeError
 from perigee.bitstream.profile import DEFAULT_PROFILE, find_profile
 from perigee.engines.choice import ENGINES, choose
-from perigee.support.command import Parser, exit_code, exit_on_sigterm, positive, run
+from perigee.support.command import Parser, exit_code, exit_on_sigterm, positive, prepare_streams, run
 
 PROGRAM = "onboard-encode"
+TAGS_MAX_BYTES = 4096
 
 
 def _quality(text: str) -> float:
@@ -28,6 +29,10 @@ def _quality(text: str) -> float:
     if not 0 <= value <= 100:
         raise argparse.ArgumentTypeError(f"{text} is not a quality from 0 to 100")
     return value
+
+
+def _not_negative(text: str) -> int:
+    return 0 if text == "0" else positive(text)
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,8 @@ class Options:
     verify: bool
     json: bool
     overwrite: bool
+    tags_max: int
+    strict: bool
 
 
 def build_parser() -> Parser:
@@ -88,6 +95,16 @@ def build_parser() -> Parser:
         type=Path,
         metavar="FILE.json",
         help="STAC item or flat fields (default: TILE.json where it exists, then the TIFF's tags)",
+    )
+    parser.add_argument(
+        "--tags-max",
+        type=_not_negative,
+        default=TAGS_MAX_BYTES,
+        metavar="BYTES",
+        help="most bytes that the tags of dataset and bands may take; 0 leaves them behind (default %(default)s)",
+    )
+    parser.add_argument(
+        "--strict", action="store_true", help="refuse a file of which something would be left behind, with exit code 65"
     )
     parser.add_argument("--verify", action="store_true", help="decode every patch's symbols again before it is written")
     parser.add_argument("--json", action="store_true", help="print one JSON line for each scene on stdout")
@@ -133,7 +150,7 @@ def _encode_one(tile: Path, options: Options, encoder: Any, written: set[Path]) 
     source = options.metadata or (sidecar if sidecar.is_file() else None)
     start = time.perf_counter()
     with (
-        Raster(tile) as raster,
+        Raster(tile, options.tags_max) as raster,
         tqdm(unit="patch", desc=tile.name, leave=False, disable=not sys.stderr.isatty()) as bar,
     ):
         acquisition = read_acquisition(source) if source else None
@@ -143,6 +160,9 @@ def _encode_one(tile: Path, options: Options, encoder: Any, written: set[Path]) 
             bar.update(done - bar.n)
 
         scene = encoder.encode_scene(raster, options.quality, acquisition, options.verify, progress)
+        left_behind = list(raster.left_behind)
+        if left_behind and options.strict:
+            raise MetadataError(f"not carried: {'; '.join(left_behind)}", Fault.KIND, found="; ".join(left_behind))
     with scene.timings.stage("write"):
         try:
             write_atomically(out, scene.data)
@@ -166,6 +186,7 @@ def _encode_one(tile: Path, options: Options, encoder: Any, written: set[Path]) 
         "analysis": encoder.engine.analysis,
         "engine": encoder.engine.name,
         "upsets": scene.upsets,
+        "left_behind": left_behind,
         "ms": {name: round(value, 2) for name, value in scene.timings.ms.items()},
         "total_ms": round(1000 * (time.perf_counter() - start), 2),
     }
@@ -221,6 +242,7 @@ def _doctor(argv: list[str]) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point of ``onboard-encode``."""
+    prepare_streams()
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["doctor"] and not Path("doctor").is_file():
         return _doctor(argv[1:])
@@ -255,6 +277,8 @@ def _encode_all(options: Options) -> int:
             continue
         if choice.passed_over:
             report["engines_passed_over"] = dict(choice.passed_over)
+        for line in report["left_behind"]:
+            print(f"{PROGRAM}: {tile}: not carried: {line}", file=sys.stderr)
         said = _say(json.dumps(report) if options.json else _summary(report))
         first_failure = first_failure or said
     return first_failure

@@ -39,7 +39,7 @@ TEXT_TAGS = {
     316: "TIFFTAG_HOSTCOMPUTER",
     33432: "TIFFTAG_COPYRIGHT",
 }
-TAGS_MAX_BYTES = 4096  # packed, unless the caller sets another limit
+TAGS_MAX_BYTES = 4096  # packed, unless the caller sets another limit; onboard/cli.py has the same default
 UNDEFINED, ALPHA = "Undefined", "Alpha"
 COLOURS = ("Red", "Green", "Blue")
 

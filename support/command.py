@@ -7,6 +7,7 @@ missing extra, a bad input and a full disk in the same way.
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import signal
 import sys
@@ -80,8 +81,31 @@ def exit_on_sigterm() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
 
 
+def prepare_streams() -> None:
+    """Make standard input, output and error usable: open those that are closed, and never fail on a name that is not UTF-8.
+
+    A process may be started with any of them closed. Whatever file is opened next would then take their number, and a library
+    that writes to standard error would write into it.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", closefd=False))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def run(program: str, extra: str, body: Callable[[], int]) -> int:
     """Run a command's body and return its exit code; an error becomes one line on stderr and the code of its kind.
+
+    Call :func:`prepare_streams` first, before the arguments are parsed.
 
     ``extra`` names the extra that is to be installed where ``body`` cannot import a package. Errors that are none of ours are
     raised.

@@ -8,11 +8,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+PREFIX, SUFFIX = ".perigee-", ".part"  # of unfinished files: hidden, and no product has this suffix
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path``; on success it is flushed to disk and renamed to ``path``, on failure removed."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+    """A temporary path beside ``path``; on success it is flushed to disk and renamed to ``path``, on failure removed.
+
+    Its name does not look like a product's, so that whoever watches the folder does not take it for one.
+    """
+    handle, name = tempfile.mkstemp(prefix=PREFIX, suffix=SUFFIX, dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from perigee.support.command import Parser, positive, run
+from perigee.support.command import Parser, positive, prepare_streams, run
 from perigee.training.arguments import add_data_arguments, add_device_arguments, crop_side
 
 PROGRAM = "perigee-train"
@@ -160,6 +160,7 @@ def _train(args: argparse.Namespace, arguments: Sequence[str]) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point of ``perigee-train``; returns the exit code."""
+    prepare_streams()
     arguments = sys.argv[1:] if argv is None else argv
     args = build_parser().parse_args(arguments)
     return run(PROGRAM, "train", lambda: _train(args, arguments))

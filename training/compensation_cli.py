@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from perigee.bitstream.profile import DEFAULT_PROFILE, find_profile
-from perigee.support.command import Parser, positive, run
+from perigee.support.command import Parser, positive, prepare_streams, run
 from perigee.training.arguments import add_data_arguments, add_device_arguments, source_value
 
 PROGRAM = "perigee-train-compensator"
@@ -140,6 +140,7 @@ def _train(args: argparse.Namespace, arguments: Sequence[str]) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point of ``perigee-train-compensator``; returns the exit code."""
+    prepare_streams()
     arguments = sys.argv[1:] if argv is None else argv
     args = build_parser().parse_args(arguments)
     return run(PROGRAM, "compensation", lambda: _train(args, arguments))

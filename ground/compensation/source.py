@@ -106,6 +106,11 @@ class CompensatedSource:
         """As the decoded stream."""
         return self.source.incomplete
 
+    @property
+    def has_gaps(self) -> bool:
+        """As the decoded stream."""
+        return self.source.has_gaps
+
     def settle(self, samples: Samples, valid: BoolArray) -> None:
         """As the decoded stream."""
         self.source.settle(samples, valid)

@@ -7,10 +7,8 @@ on disk before the first byte of the answer is sent.
 from __future__ import annotations
 
 import hmac
-import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 from anyio import to_thread
 from fastapi import FastAPI, Request, Response
@@ -23,6 +21,7 @@ from perigee.ground.service.limits import Settings
 from perigee.ground.service.metrics import Metrics
 from perigee.ground.service.problems import Problem
 from perigee.ground.service.routes import Service, routes_of
+from perigee.ground.service.workspace import Workspace
 
 OPEN_PATHS = ("/healthz", "/readyz")
 
@@ -32,17 +31,18 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     settings = settings or Settings()
     library = settings.library or Library(settings.profiles, settings.threads)
     metrics = Metrics()
-    temporary = tempfile.TemporaryDirectory(prefix="perigee-jobs-") if settings.jobs is None else None
-    folder = Path(temporary.name) if temporary else Path(str(settings.jobs))
-    jobs = Jobs(folder, library, settings.long_work, settings.jobs_kept)
+    workspace = Workspace()
+    jobs = Jobs(settings.jobs or workspace.folder / "jobs", library, settings.long_work, settings.jobs_kept)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await to_thread.run_sync(workspace.clear_abandoned)
         jobs.start()
-        yield
-        await to_thread.run_sync(jobs.stop)
-        if temporary:
-            temporary.cleanup()
+        try:
+            yield
+        finally:
+            await to_thread.run_sync(jobs.stop)
+            workspace.close()
 
     app = FastAPI(
         lifespan=lifespan,
@@ -52,7 +52,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
     )
     problems.install(app)
-    app.include_router(routes_of(Service(settings, library, metrics, jobs)))
+    app.include_router(routes_of(Service(settings, library, metrics, jobs, workspace)))
     _guard(app, settings, metrics)
     return app
 

@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 from perigee.bitstream.errors import Fault, ProfileError
-from perigee.support.command import Parser, positive, run
+from perigee.ground.environment import own_environment
+from perigee.support.command import Parser, positive, prepare_streams, run
 
 PROGRAM = "ground-serve"
 TOKEN_MIN = 16
@@ -54,6 +55,20 @@ def build_parser() -> Parser:
         default=400,
         help="largest decoded view in millions of samples, pixels times bands (default %(default)s)",
     )
+    parser.add_argument(
+        "--shutdown-seconds",
+        type=_not_negative,
+        default=10,
+        metavar="N",
+        help="how long requests may go on after SIGTERM (default %(default)s)",
+    )
+    parser.add_argument(
+        "--write-seconds",
+        type=positive,
+        default=60,
+        metavar="N",
+        help="how long a part of an answer may wait for its reader (default %(default)s)",
+    )
     parser.add_argument("--queue", type=_not_negative, default=8, help="decodings that may wait (default %(default)s)")
     parser.add_argument(
         "--jobs", type=Path, metavar="DIR", help="folder that keeps jobs over a restart (default: a temporary one)"
@@ -91,10 +106,12 @@ def _token(path: Path) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; exit codes as in ``sysexits.h``."""
+    prepare_streams()
     parser = build_parser()
     args = parser.parse_args(argv)
     if not _loopback(args.host) and args.auth_token_file is None and not args.no_auth:
         parser.error(f"{args.host} is not loopback: give --auth-token-file, or --no-auth if you mean it")
+    own_environment(PROGRAM)
     return run(PROGRAM, "ground", lambda: _serve(args))
 
 
@@ -113,10 +130,18 @@ def _serve(args: argparse.Namespace) -> int:
         waiting=args.queue,
         token=token,
         jobs=args.jobs,
+        write_s=args.write_seconds,
+        shutdown_s=args.shutdown_seconds,
     )
     app = create_app(settings)
     try:
-        uvicorn.run(app, host=args.host, port=args.port, log_level="warning")
+        uvicorn.run(
+            app,
+            host=args.host,
+            port=args.port,
+            log_level="warning",
+            timeout_graceful_shutdown=settings.shutdown_s,
+        )
     except (SystemExit, OSError, UnicodeError) as error:  # uvicorn has said why: most often the port is in use
         print(f"{PROGRAM}: cannot serve on {args.host}:{args.port} ({error})", file=sys.stderr)
         return os.EX_UNAVAILABLE

@@ -22,7 +22,8 @@ from perigee.bitstream.errors import BusyError, Fault, OutputError, PerigeeError
 from perigee.ground.library import Library
 from perigee.ground.orders import Order, OrderLimits, make
 from perigee.ground.service.problems import Problem, problem_of
-from perigee.support.files import write_atomically
+from perigee.ground.service.workspace import LOCK, hold
+from perigee.support.files import PREFIX, write_atomically
 
 OPEN, FINISHED = ("queued", "running"), ("done", "failed", "cancelled")
 ATTEMPTS = 3
@@ -74,8 +75,19 @@ class Jobs:
         self._thread: threading.Thread | None = None
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            lock = hold(folder / LOCK)
         except OSError as error:
             raise OutputError(f"jobs cannot be kept in {folder} ({error})", field="jobs", found=str(folder)) from error
+        if lock is None:
+            raise OutputError(
+                f"jobs cannot be kept in {folder}: another service uses it",
+                Fault.EXISTS,
+                field="jobs",
+                found=str(folder),
+            )
+        self._folder_lock = lock
+        for unfinished in (*folder.glob(f"*/{PREFIX}*"), *folder.glob(f"{PREFIX}*")):  # of a process that was killed
+            shutil.rmtree(unfinished, ignore_errors=True) if unfinished.is_dir() else unfinished.unlink()
         found = {path.parent.name: _read(path) for path in folder.glob("*/state.json")}
         for name, state in sorted(((n, s) for n, s in found.items() if s), key=lambda item: item[1].created):
             self._states[name] = state
@@ -94,6 +106,7 @@ class Jobs:
         thread, self._thread = self._thread, None
         if thread:
             thread.join()
+        self._folder_lock.close()
 
     def submit(self, order: Order, data: bytes) -> dict[str, Any]:
         """Keep a job and return its state. Raises BusyError where there is no room for it."""
@@ -201,7 +214,7 @@ class Jobs:
                     return
             except Problem as problem:
                 self._end(name, state, "failed", _told(problem))
-            except PerigeeError as error:
+            except (PerigeeError, OSError) as error:
                 self._end(name, state, "failed", _told(problem_of(error)))
             except Exception as error:  # a fault of ours ends the job, not the service
                 log.error("job %s failed", name, exc_info=error)

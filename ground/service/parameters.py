@@ -11,18 +11,54 @@ from perigee.ground.library import NONE
 from perigee.ground.orders import Order
 from perigee.ground.service.problems import Problem
 
-ACCEPTS = {"image/tiff": "tif", "image/png": "png", "application/json": "json", "*/*": "tif", "image/*": "tif"}
+OFFERED = {"image/tiff": "tif", "image/png": "png", "application/json": "json"}  # in the service's order of preference
+
+
+def _quality(parameters: list[str]) -> float:
+    """The weight of a media range, 0 to 1; what is not a weight counts as 1."""
+    for parameter in parameters:
+        name, _, value = parameter.partition("=")
+        if name.strip().lower() == "q":
+            try:
+                return min(max(float(value), 0.0), 1.0)
+            except ValueError:
+                return 1.0
+    return 1.0
+
+
+def negotiated(accept: str) -> str | None:
+    """The format that an Accept header prefers (RFC 9110, section 12.5.1), None where it accepts none that is offered.
+
+    Of the ranges that cover a media type the most specific decides on its weight. Of types of equal weight the one counts that was
+    named more specifically, then the one that was named first, then the service's own preference.
+    """
+    ranges = []
+    for number, part in enumerate(accept.split(",")):
+        kind, *parameters = part.split(";")
+        if kind.strip():
+            ranges.append((kind.strip().lower(), _quality(parameters), number))
+    best: tuple[float, int, int] | None = None
+    chosen = None
+    for offered, name in OFFERED.items():
+        covers = {offered: 2, offered.split("/")[0] + "/*": 1, "*/*": 0}
+        fitting = [(covers[kind], -number, weight) for kind, weight, number in ranges if kind in covers]
+        if not fitting:
+            continue
+        specific, number, weight = max(fitting)
+        rank = (weight, specific, number)
+        if weight > 0 and (best is None or rank > best):
+            best, chosen = rank, name
+    return chosen
 
 
 def _wanted_format(request: Request, chosen: str | None) -> str:
     if chosen is not None:
         return chosen
-    accept = request.headers.get("accept", "*/*")
-    for part in accept.split(","):
-        kind = ACCEPTS.get(part.split(";")[0].strip().lower())
-        if kind and not part.replace(" ", "").endswith((";q=0", ";q=0.0")):
-            return kind
-    raise Problem(406, f"Accept: {accept}; offered are image/tiff, image/png and application/json")
+    accept = ",".join(request.headers.getlist("accept")) or "*/*"
+    found = negotiated(accept)
+    if found is None:
+        raise Problem(406, f"Accept: {accept}; offered are {', '.join(OFFERED)}")
+    return found
 
 
 def _integers(text: str | None, name: str, count: int | None = None) -> tuple[int, ...] | None:
@@ -57,6 +93,9 @@ def order_of(
             description="image, or trust: half the width of each pixel's 90 % interval, and where detail was generated"
         ),
     ] = "image",
+    unknown_crs: Annotated[
+        str, Query(description="a CRS that cannot be interpreted: refuse (422), keep as text in a tag, or drop")
+    ] = "refuse",
 ) -> Order:
     """The query as an order. Raises Problem 406, OrderError or CompensationError."""
     if product == "stac":
@@ -74,4 +113,5 @@ def order_of(
         seed,
         strength,
         (product,),
+        unknown_crs,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from typing import Any
 
@@ -18,6 +19,7 @@ from perigee.bitstream.errors import (
     LimitError,
     MetadataError,
     OrderError,
+    OutputError,
     PerigeeError,
     TooLargeError,
     UnfinishedJobError,
@@ -38,12 +40,14 @@ TITLES = {
     422: "Unusable stream or request",
     500: "Internal error",
     503: "Busy",
+    507: "Insufficient storage",
 }
 STATUS: tuple[tuple[type[PerigeeError] | tuple[type[PerigeeError], ...], int], ...] = (
     (TooLargeError, 413),
     (UnknownJobError, 404),
     (UnfinishedJobError, 409),
     (BusyError, 503),
+    (OutputError, 507),
     ((OrderError, BitstreamError, LimitError, MetadataError, CompensationError), 422),
     (PerigeeError, 500),
 )  # the first that fits counts
@@ -69,8 +73,15 @@ def problem_response(problem: Problem) -> JSONResponse:
     return JSONResponse(body | problem.extra, problem.status, problem.headers, MEDIA_TYPE)
 
 
-def problem_of(error: PerigeeError) -> Problem:
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def problem_of(error: PerigeeError | OSError) -> Problem:
     """The problem that a typed error of the codec is to a caller; what it carries becomes extension members."""
+    if isinstance(error, OSError):
+        if error.errno in FULL:
+            return Problem(507, f"the service's temporary folder is full ({error.strerror})")
+        return Problem(500, f"the service cannot use its files ({error.strerror or type(error).__name__})")
     status = next(code for kind, code in STATUS if isinstance(error, kind))
     headers = {"Retry-After": str(error.retry_after_s)} if isinstance(error, BusyError) else None
     extra = error.data()
@@ -88,6 +99,11 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(PerigeeError)
     def _perigee(_: Request, error: PerigeeError) -> JSONResponse:
+        return problem_response(problem_of(error))
+
+    @app.exception_handler(OSError)
+    def _files(_: Request, error: OSError) -> JSONResponse:
+        log.error("%s", error)
         return problem_response(problem_of(error))
 
     @app.exception_handler(RequestValidationError)

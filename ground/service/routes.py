@@ -4,28 +4,27 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 import time
-from pathlib import Path
 from typing import Annotated, Any
 
 from anyio import CapacityLimiter, move_on_after, to_thread
 from fastapi import APIRouter, Depends, Request, Response
-from fastapi.responses import FileResponse, JSONResponse
+from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from starlette.background import BackgroundTask
 
 from perigee.bitstream.errors import PerigeeError
 from perigee.ground.inspection import inspect_bytes
 from perigee.ground.library import Library
 from perigee.ground.orders import FORMATS, Order, make
 from perigee.ground.service import problems
+from perigee.ground.service.answers import ProductResponse
 from perigee.ground.service.jobs import Jobs
 from perigee.ground.service.limits import Places, Settings
 from perigee.ground.service.metrics import Metrics
 from perigee.ground.service.parameters import order_of
 from perigee.ground.service.problems import Problem
 from perigee.ground.service.uploads import read_upload
+from perigee.ground.service.workspace import Workspace
 
 BODY_SCHEMA = {
     "requestBody": {
@@ -63,6 +62,7 @@ ANSWERS: dict[int | str, dict[str, Any]] = {
         "content": {problems.MEDIA_TYPE: {"example": PROBLEM_EXAMPLE}},
     },
     503: {"description": "Queue full; Retry-After says when to come again"},
+    507: {"description": "No space for the product in the service's temporary folder"},
 }
 PRODUCT: dict[int | str, dict[str, Any]] = {
     200: {"content": {kind: {} for kind in FORMATS.values()}, "description": "The product"}
@@ -72,8 +72,11 @@ PRODUCT: dict[int | str, dict[str, Any]] = {
 class Service:
     """What the routes share: settings, profiles, counters, jobs, and the places for uploads and decodings."""
 
-    def __init__(self, settings: Settings, library: Library, metrics: Metrics, jobs: Jobs) -> None:
+    def __init__(
+        self, settings: Settings, library: Library, metrics: Metrics, jobs: Jobs, workspace: Workspace
+    ) -> None:
         self.settings, self.library, self.metrics, self.jobs = settings, library, metrics, jobs
+        self.workspace = workspace
         self.decodings = Places(settings.running + settings.waiting, settings.retry_after_s, metrics.queued)
         self.uploads = Places(settings.uploads, settings.retry_after_s, metrics.uploading)
         self.limiter = CapacityLimiter(settings.running)
@@ -90,9 +93,9 @@ class Service:
         raise Problem(408, f"the upload took longer than {self.settings.upload_s} s")
 
     def produce(self, order: Order, data: bytes) -> Response:
-        """The product of a stream as an answer; its temporary folder goes once the answer was sent."""
+        """The product of a stream as an answer; its temporary folder goes with it."""
         start = time.perf_counter()
-        folder = Path(tempfile.mkdtemp(prefix="perigee-"))
+        folder = self.workspace.product_folder()
         path = folder / f"scene.{order.format}"
         try:
             made = make(order, data, self.library, dict.fromkeys(order.products, path), self.settings.answers)
@@ -101,11 +104,10 @@ class Service:
             raise
         self.metrics.pixels.inc(made.pixels)
         self.metrics.seconds.observe(time.perf_counter() - start)
-        clean = BackgroundTask(shutil.rmtree, folder, True)
         if made.value is not None:
-            answer: Response = _json(made.value, clean)
-        else:
-            answer = FileResponse(path, media_type=FORMATS[order.format], background=clean)
+            shutil.rmtree(folder, ignore_errors=True)
+            return _with_damage(_json(made.value), made.damage)
+        answer = ProductResponse(path, FORMATS[order.format], self.settings.write_s, folder)
         return _with_damage(answer, made.damage)
 
 
@@ -163,7 +165,8 @@ def _add_jobs(router: APIRouter, service: Service) -> None:
     def result(name: str) -> Response:
         """The product of a job that is done."""
         path, damage = service.jobs.result(name)
-        return _with_damage(FileResponse(path, media_type=FORMATS[path.suffix[1:]]), damage)
+        answer = ProductResponse(path, FORMATS[path.suffix[1:]], service.settings.write_s)
+        return _with_damage(answer, damage)
 
     @router.delete("/jobs/{name}", responses={404: {"description": "No such job"}})
     def cancel(name: str) -> JSONResponse:
@@ -211,10 +214,10 @@ def _add_state(router: APIRouter, service: Service) -> None:
         return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
-def _json(value: Any, background: BackgroundTask | None = None) -> JSONResponse:
+def _json(value: Any) -> JSONResponse:
     """JSON without NaN, which JSON does not have."""
     plain = json.loads(json.dumps(value, default=str), parse_constant=lambda _: None)
-    return JSONResponse(plain, background=background)
+    return JSONResponse(plain)
 
 
 def _with_damage(answer: Response, damage: dict[str, int] | None) -> Response:

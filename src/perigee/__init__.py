@@ -7,6 +7,7 @@ Each imports only what it needs: encoding the packages of the extra ``onboard``,
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -62,6 +63,8 @@ def encode(
     sidecar that has them. ``valid`` marks the samples of an array that mean something, bool [band, row, col] or [row, col].
     ``analysis`` is one of the profile's, ``threads`` the number of CPU threads (None: all cores).
 
+    What a GeoTIFF has and a stream cannot carry is told by a warning.
+
     Raises ValueError for a quality outside its range, RasterError for an image that cannot be coded, MetadataError, ProfileError,
     EngineError, and OSError where a file cannot be read.
     """
@@ -82,7 +85,10 @@ def encode(
     if whole is not None or valid is not None:
         raise ValueError("a GeoTIFF brings its own metadata and validity; only acquisition fields can be added")
     with Raster(Path(image)) as raster:
-        return _stream(encoder, raster, quality, acquisition)
+        data = _stream(encoder, raster, quality, acquisition)
+        for line in raster.left_behind:
+            warnings.warn(f"{image}: not carried: {line}", stacklevel=2)
+        return data
 
 
 def decode(

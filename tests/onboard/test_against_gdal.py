@@ -55,7 +55,8 @@ def theirs(path):
                 "nodata": source.nodata, "crs": source.crs, "transform": source.transform, "names": names,
                 "descriptions": source.descriptions, "scales": source.scales, "offsets": source.offsets, "units": source.units,
                 "tags": {k: v for k, v in source.tags().items()}, "band_tags": [source.tags(b) for b in source.indexes],
-                "nbits": source.tags(1, ns="IMAGE_STRUCTURE").get("NBITS"), "gcps": source.gcps, "rpcs": source.rpcs, "photometric": source.profile.get("photometric"),
+                "nbits": source.tags(1, ns="IMAGE_STRUCTURE").get("NBITS"), "gcps": source.gcps, "rpcs": source.rpcs,
+                "photometric": source.profile.get("photometric"),
             }  # fmt: skip
     except (rasterio.errors.RasterioError, rasterio.errors.RasterioIOError):
         return None

@@ -1,0 +1,24 @@
+"""The environment in which the commands of the ground run GDAL and PROJ: their own, whatever was inherited.
+
+A variable that points PROJ to the data of another installation, or an option of GDAL that somebody set for another program,
+would change a product without a word. Commands call :func:`own_environment` before anything imports GDAL, which reads these
+variables when it is loaded.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+FOREIGN = ("PROJ_", "GDAL_", "GTIFF_", "GEOTIFF_", "OGR_", "OSR_", "CPL_", "VSI_", "COG_", "TIFF_", "PNG_", "RASTERIO_")
+OWN = {"GDAL_CACHEMAX": "64"}  # MB; GDAL's default is a twentieth of the memory, and large scenes fill it
+
+
+def own_environment(program: str) -> None:
+    """Remove inherited variables of GDAL and PROJ, set ours, and say on standard error which were removed."""
+    foreign = sorted(name for name in os.environ if name.startswith(FOREIGN) and os.environ[name] != OWN.get(name))
+    for name in foreign:
+        del os.environ[name]
+    os.environ.update(OWN)
+    if foreign:
+        print(f"{program}: not used: the environment's {', '.join(foreign)}", file=sys.stderr)
