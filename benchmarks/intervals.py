@@ -1,6 +1,6 @@
 """Fits a compensator's intervals: ``python -m perigee.benchmarks.intervals RUN/pairs COMPENSATOR`` (part of making one).
 
-Split conformal prediction (Vovk et al. 2005) through the ground's own path: patches of images that were held back from training are
+Split conformal prediction (Vovk et al. 2005) through the ground's own path: patches of images that were held out of training are
 coded and decoded, plainly and by each method; by what must the predicted error scale be multiplied so that 90 % of the samples of one
 more image lie within? Images, not pixels or patches, are taken as exchangeable. Written into the manifest, by bands of quality.
 """

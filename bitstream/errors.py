@@ -28,6 +28,7 @@ found, and the byte at which it was found. The message says the same in a senten
 
 from __future__ import annotations
 
+import math
 from enum import Enum
 from typing import Any
 
@@ -76,6 +77,13 @@ class Fault(Enum):
     UNSPECIFIED = "unspecified"
 
 
+def _plain(value: Any) -> int | float | str:
+    """A value that JSON has; it has no infinities and no NaN."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value if isinstance(value, (int, float, str)) else str(value)
+
+
 class PerigeeError(Exception):
     """Base of all errors that a caller can cause.
 
@@ -102,7 +110,7 @@ class PerigeeError(Exception):
     def data(self) -> dict[str, Any]:
         """The error as JSON-ready values: its class, fault and whatever else is known of it."""
         known = {"field": self.field, "expected": self.expected, "found": self.found, "offset_bytes": self.offset_bytes}
-        plain = {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in known.items() if v is not None}
+        plain = {k: _plain(v) for k, v in known.items() if v is not None}
         return {"error": type(self).__name__, "fault": self.fault.value, **plain}
 
 

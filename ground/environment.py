@@ -11,12 +11,17 @@ import os
 import sys
 
 FOREIGN = ("PROJ_", "GDAL_", "GTIFF_", "GEOTIFF_", "OGR_", "OSR_", "CPL_", "VSI_", "COG_", "TIFF_", "PNG_", "RASTERIO_")
+HARMLESS = ("_CURL_", "_HTTP_")  # how to reach a network, which decoding never does
 OWN = {"GDAL_CACHEMAX": "64"}  # MB; GDAL's default is a twentieth of the memory, and large scenes fill it
 
 
 def own_environment(program: str) -> None:
     """Remove inherited variables of GDAL and PROJ, set ours, and say on standard error which were removed."""
-    foreign = sorted(name for name in os.environ if name.startswith(FOREIGN) and os.environ[name] != OWN.get(name))
+    foreign = sorted(
+        name
+        for name, value in os.environ.items()
+        if name.startswith(FOREIGN) and not any(part in name for part in HARMLESS) and value != OWN.get(name)
+    )
     for name in foreign:
         del os.environ[name]
     os.environ.update(OWN)

@@ -41,7 +41,8 @@ def crs_of(metadata: Metadata) -> CRS | None:
         UnicodeError,
     ) as error:
         raise MetadataError(f"the CRS cannot be used ({error})", field="CRS", found=crs_text(metadata)) from error
-    if found is None and metadata.geokeys is not None and _names_a_crs(metadata.geokeys):
+    local = found is None or found.to_wkt().startswith(("LOCAL_CS", "ENGCRS"))
+    if local and metadata.geokeys is not None and _names_a_crs(metadata.geokeys):
         raise MetadataError(
             "the CRS cannot be used (GDAL reads none from the GeoKeys)", field="CRS", found=crs_text(metadata)
         )
@@ -49,8 +50,9 @@ def crs_of(metadata: Metadata) -> CRS | None:
 
 
 def _names_a_crs(keys: GeoKeys) -> bool:
-    """Whether GeoKeys say more than that there is no CRS."""
-    return any(key in (2048, 3072, 4096) for key in keys.directory[4::4])
+    """Whether GeoKeys name a geographic or projected CRS by its code."""
+    d = keys.directory
+    return any(d[i] in (2048, 3072) and d[i + 1] == 0 and d[i + 3] not in (0, 32767) for i in range(4, len(d) - 3, 4))
 
 
 def crs_text(metadata: Metadata) -> str:

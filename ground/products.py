@@ -27,6 +27,7 @@ from perigee.bitstream import format as fmt
 from perigee.bitstream.errors import Fault, OrderError, OutputError
 from perigee.bitstream.metadata import Metadata
 from perigee.ground.compensation.source import CompensatedSource
+from perigee.ground.extrasamples import mark_premultiplied
 from perigee.ground.georeference import describe, epoch_of, gcps_of, geotiff_version, undo_gcp_shift, usable_crs
 from perigee.ground.regions import Region
 from perigee.ground.source import ImageSource, Progress
@@ -165,6 +166,8 @@ def write_cog(
         kept = _write_plain(plain, source, view, progress, unknown_crs)
         whole = source.metadata.nbits in (None, 8, 16)
         _copy(plain, path, **COG | kept | ({} if whole else {"PREDICTOR": "NO"}))
+        if source.metadata.premultiplied:
+            mark_premultiplied(path)
 
 
 def write_png(

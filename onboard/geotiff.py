@@ -275,7 +275,10 @@ def source_metadata(
     shown = [interpretations_of(page, gdal)[i] for i in order]
     usual = [*(COLOURS if colour else ("Gray",)), *([UNDEFINED] * bands)][:bands] + [ALPHA] * (alpha_band is not None)
     place = {band + 1: i + 1 for i, band in enumerate(order)} | {0: 0}
-    known = [tag for tag in gdal.tags if tag.band in place]
+    known = [tag for tag in gdal.tags if tag.band in place and not tag.domain]
+    for domain in sorted({tag.domain for tag in gdal.tags if tag.domain}):  # GDAL's COG driver does not write them
+        used = " beside date and cloud cover" if domain == "IMAGERY" else ""
+        found.left_behind.append(f"tags of the domain {domain}{used}")
     scaled = {i: (gdal.scales.get(i, 1.0), gdal.offsets.get(i, 0.0)) for i in {*gdal.scales, *gdal.offsets}}
     extra = [int(kind) for kind in page.extrasamples]
     metadata = Metadata(

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from pathlib import Path
 
 from anyio import fail_after
 from fastapi.responses import FileResponse
 from starlette.types import Message, Receive, Scope, Send
 
+from perigee.ground.service.workspace import Workspace
+
 log = logging.getLogger("perigee.service")
 
 
 class ProductResponse(FileResponse):
-    """A file whose folder is removed once it was sent, was not fetched in time, or the service ends."""
+    """A file whose workspace is closed once it was sent, was not fetched in time, or the service ends."""
 
-    def __init__(self, path: Path, media_type: str, write_s: float, folder: Path | None = None) -> None:
+    def __init__(self, path: Path, media_type: str, write_s: float, workspace: Workspace | None = None) -> None:
         """``write_s`` bounds the time, in seconds, that a part of the answer may wait for its reader."""
         super().__init__(path, media_type=media_type)
-        self._write_s, self._folder = write_s, folder
+        self._write_s, self._workspace = write_s, workspace
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_in_time(message: Message) -> None:
@@ -32,5 +33,5 @@ class ProductResponse(FileResponse):
             log.warning("an answer was not read for %g s and is cut off", self._write_s)
             raise
         finally:
-            if self._folder is not None:
-                shutil.rmtree(self._folder, ignore_errors=True)
+            if self._workspace is not None:
+                self._workspace.close()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hmac
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 from anyio import to_thread
 from fastapi import FastAPI, Request, Response
@@ -21,7 +22,7 @@ from perigee.ground.service.limits import Settings
 from perigee.ground.service.metrics import Metrics
 from perigee.ground.service.problems import Problem
 from perigee.ground.service.routes import Service, routes_of
-from perigee.ground.service.workspace import Workspace
+from perigee.ground.service.workspace import Workspace, check_temporary_folder, clear_abandoned, close_all
 
 OPEN_PATHS = ("/healthz", "/readyz")
 
@@ -31,18 +32,22 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     settings = settings or Settings()
     library = settings.library or Library(settings.profiles, settings.threads)
     metrics = Metrics()
-    workspace = Workspace()
-    jobs = Jobs(settings.jobs or workspace.folder / "jobs", library, settings.long_work, settings.jobs_kept)
+    check_temporary_folder()
+    workspace = Workspace() if settings.jobs is None else None
+    folder = Path(str(settings.jobs)) if workspace is None else workspace.folder / "jobs"
+    jobs = Jobs(folder, library, settings.long_work, settings.jobs_kept)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await to_thread.run_sync(workspace.clear_abandoned)
+        await to_thread.run_sync(clear_abandoned)
         jobs.start()
         try:
             yield
         finally:
             await to_thread.run_sync(jobs.stop)
-            workspace.close()
+            if workspace is not None:
+                workspace.close()
+            close_all()
 
     app = FastAPI(
         lifespan=lifespan,
@@ -52,7 +57,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
     )
     problems.install(app)
-    app.include_router(routes_of(Service(settings, library, metrics, jobs, workspace)))
+    app.include_router(routes_of(Service(settings, library, metrics, jobs)))
     _guard(app, settings, metrics)
     return app
 

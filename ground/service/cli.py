@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import ipaddress
 import os
+import signal
 import sys
 from pathlib import Path
 
 from perigee.bitstream.errors import Fault, ProfileError
 from perigee.ground.environment import own_environment
-from perigee.support.command import Parser, positive, prepare_streams, run
+from perigee.support.command import INTERRUPTED, Parser, positive, prepare_streams, run
 
 PROGRAM = "ground-serve"
 TOKEN_MIN = 16
@@ -121,6 +122,7 @@ def _serve(args: argparse.Namespace) -> int:
 
     from perigee.ground.service.app import create_app
     from perigee.ground.service.limits import Settings
+    from perigee.ground.service.workspace import close_all
 
     settings = Settings(
         profiles=tuple(args.profiles),
@@ -134,6 +136,8 @@ def _serve(args: argparse.Namespace) -> int:
         shutdown_s=args.shutdown_seconds,
     )
     app = create_app(settings)
+    # uvicorn raises SIGTERM once more when it has ended the service; by then there is only the clean-up left
+    signal.signal(signal.SIGTERM, lambda *_: None)
     try:
         uvicorn.run(
             app,
@@ -142,7 +146,11 @@ def _serve(args: argparse.Namespace) -> int:
             log_level="warning",
             timeout_graceful_shutdown=settings.shutdown_s,
         )
+    except KeyboardInterrupt:  # a second SIGINT; the first one ended the service
+        return INTERRUPTED
     except (SystemExit, OSError, UnicodeError) as error:  # uvicorn has said why: most often the port is in use
         print(f"{PROGRAM}: cannot serve on {args.host}:{args.port} ({error})", file=sys.stderr)
         return os.EX_UNAVAILABLE
+    finally:
+        close_all()
     return os.EX_OK

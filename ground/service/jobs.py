@@ -27,6 +27,7 @@ from perigee.support.files import PREFIX, write_atomically
 
 OPEN, FINISHED = ("queued", "running"), ("done", "failed", "cancelled")
 ATTEMPTS = 3
+STOP_S = 5.0  # for the job under way to notice that the service ends
 FULL_RETRY_S, DISK_RETRY_S = 30, 300
 IDENTIFIER = re.compile(r"[0-9a-f]{32}")
 log = logging.getLogger("perigee.jobs")
@@ -101,11 +102,21 @@ class Jobs:
         self._thread.start()
 
     def stop(self) -> None:
-        """Let go of the job under way, which a later process begins again, and end the thread."""
+        """Let go of the job under way, which a later process begins again, and end the thread.
+
+        A job that does not notice in time is left to itself: its thread ends with the process.
+        """
         self._queue.put(None)
         thread, self._thread = self._thread, None
         if thread:
-            thread.join()
+            thread.join(STOP_S)
+        if thread and thread.is_alive():
+            with self._lock:
+                running = [name for name, state in self._states.items() if state.status == "running"]
+                for name in running:
+                    self._states[name].attempts -= 1
+            for name in running:
+                self._save(name)
         self._folder_lock.close()
 
     def submit(self, order: Order, data: bytes) -> dict[str, Any]:

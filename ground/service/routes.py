@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from typing import Annotated, Any
 
@@ -72,11 +71,8 @@ PRODUCT: dict[int | str, dict[str, Any]] = {
 class Service:
     """What the routes share: settings, profiles, counters, jobs, and the places for uploads and decodings."""
 
-    def __init__(
-        self, settings: Settings, library: Library, metrics: Metrics, jobs: Jobs, workspace: Workspace
-    ) -> None:
+    def __init__(self, settings: Settings, library: Library, metrics: Metrics, jobs: Jobs) -> None:
         self.settings, self.library, self.metrics, self.jobs = settings, library, metrics, jobs
-        self.workspace = workspace
         self.decodings = Places(settings.running + settings.waiting, settings.retry_after_s, metrics.queued)
         self.uploads = Places(settings.uploads, settings.retry_after_s, metrics.uploading)
         self.limiter = CapacityLimiter(settings.running)
@@ -93,21 +89,21 @@ class Service:
         raise Problem(408, f"the upload took longer than {self.settings.upload_s} s")
 
     def produce(self, order: Order, data: bytes) -> Response:
-        """The product of a stream as an answer; its temporary folder goes with it."""
+        """The product of a stream as an answer; its workspace goes with it."""
         start = time.perf_counter()
-        folder = self.workspace.product_folder()
-        path = folder / f"scene.{order.format}"
+        workspace = Workspace()
+        path = workspace.folder / f"scene.{order.format}"
         try:
             made = make(order, data, self.library, dict.fromkeys(order.products, path), self.settings.answers)
         except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
+            workspace.close()
             raise
         self.metrics.pixels.inc(made.pixels)
         self.metrics.seconds.observe(time.perf_counter() - start)
         if made.value is not None:
-            shutil.rmtree(folder, ignore_errors=True)
+            workspace.close()
             return _with_damage(_json(made.value), made.damage)
-        answer = ProductResponse(path, FORMATS[order.format], self.settings.write_s, folder)
+        answer = ProductResponse(path, FORMATS[order.format], self.settings.write_s, workspace)
         return _with_damage(answer, made.damage)
 
 

@@ -1,7 +1,7 @@
-"""The folder in which a service makes its products: it goes when the service ends, and at the next start where it was killed.
+"""Folders for what a service makes: each goes when it is closed, and at the next start where the service was killed.
 
-Each service makes a folder of its own beside the others' in the temporary directory and holds a lock on a file in it. A folder whose
-lock is free belongs to a process that is gone.
+A folder lies in the temporary directory and has a file in it on which the service holds a lock. One whose lock is free belongs to a
+process that is gone.
 """
 
 from __future__ import annotations
@@ -31,42 +31,55 @@ def hold(path: Path) -> IO[str] | None:
 
 
 class Workspace:
-    """A service's folder of temporary files."""
+    """A temporary folder that belongs to this process until it is closed."""
 
     def __init__(self) -> None:
-        """Raises OutputError where no folder can be made: there is no writable temporary directory."""
-        try:
-            self.folder = Path(tempfile.mkdtemp(prefix=PREFIX))
-            self._lock = hold(self.folder / LOCK)
-        except OSError as error:
-            raise OutputError(
-                f"no temporary folder can be made ({error.strerror or error}); set TMPDIR to a folder that can be written to",
-                Fault.CANNOT_CREATE,
-                field="TMPDIR",
-            ) from error
-
-    def clear_abandoned(self) -> int:
-        """Remove the folders of services that were killed; how many there were."""
-        count = 0
-        for folder in self.folder.parent.glob(f"{PREFIX}*"):
-            if folder == self.folder or not folder.is_dir() or folder.stat().st_uid != os.getuid():
-                continue
-            try:
-                lock = hold(folder / LOCK)
-            except OSError:
-                continue
-            if lock is not None:
-                shutil.rmtree(folder, ignore_errors=True)
-                lock.close()
-                count += 1
-        return count
-
-    def product_folder(self) -> Path:
-        """A new folder for one product. Raises OSError."""
-        return Path(tempfile.mkdtemp(prefix="product-", dir=self.folder))
+        """Raises OSError, for example where the disk is full."""
+        self.folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+        self._lock = hold(self.folder / LOCK)
+        _open.add(self)
 
     def close(self) -> None:
-        """Remove everything."""
+        """Remove the folder and everything in it."""
+        _open.discard(self)
         shutil.rmtree(self.folder, ignore_errors=True)
         if self._lock is not None:
             self._lock.close()
+
+
+_open: set[Workspace] = set()
+
+
+def close_all() -> None:
+    """Close the workspaces that are left when a service ends: of requests that were still being worked on."""
+    for workspace in list(_open):
+        workspace.close()
+
+
+def check_temporary_folder() -> None:
+    """Raise OutputError where no workspace can be made: there is no temporary directory that can be written to."""
+    try:
+        Workspace().close()
+    except OSError as error:
+        raise OutputError(
+            f"no temporary folder can be made ({error.strerror or error}); set TMPDIR to a folder that can be written to",
+            Fault.CANNOT_CREATE,
+            field="TMPDIR",
+        ) from error
+
+
+def clear_abandoned() -> int:
+    """Remove the workspaces of services that were killed; how many there were."""
+    count = 0
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        try:
+            if not folder.is_dir() or folder.stat().st_uid != os.getuid():
+                continue
+            lock = hold(folder / LOCK)
+        except OSError:
+            continue
+        if lock is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+            lock.close()
+            count += 1
+    return count

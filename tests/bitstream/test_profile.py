@@ -25,13 +25,13 @@ def test_shipped_profiles_load_and_have_all_their_files():
     assert {"flight", "flight2", "flight3", "lite"} <= set(shipped_profiles())
     for name in shipped_profiles():
         loaded = find_profile(name)
-        for file in loaded.manifest["files"]:
+        for file in loaded.manifest.files:
             assert loaded.file(file).is_file()
 
 
 def test_every_file_is_hashed(copy, rng):
     loaded = load_profile(copy)
-    for name in loaded.manifest["files"]:
+    for name in loaded.manifest.files:
         path = copy / name
         data = bytearray(path.read_bytes())
         data[int(rng.integers(len(data)))] ^= 1 << int(rng.integers(8))

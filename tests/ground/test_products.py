@@ -14,10 +14,14 @@ from rasterio.control import GroundControlPoint
 from rasterio.errors import NotGeoreferencedWarning
 from rio_cogeo import cog_validate
 
+import perigee
 from perigee.bitstream import format as fmt
+from perigee.bitstream.errors import MetadataError
 from perigee.bitstream.metadata import Acquisition
 from perigee.ground.decoder import SceneDecoder
-from perigee.ground.products import read_array, write_cog, write_png
+from perigee.ground.library import Library
+from perigee.ground.orders import IMAGE, Order, make
+from perigee.ground.products import write_cog, write_png
 from perigee.ground.regions import Region
 from perigee.ground.views import view_of
 from perigee.onboard.raster import Raster
@@ -172,10 +176,11 @@ def test_a_reduced_window_is_placed_where_it_belongs(tmp_path, rng, encoder, gro
     """The view's own grid counts, not the scene's: every row is written, and valid means do not turn into nodata."""
     source = made(tmp_path / "in.tif", smooth(rng, 1, 1300, 1200).astype(np.uint8), nodata=100)
     with Raster(source) as raster:
-        decoder = SceneDecoder(fmt.parse(encoder.encode_scene(raster, 40).data), ground)
-    full = read_array(decoder, view_of(decoder)).astype(float)
+        data = encoder.encode_scene(raster, 40).data
+    decoder = SceneDecoder(fmt.parse(data), ground)
+    full = perigee.decode(data).samples.astype(float)
     view = view_of(decoder, Region(5, 5, 1200, 1136), None, 16)
-    small = read_array(decoder, view)
+    small = perigee.decode(data, window=view.region, scale="1/16").samples
     assert small.shape == (1, 75, 71)
     assert np.abs(small - full[:, 5:1205, 5:1141].reshape(1, 75, 16, 71, 16).mean((2, 4))).max() < 3
     write_cog(tmp_path / "out.tif", decoder, view)
@@ -204,9 +209,12 @@ def test_a_crs_that_nobody_knows_does_not_cost_the_pixels(tmp_path, rng, encoder
     tifffile.imwrite(
         tmp_path / "in.tif", smooth(rng, 1, 64, 64)[0].astype(np.uint8), extratags=[(34735, "H", len(keys), keys, True)]
     )
-    round_trip(tmp_path / "in.tif", tmp_path / "out.tif", encoder, ground)
+    data = perigee.encode(tmp_path / "in.tif")
+    make(Order(unknown_crs="drop"), data, Library(threads=2), {IMAGE: tmp_path / "out.tif"})
     with rasterio.open(tmp_path / "out.tif") as out:
         assert out.crs is None and "30000" in out.tags()["PERIGEE_CRS_PROBLEM"]
+    with pytest.raises(MetadataError, match="30000.*unknown-crs"):
+        make(Order(), data, Library(threads=2), {IMAGE: tmp_path / "out.tif"})
 
 
 def test_extreme_scenes(tmp_path, rng, encoder, ground):

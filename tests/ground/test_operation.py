@@ -1,0 +1,216 @@
+"""The service in operation: it ends when told to, waits for nobody for ever, and shares its folders with nobody."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import httpx
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import perigee
+from perigee.bitstream.errors import OutputError
+from perigee.ground.library import Library
+from perigee.ground.orders import Order, OrderLimits
+from perigee.ground.service.jobs import Jobs
+from perigee.ground.service.parameters import negotiated
+from perigee.ground.service.workspace import PREFIX
+
+OCTETS = {"Content-Type": "application/octet-stream"}
+
+
+@pytest.fixture(scope="module")
+def data():
+    rng = np.random.default_rng(1)
+    y, x = np.mgrid[0:1100, 0:1100]
+    picture = np.stack([120 + 60 * np.sin(x / 9), 110 + 50 * np.cos(y / 7), 90 + 20 * np.sin((x + y) / 5)])
+    return perigee.encode(np.clip(picture + rng.normal(0, 12, picture.shape), 0, 255).astype(np.uint8), 60)
+
+
+class Service:
+    """``ground-serve`` as a process of its own."""
+
+    def __init__(self, folder, *more):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.temporary = folder / "tmp"
+        self.temporary.mkdir(exist_ok=True)
+        command = [sys.executable, "-m", "perigee.ground.service", "--port", str(self.port), "--threads", "1", *more]
+        settings = os.environ | {"TMPDIR": str(self.temporary), "OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(command, env=settings, stderr=subprocess.PIPE, text=True)
+
+    def wait(self):
+        for _ in range(300):
+            try:
+                if httpx.get(f"{self.url}/healthz").status_code == 200:
+                    return self
+            except httpx.HTTPError:
+                assert self.process.poll() is None, self.process.stderr.read()
+                time.sleep(0.1)
+        raise AssertionError("the service does not answer")
+
+    def left(self):
+        return sorted(path.name for path in self.temporary.iterdir())
+
+
+@pytest.fixture
+def service(tmp_path):
+    started = []
+
+    def start(*more, folder=tmp_path):
+        started.append(Service(folder, *more))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.process.kill()
+        one.process.wait()
+
+
+def stalled(service, data):
+    """A client that asks for a product and reads a little of it."""
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    client.connect(("127.0.0.1", service.port))
+    head = f"POST /decode HTTP/1.1\r\nHost: x\r\nContent-Type: application/octet-stream\r\nContent-Length: {len(data)}\r\n\r\n"
+    client.sendall(head.encode() + data)
+    client.settimeout(120)
+    assert client.recv(100).startswith(b"HTTP/1.1 200")
+    return client
+
+
+def test_sigterm_ends_the_service_while_a_download_stands_still(service, data, tmp_path):
+    running = service("--shutdown-seconds", "2", "--jobs", str(tmp_path / "jobs")).wait()
+    with stalled(running, data):
+        assert any(name.startswith(PREFIX) for name in running.left())
+        start = time.monotonic()
+        running.process.send_signal(signal.SIGTERM)
+        running.process.wait(15)
+    assert time.monotonic() - start < 12 and running.left() == [] and running.process.returncode == 0
+
+
+def test_a_download_that_stands_still_is_cut_off(service, data, tmp_path):
+    running = service("--write-seconds", "1", "--jobs", str(tmp_path / "jobs")).wait()
+    with stalled(running, data):
+        end = time.monotonic() + 30
+        while running.left() and time.monotonic() < end:
+            time.sleep(0.1)
+        assert running.left() == [] and httpx.get(f"{running.url}/healthz").status_code == 200
+
+
+def test_a_service_clears_what_a_killed_one_left(service, data, tmp_path):
+    first = service("--jobs", str(tmp_path / "a")).wait()
+    with stalled(first, data):
+        first.process.kill()
+        first.process.wait()
+    abandoned = first.left()
+    assert abandoned
+    second = service("--jobs", str(tmp_path / "b")).wait()
+    with stalled(second, data):  # what belongs to a living process stays
+        third = service("--jobs", str(tmp_path / "c")).wait()
+        assert not set(abandoned) & set(third.left()) and third.left()
+
+
+def test_two_services_do_not_share_a_folder_of_jobs(service, tmp_path):
+    folder = str(tmp_path / "jobs")
+    first = service("--jobs", folder).wait()
+    second = service("--jobs", folder)
+    assert second.process.wait(60) == os.EX_CANTCREAT
+    assert "another service uses it" in second.process.stderr.read()
+    first.process.send_signal(signal.SIGTERM)
+    first.process.wait(30)
+    library = Library(threads=1)
+    jobs = Jobs(tmp_path / "jobs", library, OrderLimits(), 8)
+    with pytest.raises(OutputError, match="another service"):
+        Jobs(tmp_path / "jobs", library, OrderLimits(), 8)
+    jobs.stop()
+    Jobs(tmp_path / "jobs", library, OrderLimits(), 8).stop()
+
+
+def test_a_job_with_an_order_that_cannot_be_read_fails_with_a_reason(tmp_path):
+    jobs = Jobs(tmp_path, Library(threads=1), OrderLimits(), 8)
+    name = jobs.submit(Order(format="json"), perigee.encode(np.full((1, 64, 64), 9, np.uint8)))["id"]
+    (tmp_path / name / "order.json").write_text('{"colour": 1}')
+    jobs.start()
+    while jobs.described(name)["status"] not in ("done", "failed"):
+        time.sleep(0.02)
+    jobs.stop()
+    problem = jobs.described(name)["problem"]
+    assert problem["status"] == 422 and "cannot be read" in problem["detail"]
+
+
+@pytest.mark.parametrize(
+    ("accept", "wanted"),
+    [
+        ("*/*", "tif"),
+        ("image/png;q=0.1, image/tiff;q=0.9", "tif"),
+        ("application/json;q=0.5, image/tiff", "tif"),
+        ("*/*;q=0.1, application/json", "json"),
+        ("image/tiff;q=0.000", None),
+        ("image/png;q=0.00, */*;q=0.5", "tif"),
+        ("image/*, application/json;q=0.2", "tif"),
+        ("image/*;q=0.2, application/json", "json"),
+        ("image/png, image/tiff", "png"),
+        ("text/html, */*;q=0.1", "tif"),
+        ("IMAGE/PNG ; Q=0.7 , image/tiff;q=.6", "png"),
+        ("text/html", None),
+        ("image/tiff;q=0, image/*", "png"),
+        ("image/png;q=wrong", "png"),
+        ("", None),
+    ],
+)
+def test_accept_is_weighed(accept, wanted):
+    assert negotiated(accept) == wanted
+
+
+@given(st.text(max_size=60))
+def test_no_accept_header_is_an_error(text):
+    assert negotiated(text) in ("tif", "png", "json", None)
+
+
+def test_a_full_temporary_folder_is_507(service, data, tmp_path):
+    if os.geteuid() or subprocess.run(["unshare", "-m", "true"]).returncode:
+        pytest.skip("needs root for a small file system of its own")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    (tmp_path / "full").mkdir()
+    script = f'mount -t tmpfs -o size=1m tmpfs "{tmp_path}/full" && exec "$@"'
+    serve = [
+        sys.executable,
+        "-m",
+        "perigee.ground.service",
+        "--port",
+        str(port),
+        "--threads",
+        "1",
+        "--jobs",
+        str(tmp_path / "j"),
+    ]
+    settings = os.environ | {"TMPDIR": str(tmp_path / "full")}
+    process = subprocess.Popen(
+        ["unshare", "-m", "sh", "-c", script, "sh", *serve], env=settings, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        for _ in range(300):
+            try:
+                answer = httpx.post(f"http://127.0.0.1:{port}/decode", content=data, headers=OCTETS, timeout=120)
+                break
+            except httpx.ConnectError:
+                time.sleep(0.1)
+        assert answer.status_code == 507 and answer.headers["content-type"] == "application/problem+json"
+        small = perigee.encode(np.full((1, 64, 64), 90, np.uint8))
+        assert (
+            httpx.post(f"http://127.0.0.1:{port}/decode", content=small, headers=OCTETS, timeout=60).status_code == 200
+        )
+    finally:
+        process.terminate()
+        process.wait(30)
+    assert "Traceback" not in process.stderr.read()
