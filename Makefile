@@ -35,6 +35,7 @@ check: $(VENV)/dev-ready check-native
 	$(BIN)/clang-format --dry-run --Werror bitstream/csrc/*.[ch] tests/native/*.[ch]
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/python docs/reference.py --check
 	$(BIN)/python tests/check_wheel.py
 
 # The compiled coder and prior under sanitisers, in half a minute: every kernel against the plain one, mutated segments, priors

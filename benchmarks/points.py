@@ -12,7 +12,7 @@ import math
 import multiprocessing
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -39,6 +39,19 @@ class Point:
     luma_psnr: float
     ms_ssim: float
     lpips: float
+
+
+FIXED_BYTES = {"jpeg2000": 163, OURS: 44}  # that a file has whatever it shows: header, markers, end
+
+
+def without_headers(points: Iterable[Point]) -> list[Point]:
+    """The points of codecs whose fixed bytes are known, without these bytes; the others are left out."""
+    out = []
+    for point in points:
+        fixed = FIXED_BYTES.get(point.codec.split()[0])
+        if fixed is not None:
+            out.append(replace(point, bytes=point.bytes - fixed, bpp=point.bpp * (1 - fixed / point.bytes)))
+    return out
 
 
 COLUMNS = [field.name for field in fields(Point)]

@@ -75,6 +75,14 @@ class Order:
         _one_of("format", self.format, FORMATS)
         _one_of("scale", self.scale, SCALES)
         _one_of("unknown_crs", self.unknown_crs, UNKNOWN_CRS)
+        if self.window is not None and len(self.window) != 4:
+            raise OrderError(
+                f"window {self.window}: accepted are top, left, rows and columns",
+                Fault.SIZE,
+                field="window",
+                expected="four numbers",
+                found=len(self.window),
+            )
         for product in self.products:
             _one_of("product", product, PRODUCTS)
         if TRUST in self.products:
@@ -101,7 +109,7 @@ class Order:
 
     def view(self, source: ImageSource) -> View:
         """The part of a source that is wanted. Raises OrderError where the source does not have it."""
-        region = Region(*self.window) if self.window else None
+        region = None if self.window is None else Region(*self.window)
         return view_of(source, region, self.bands, SCALES[self.scale])
 
     def to_json(self) -> str:

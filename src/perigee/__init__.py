@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from perigee.onboard.encoder import Encoder
     from perigee.onboard.source import Source
 
-__version__ = "0.6.0"
+__version__ = "0.7.0"
 __all__ = ["Image", "decode", "encode", "inspect"]
 
 
