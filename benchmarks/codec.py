@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from perigee.bitstream import format as fmt
 from perigee.bitstream.arrays import Pixels
+from perigee.bitstream.parsing import parse_stream
 from perigee.bitstream.profile import Profile, find_profile
 from perigee.engines.flight import FlightEngine
 from perigee.engines.ground import GroundEngine
@@ -44,7 +44,7 @@ class ArrayCodec:
 
     def decode(self, data: bytes) -> Pixels:
         """Pixels of a stream."""
-        return pixels_of(SceneDecoder(fmt.parse(data), self.ground))
+        return pixels_of(SceneDecoder(parse_stream(data), self.ground))
 
 
 class CompensatedCodec(ArrayCodec):
@@ -61,7 +61,7 @@ class CompensatedCodec(ArrayCodec):
 
     def compensated(self, data: bytes) -> CompensatedSource:
         """A stream as a compensated image source."""
-        return CompensatedSource(SceneDecoder(fmt.parse(data), self.ground), self.compensator, self.wanted)
+        return CompensatedSource(SceneDecoder(parse_stream(data), self.ground), self.compensator, self.wanted)
 
     def decode(self, data: bytes) -> Pixels:
         """Pixels of a stream, compensated."""

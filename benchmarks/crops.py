@@ -23,9 +23,9 @@ from perigee.benchmarks.common import closest, decode_pillow, image_paths, jpeg2
 from perigee.benchmarks.perceptual import variant_of
 from perigee.benchmarks.points import OURS, Point, profile_labels, read_points, split_profile
 from perigee.benchmarks.summary import group, image_bd_rates
-from perigee.bitstream import format as fmt
 from perigee.bitstream.arrays import Pixels
 from perigee.bitstream.errors import PerigeeError
+from perigee.bitstream.parsing import parse_stream
 from perigee.bitstream.profile import DEFAULT_PROFILE
 from perigee.ground.compensation.compensator import find_compensator
 from perigee.ground.compensation.source import CompensatedSource
@@ -117,7 +117,7 @@ def compensated(
     found = []
     for variant in map(variant_of, variants):
         compensator = find_compensator(variant.compensator, codec.profile.contract.digest, folders)
-        decoder = CompensatedSource(SceneDecoder(fmt.parse(data), codec.ground), compensator, variant.wanted)
+        decoder = CompensatedSource(SceneDecoder(parse_stream(data), codec.ground), compensator, variant.wanted)
         found.append(Coded(f"+ {variant.label}", len(data), pixels_of(decoder)))
     return found
 

@@ -21,6 +21,7 @@ from perigee.benchmarks.codec import ArrayCodec
 from perigee.benchmarks.common import images, sample_folder
 from perigee.bitstream import format as fmt
 from perigee.bitstream.errors import PerigeeError
+from perigee.bitstream.parsing import parse_stream
 from perigee.bitstream.profile import DEFAULT_PROFILE
 from perigee.engines.ground import GroundEngine
 from perigee.ground.decoder import SceneDecoder
@@ -55,7 +56,7 @@ def mutate(data: bytes, rng: np.random.Generator) -> bytes:
 
 def _forge(data: bytes, rng: np.random.Generator) -> bytes:
     header, offset = fmt.read_header(data)
-    stream = fmt.parse(data)
+    stream = parse_stream(data)
     if rng.random() < 0.2:
         fixed = bytearray(data[: offset - 4])
         fixed[int(rng.integers(4, len(fixed)))] = int(rng.integers(256))
@@ -91,7 +92,7 @@ def _forge(data: bytes, rng: np.random.Generator) -> bytes:
 def outcome(data: bytes, engine: GroundEngine, originals: set[int]) -> str:
     """What decoding does: the name of a typed error, ``cut``, ``equal``, or ``WRONG``. Other exceptions pass through."""
     try:
-        stream = fmt.parse(data, LIMITS)
+        stream = parse_stream(data, LIMITS)
         if stream.header.contract != engine.profile.contract.digest:
             return "UnknownProfileError"
         decoder = SceneDecoder(stream, engine)
@@ -139,7 +140,7 @@ def main() -> int:
     args = parser.parse_args()
     codec = ArrayCodec(args.profile)
     valid = sources(codec, sample_folder())
-    originals = {s.checksum for data in valid for s in fmt.parse(data).segments.values()}
+    originals = {s.checksum for data in valid for s in parse_stream(data).segments.values()}
     rng = np.random.default_rng(args.seed)
     results: Counter[str] = Counter()
     slowest = 0.0

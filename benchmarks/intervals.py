@@ -18,8 +18,8 @@ import numpy as np
 from tqdm import tqdm
 
 from perigee.benchmarks.codec import ArrayCodec, pixels_of
-from perigee.bitstream import format as fmt
 from perigee.bitstream.manifest import MANIFEST_FILE
+from perigee.bitstream.parsing import parse_stream
 from perigee.bitstream.profile import DEFAULT_PROFILE
 from perigee.ground.compensation.compensator import Compensator
 from perigee.ground.compensation.request import Compensation
@@ -64,7 +64,7 @@ def fit(pairs: Pairs, compensator: Compensator, codec: ArrayCodec, seed: int = 1
         data = codec.encode(pixels, step / 2.5)
         chosen = rng.choice(pixels.size, SAMPLES, replace=False)
         for kind, compensation in wanted.items():
-            decoder = CompensatedSource(SceneDecoder(fmt.parse(data), codec.ground), compensator, compensation)
+            decoder = CompensatedSource(SceneDecoder(parse_stream(data), codec.ground), compensator, compensation)
             error = np.abs(pixels_of(decoder).astype(np.float32) - pixels)
             scale = 255 * decoder.half_width(0, Region(0, 0, *pixels.shape[:2]))[..., None]
             # a product's widths are whole grey levels, rounded up: an error is within them if it is less than a level wider

@@ -24,9 +24,9 @@ from perigee.benchmarks.codec import ArrayCodec, pixels_of
 from perigee.benchmarks.common import closest, decode_pillow, images, jpeg2000, psnr, sample_folder, table, write_report
 from perigee.benchmarks.fidelity import crop_features, kernel_interval, objects
 from perigee.benchmarks.metrics import Lpips, ms_ssim
-from perigee.bitstream import format as fmt
 from perigee.bitstream.arrays import Pixels
 from perigee.bitstream.metadata import Acquisition, Metadata, pack_metadata
+from perigee.bitstream.parsing import parse_stream
 from perigee.bitstream.profile import DEFAULT_PROFILE
 from perigee.ground.compensation.compensator import Compensator, find_compensator
 from perigee.ground.compensation.request import Compensation
@@ -107,12 +107,12 @@ class Bench:
 
         self.features.setdefault((folder, rate, "original"), []).append(crop_features(self.backbone, pixels))
         start = time.perf_counter()
-        base = pixels_of(SceneDecoder(fmt.parse(data), self.codec.ground))
+        base = pixels_of(SceneDecoder(parse_stream(data), self.codec.ground))
         add("base", base, time.perf_counter() - start)
         anchor = closest(lambda s: jpeg2000(pixels, s / 1000), 4000, len(data))
         add("jpeg2000", decode_pillow(anchor))
         for variant in self.variants:
-            stream = fmt.parse(data)
+            stream = parse_stream(data)
             acquisition = {"true": true, "absent": None, "shuffled": other}[variant.metadata]
             stream.metadata = pack_metadata(Metadata(acquisition=acquisition))
             start = time.perf_counter()

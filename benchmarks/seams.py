@@ -38,6 +38,7 @@ from perigee.benchmarks.common import images, psnr, sample_folder, table, write_
 from perigee.bitstream import format as fmt
 from perigee.bitstream.arrays import FloatArray, IntArray, Pixels
 from perigee.bitstream.contract import BLOCK, HYPER_BLOCK
+from perigee.bitstream.parsing import parse_stream
 from perigee.bitstream.profile import DEFAULT_PROFILE, Profile
 from perigee.engines.flight import FlightEngine
 from perigee.ground.decoder import SceneDecoder
@@ -113,7 +114,7 @@ class HaloCodec(ArrayCodec):
 
 def decode_alone(codec: ArrayCodec, data: bytes) -> Pixels:
     """Pixels uint8 [row, col, 3] of a stream whose patches are synthesised without their neighbours."""
-    stream = fmt.parse(data)
+    stream = parse_stream(data)
     out = np.empty((stream.header.height, stream.header.width, 3), np.uint8)
     for unit, segment in stream.segments.items():
         _, top, left, rows, cols = stream.header.unit_window(unit)

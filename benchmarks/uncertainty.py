@@ -16,8 +16,8 @@ from tqdm import tqdm
 from perigee.benchmarks.codec import ArrayCodec, pixels_of
 from perigee.benchmarks.common import closest, images, sample_folder, table, write_report
 from perigee.benchmarks.perceptual import QUALITY_STEPS, RATES_BPP
-from perigee.bitstream import format as fmt
 from perigee.bitstream.arrays import Pixels
+from perigee.bitstream.parsing import parse_stream
 from perigee.bitstream.profile import DEFAULT_PROFILE
 from perigee.ground.compensation.compensator import Compensator, find_compensator
 from perigee.ground.compensation.request import Compensation
@@ -35,7 +35,7 @@ def measure(
     size = round(rate * pixels.shape[0] * pixels.shape[1] / 8)
     data = closest(lambda s: codec.encode(pixels, s / 2.5), QUALITY_STEPS, size)
     decoder = CompensatedSource(
-        SceneDecoder(fmt.parse(data), codec.ground), compensator, Compensation(strength=strength)
+        SceneDecoder(parse_stream(data), codec.ground), compensator, Compensation(strength=strength)
     )
     error = np.abs(pixels_of(decoder).astype(np.float32) - pixels)
     width = decoder.half_width(0, Region(0, 0, *pixels.shape[:2]))

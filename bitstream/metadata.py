@@ -15,7 +15,8 @@ from datetime import datetime, timedelta, timezone
 from typing import NamedTuple
 
 from perigee.bitstream.errors import BitstreamError, Fault, FormatError, LimitError, MetadataError, UnsupportedError
-from perigee.bitstream.format import METADATA, read_chunk, read_varint, write_chunk, write_varint
+from perigee.bitstream.format import METADATA, read_varint, write_chunk, write_varint
+from perigee.bitstream.parsing import read_chunk
 
 ANCILLARY_MAX_BYTES = 65536
 EPSG, GEOKEYS, NORTH_UP, AFFINE, GCPS, RPC = 1, 2, 3, 4, 5, 6

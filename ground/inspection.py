@@ -6,6 +6,7 @@ from typing import Any
 
 from perigee.bitstream import format as fmt
 from perigee.bitstream.metadata import Metadata, read_metadata_packet, unpack_metadata
+from perigee.bitstream.parsing import parse_stream
 from perigee.bitstream.samples import quality_of
 
 
@@ -45,7 +46,7 @@ def inspect_bytes(data: bytes, damaged: bool = False) -> dict[str, Any]:
     """:func:`inspect` of a stream's bytes, or of a metadata packet that travelled alone. Raises a BitstreamError."""
     if data[:1] == bytes([fmt.METADATA]):
         return {"bytes": len(data)} | _described(read_metadata_packet(data))
-    return inspect(fmt.parse(data, damaged=damaged), len(data))
+    return inspect(parse_stream(data, damaged=damaged), len(data))
 
 
 def _described(metadata: Metadata) -> dict[str, Any]:

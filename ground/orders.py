@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from perigee.bitstream import format as fmt
 from perigee.bitstream.errors import Fault, OrderError, TooLargeError
+from perigee.bitstream.parsing import parse_stream
 from perigee.ground.compensation.request import Compensation
 from perigee.ground.compensation.source import RUNS_LIMIT, CompensatedSource
 from perigee.ground.decoder import SceneDecoder
@@ -175,7 +176,7 @@ def open_source(
 
     Raises a BitstreamError, LimitError, CompensationError, ProfileError or EngineError.
     """
-    stream = fmt.parse(data, damaged=order.damaged)
+    stream = parse_stream(data, damaged=order.damaged)
     runs = (limits or OrderLimits()).denoiser_runs
     return library.source(stream, order.damaged, order.compensation, order.wanted(), runs, progress)
 

@@ -20,6 +20,7 @@ from perigee.bitstream import format as fmt
 from perigee.bitstream.coders import available_coders
 from perigee.bitstream.contract import HYPER_BLOCK
 from perigee.bitstream.entropy import decode_symbols
+from perigee.bitstream.parsing import parse_stream
 from perigee.bitstream.profile import DEFAULT_PROFILE, find_profile
 from perigee.engines.ground import GroundEngine
 
@@ -64,7 +65,7 @@ def decode(report, way, folders):
     }
     arrays = {}
     for path in sorted(p for folder in folders for p in Path(folder).rglob("*.peri")):
-        stream = fmt.parse(path.read_bytes())
+        stream = parse_stream(path.read_bytes())
         if stream.header.contract != contract.digest:  # a default that changed during the run would look like damage
             sys.exit(f"{path} is of contract {stream.header.contract.hex()}, {profile.name} is {contract.digest.hex()}")
         for unit, segment in sorted(stream.segments.items()):

@@ -8,7 +8,7 @@ from PIL import Image
 
 from perigee.benchmarks import seams
 from perigee.benchmarks.codec import ArrayCodec
-from perigee.bitstream import format as fmt
+from perigee.bitstream.parsing import parse_stream
 from perigee.engines.flight import FlightEngine
 
 SIDE = 256
@@ -122,7 +122,7 @@ def test_streams_with_a_halo_decode_like_any_other(codec, halo, scene):
     """Symbols are checked against the encoder's while decoding; windows of the last patches have the right size."""
     for part in (scene[:300, :330], scene[:10, :70]):
         data = halo.encode(part, 50)
-        with_halo, without = fmt.parse(data), fmt.parse(codec.encode(part, 50))
+        with_halo, without = parse_stream(data), parse_stream(codec.encode(part, 50))
         assert with_halo.header == without.header and with_halo.segments.keys() == without.segments.keys()
         error, usual = (np.abs(part.astype(int) - codec.decode(d)).mean() for d in (data, codec.encode(part, 50)))
         assert error < 1.5 * usual  # a window in the wrong place would be all wrong

@@ -8,12 +8,13 @@ import numpy as np
 from perigee.benchmarks.codec import ArrayCodec
 from perigee.benchmarks.hostile import mutate, outcome, sources
 from perigee.bitstream import format as fmt
+from perigee.bitstream.parsing import parse_stream
 
 
 def test_mutated_streams(profile, tiles):
     codec = ArrayCodec(profile, threads=1)
     valid = sources(codec, tiles[0].parent)
-    originals = {s.checksum for data in valid for s in fmt.parse(data).segments.values()}
+    originals = {s.checksum for data in valid for s in parse_stream(data).segments.values()}
     rng = np.random.default_rng(7)
     results = Counter(outcome(mutate(valid[i % len(valid)], rng), codec.ground, originals) for i in range(1500))
     assert not results["WRONG"], results
@@ -43,7 +44,7 @@ def test_a_small_file_cannot_claim_much_memory():
             + rng.bytes(50)
         )
         try:
-            fmt.parse(data, damaged=True)
+            parse_stream(data, damaged=True)
         except Exception as error:
             assert type(error).__module__ == "perigee.bitstream.errors"
     assert tracemalloc.get_traced_memory()[1] < 2_000_000
@@ -53,6 +54,6 @@ def test_a_small_file_cannot_claim_much_memory():
 def test_many_bad_chunks_cost_little_memory():
     header = fmt.write_header(fmt.Header(bytes(8), 256, 256, 3, "uint8", 256))
     tracemalloc.start()
-    stream = fmt.parse(header + b"\x01\x00aaaa" * 300_000, damaged=True)
+    stream = parse_stream(header + b"\x01\x00aaaa" * 300_000, damaged=True)
     assert len(stream.damage) < 200 and tracemalloc.get_traced_memory()[1] < 4_000_000
     tracemalloc.stop()

@@ -16,6 +16,7 @@ import tifffile
 from perigee.bitstream import format as fmt
 from perigee.bitstream.errors import PerigeeError
 from perigee.bitstream.metadata import Acquisition
+from perigee.bitstream.parsing import parse_stream
 from perigee.bitstream.profile import find_profile, shipped_profiles
 from perigee.engines.flight import FlightEngine
 from perigee.ground.decoder import SceneDecoder
@@ -30,7 +31,7 @@ STREAMS = sorted(FOLDER.glob("*.peri"))
 
 def described(data, coder="auto"):
     """What must never change: header, metadata, and the CRC-32 of every unit's symbols; and the mean of the pixels."""
-    stream = fmt.parse(data)
+    stream = parse_stream(data)
     decoder = SceneDecoder(stream, Library(threads=1).engine(stream.header.contract), coder)
     symbols = {}
     for unit, segment in sorted(stream.segments.items()):
@@ -85,7 +86,7 @@ def test_write_missing(tmp_path, tiles):
         for kind, (quality, acquisition) in make_sources(tmp_path, tiles).items():
             with Raster(tmp_path / f"{kind}.tif") as raster:
                 made[kind] = encoder.encode_scene(raster, quality, acquisition).data
-        whole = fmt.parse(made["plain"])
+        whole = parse_stream(made["plain"])
         cut = [fmt.write_segment(fmt.cut_segment(s, len(s.words) // 2)) for s in whole.segments.values()]
         made["cut"] = fmt.write_header(whole.header) + b"".join(cut) + fmt.write_end(len(cut))
         for kind, data in made.items():
@@ -118,5 +119,5 @@ def test_a_golden_stream_with_a_flipped_bit_is_refused(path, rng):
         place, bit = int(rng.integers(len(data))), 1 << int(rng.integers(8))
         data[place] ^= bit
         with pytest.raises(PerigeeError):
-            fmt.parse(bytes(data))
+            parse_stream(bytes(data))
         data[place] ^= bit

@@ -17,6 +17,7 @@ from perigee.benchmarks.common import read_rgb
 from perigee.bitstream import format as fmt
 from perigee.bitstream.errors import CompensationError
 from perigee.bitstream.metadata import Acquisition, Metadata, pack_metadata
+from perigee.bitstream.parsing import parse_stream
 from perigee.bitstream.profile import find_profile
 from perigee.ground.cli import main
 from perigee.ground.compensation.compensator import DIFFUSION, ONE_STEP, Compensator, find_compensator, shipped_folders
@@ -57,18 +58,18 @@ def decoded(decoder, region=None):
 
 
 def with_compensation(data, ground, compensator, **wanted):
-    return CompensatedSource(SceneDecoder(fmt.parse(data), ground), compensator, Compensation(**wanted))
+    return CompensatedSource(SceneDecoder(parse_stream(data), ground), compensator, Compensation(**wanted))
 
 
 def test_strength_0_is_the_base_image(data, ground, compensator):
-    base = decoded(SceneDecoder(fmt.parse(data), ground))
+    base = decoded(SceneDecoder(parse_stream(data), ground))
     assert (decoded(with_compensation(data, ground, compensator, strength=0.0)) == base).all()
 
 
 @pytest.mark.parametrize("wanted", [{"method": ONE_STEP}, {"method": DIFFUSION, "steps": 2, "seed": 7}])
 def test_a_pixel_does_not_depend_on_the_request(data, ground, compensator, wanted):
     whole = decoded(with_compensation(data, ground, compensator, **wanted))
-    base = decoded(SceneDecoder(fmt.parse(data), ground))
+    base = decoded(SceneDecoder(parse_stream(data), ground))
     assert (whole != base).mean() > 0.05
     for region in (Region(130, 300, 90, 200), Region(399, 619, 1, 1)):
         part = decoded(with_compensation(data, ground, compensator, **wanted), region)
@@ -99,7 +100,7 @@ def test_symbols_are_met_as_well_as_by_the_base(data, ground, compensator):
 
 
 def test_metadata_unknown_to_the_training_count_as_absent(data, ground, compensator):
-    stream = fmt.parse(data)
+    stream = parse_stream(data)
     stream.metadata = pack_metadata(
         Metadata(acquisition=Acquisition(gsd_m=0.5, cloud_cover_percent=10, off_nadir_deg=5))
     )
@@ -112,8 +113,8 @@ def test_other_bands_are_left_alone(encoder, geotiffs, ground, compensator):
 
     with Raster(geotiffs / "naip_rgbn_u8x4.tif") as raster:
         stream = encoder.encode_scene(raster, 30).data
-    base = decoded(SceneDecoder(fmt.parse(stream), ground))
-    decoder = CompensatedSource(SceneDecoder(fmt.parse(stream), ground), compensator)
+    base = decoded(SceneDecoder(parse_stream(stream), ground))
+    decoder = CompensatedSource(SceneDecoder(parse_stream(stream), ground), compensator)
     found = decoded(decoder)
     assert (found[3] == base[3]).all() and (found[:3] != base[:3]).any()
     assert "bands from 4 on" in decoder.provenance()["PERIGEE_COMPENSATION_LEFT_ALONE"] and not decoder.report.notes

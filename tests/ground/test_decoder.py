@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from perigee.benchmarks.codec import ArrayCodec
 from perigee.bitstream import format as fmt
 from perigee.bitstream.errors import ChecksumError, SymbolError
+from perigee.bitstream.parsing import parse_stream
 from perigee.engines.flight import FlightEngine
 from perigee.engines.ground import GroundEngine
 from perigee.engines.torch import TorchGraph
@@ -36,16 +37,16 @@ def stream(codec, mosaic):
 
 def test_any_window_equals_the_whole(stream, ground):
     """Within one grey level: the grid of synthesis windows does not show."""
-    whole = SceneDecoder(fmt.parse(stream), ground).region(Region(0, 0, 460, 700)).samples
+    whole = SceneDecoder(parse_stream(stream), ground).region(Region(0, 0, 460, 700)).samples
     for window in [(0, 0, 64, 64), (200, 250, 60, 20), (255, 255, 3, 3), (450, 690, 10, 10), (100, 0, 300, 700)]:
-        part = SceneDecoder(fmt.parse(stream), ground).region(Region(*window)).samples
+        part = SceneDecoder(parse_stream(stream), ground).region(Region(*window)).samples
         top, left, rows, cols = window
         difference = np.abs(part.astype(int) - whole[:, top : top + rows, left : left + cols])
         assert difference.max() <= 1 and (difference == 0).mean() > 0.99, window
 
 
 def test_blocks_cover_the_scene_once(stream, ground, codec, mosaic):
-    decoder = SceneDecoder(fmt.parse(stream), ground)
+    decoder = SceneDecoder(parse_stream(stream), ground)
     seen = np.zeros((460, 700), int)
     for region, block in decoder.blocks():
         seen[region.top : region.top + region.rows, region.left : region.left + region.cols] += 1
@@ -66,7 +67,7 @@ def test_windows_cover_an_axis_once_within_bounds(start, length, patch):
 
 def test_a_patch_decodes_alone(stream, ground):
     """Only the segments that a window touches are needed."""
-    parsed = fmt.parse(stream)
+    parsed = parse_stream(stream)
     alone = fmt.Stream(parsed.header, {0: parsed.segments[0]})
     decoder = SceneDecoder(alone, ground)
     first = decoder.region(Region(0, 0, 100, 100))
@@ -76,16 +77,16 @@ def test_a_patch_decodes_alone(stream, ground):
 
 def test_cut_segments_decode_coarser_and_say_so(stream, ground, codec, mosaic):
     errors = []
-    full = fmt.parse(stream)
+    full = parse_stream(stream)
     for share in (0.02, 0.3, 0.6, 1.0):
-        parsed = fmt.parse(stream)
+        parsed = parse_stream(stream)
         parsed.segments = {u: fmt.cut_segment(s, int(len(s.words) * share)) for u, s in full.segments.items()}
         rewritten = (
             fmt.write_header(full.header)
             + b"".join(map(fmt.write_segment, parsed.segments.values()))
             + fmt.write_end(6)
         )
-        decoder = SceneDecoder(fmt.parse(rewritten), ground)
+        decoder = SceneDecoder(parse_stream(rewritten), ground)
         out = decoder.region(Region(0, 0, 460, 700)).samples.transpose(1, 2, 0)
         assert (len(decoder.report.cut) == 6) == (share < 1)
         errors.append(np.mean((out.astype(float) - mosaic) ** 2))
@@ -97,34 +98,34 @@ def test_damage_costs_its_patch_alone(stream, ground):
     header, offset = fmt.read_header(data)
     data[offset + 400] ^= 0x20  # inside the first segment
     with pytest.raises(ChecksumError):
-        fmt.parse(bytes(data))
-    decoder = SceneDecoder(fmt.parse(bytes(data), damaged=True), ground, damaged=True)
+        parse_stream(bytes(data))
+    decoder = SceneDecoder(parse_stream(bytes(data), damaged=True), ground, damaged=True)
     out = decoder.region(Region(0, 0, 460, 700))
     assert set(decoder.report.lost) == {0} and decoder.stream.damage
     assert not out.valid[:, :256, :256].any() and out.valid[:, 256:, :].all() and out.valid[:, :, 256:].all()
-    whole = SceneDecoder(fmt.parse(stream), ground).region(Region(0, 0, 460, 700)).samples
+    whole = SceneDecoder(parse_stream(stream), ground).region(Region(0, 0, 460, 700)).samples
     moved = np.abs(out.samples[:, :, 384:].astype(int) - whole[:, :, 384:])
     assert moved.max() <= 1 and (moved > 0).mean() < 1e-4  # beyond the margin
     assert not moved[:, :, 464 - 384 :].any()  # beyond all that the synthesis sees
 
 
 def test_a_wrong_checksum_of_symbols_is_found(stream, ground):
-    parsed = fmt.parse(stream)
+    parsed = parse_stream(stream)
     parsed.segments[2] = parsed.segments[2]._replace(checksum=parsed.segments[2].checksum ^ 1)
     with pytest.raises(ChecksumError, match="segment 2"):
         SceneDecoder(parsed, ground).symbols(2)
-    parsed.segments[2] = fmt.parse(stream).segments[2]._replace(quality_step=3)
+    parsed.segments[2] = parse_stream(stream).segments[2]._replace(quality_step=3)
     with pytest.raises((SymbolError, ChecksumError)):
         SceneDecoder(parsed, ground).symbols(2)
 
 
 def test_engines_agree_on_symbols_and_nearly_on_pixels(profile, stream, tiles):
     decoders = [
-        SceneDecoder(fmt.parse(stream), engine)
+        SceneDecoder(parse_stream(stream), engine)
         for engine in (GroundEngine(profile, 1), GroundEngine(profile, graph=TorchGraph))
     ]
     for prior in (profile.contract.reference(np.int64), profile.contract.reference(np.float32)):
-        decoders.append(SceneDecoder(fmt.parse(stream), GroundEngine(profile, 1, prior=prior, check=False)))
+        decoders.append(SceneDecoder(parse_stream(stream), GroundEngine(profile, 1, prior=prior, check=False)))
     symbols = [d.symbols(1).q for d in decoders]
     assert all(np.array_equal(symbols[0], other) for other in symbols[1:])
     one, two = (d.region(Region(0, 0, 256, 256)).samples.astype(int) for d in decoders[:2])
@@ -157,7 +158,7 @@ def test_a_linear_segment_decodes_to_a_picture_of_the_same_symbols(profile, grou
     """Coding the decoded picture again gives what was received, and the picture is nearer to the original for it."""
     codec = ArrayCodec(profile, threads=1, analysis="swift")
     for pixels in (tifffile.imread(tiles[1]), saturated()):
-        parsed = fmt.parse(codec.encode(pixels, quality))
+        parsed = parse_stream(codec.encode(pixels, quality))
         assert parsed.segments[0].linear
         held = SceneDecoder(parsed, ground)
         image = held.image(0, Region(0, 0, 256, 256))
@@ -173,14 +174,14 @@ def test_only_whole_linear_segments_are_held_to_their_symbols(profile, three, ti
     ground = GroundEngine(profile, threads=1)
     swift, lite = ArrayCodec(profile, threads=1), ArrayCodec(three, threads=1, analysis="lite")
     tile = tifffile.imread(tiles[0])
-    assert not fmt.parse(lite.encode(tile, 50)).segments[0].linear
-    parsed = fmt.parse(swift.encode(np.tile(tile, (1, 2, 1)), 50))
+    assert not parse_stream(lite.encode(tile, 50)).segments[0].linear
+    parsed = parse_stream(swift.encode(np.tile(tile, (1, 2, 1)), 50))
     whole = SceneDecoder(parsed, ground).image(0, Region(0, 0, 256, 512))
     parsed.segments[1] = fmt.cut_segment(parsed.segments[1], len(parsed.segments[1].words) // 2)
     cut = SceneDecoder(parsed, ground)
     assert np.abs(cut.image(0, Region(0, 0, 256, 140))[:, :, :120] - whole[:, :, :120]).max() < 1e-3
     assert list(cut.report.cut) == [1]
-    part = SceneDecoder(fmt.parse(swift.encode(np.tile(tile, (1, 2, 1)), 50)), ground).image(
+    part = SceneDecoder(parse_stream(swift.encode(np.tile(tile, (1, 2, 1)), 50)), ground).image(
         0, Region(37, 41, 100, 333)
     )
     assert np.abs(part - whole[:, 37:137, 41:374]).max() < 1e-3
@@ -190,11 +191,11 @@ def test_lean_streams(codec, tiles):
     """All that is not coded symbols: at most 72 bytes for a plain tile, 20 a further patch on average."""
     tile = tifffile.imread(tiles[0])
     for quality in (5, 50, 95):
-        stream = fmt.parse(codec.encode(tile, quality))
+        stream = parse_stream(codec.encode(tile, quality))
         words = 4 * len(stream.segments[0].words)
         assert len(codec.encode(tile, quality)) - words + 8 <= 56
     four = codec.encode(np.tile(tile, (2, 2, 1)), 50)
-    words = sum(4 * len(s.words) for s in fmt.parse(four).segments.values())
+    words = sum(4 * len(s.words) for s in parse_stream(four).segments.values())
     assert len(four) - words <= 48 + 3 * 16
 
 

@@ -15,9 +15,9 @@ from rasterio.errors import NotGeoreferencedWarning
 from rio_cogeo import cog_validate
 
 import perigee
-from perigee.bitstream import format as fmt
 from perigee.bitstream.errors import MetadataError
 from perigee.bitstream.metadata import Acquisition
+from perigee.bitstream.parsing import parse_stream
 from perigee.ground.decoder import SceneDecoder
 from perigee.ground.library import Library
 from perigee.ground.orders import IMAGE, Order, make
@@ -38,7 +38,7 @@ REAL = [
 def round_trip(path, out, encoder, ground, quality=40.0, acquisition=None):
     with Raster(path) as raster:
         data = encoder.encode_scene(raster, quality, acquisition).data
-    decoder = SceneDecoder(fmt.parse(data), ground)
+    decoder = SceneDecoder(parse_stream(data), ground)
     write_cog(out, decoder, view_of(decoder))
     return decoder
 
@@ -160,7 +160,7 @@ def test_a_window_and_a_scale_keep_their_place_on_earth(tmp_path, rng, encoder, 
     )
     with Raster(source) as raster:
         data = encoder.encode_scene(raster, 60).data
-    decoder = SceneDecoder(fmt.parse(data), ground)
+    decoder = SceneDecoder(parse_stream(data), ground)
     view = view_of(decoder, Region(37, 261, 200, 101), [3, 1], 4)
     write_cog(tmp_path / "out.tif", decoder, view)
     with rasterio.open(source) as a, rasterio.open(tmp_path / "out.tif") as b:
@@ -177,7 +177,7 @@ def test_a_reduced_window_is_placed_where_it_belongs(tmp_path, rng, encoder, gro
     source = made(tmp_path / "in.tif", smooth(rng, 1, 1300, 1200).astype(np.uint8), nodata=100)
     with Raster(source) as raster:
         data = encoder.encode_scene(raster, 40).data
-    decoder = SceneDecoder(fmt.parse(data), ground)
+    decoder = SceneDecoder(parse_stream(data), ground)
     full = perigee.decode(data).samples.astype(float)
     view = view_of(decoder, Region(5, 5, 1200, 1136), None, 16)
     small = perigee.decode(data, window=view.region, scale="1/16").samples
@@ -253,7 +253,7 @@ def test_png_of_one_and_three_bands(tmp_path, rng, encoder, ground):
     for bands, dtype in ((1, np.uint8), (3, np.uint8), (3, np.uint16), (5, np.uint8)):
         source = made(tmp_path / "in.tif", smooth(rng, bands, 64, 80).astype(dtype))
         with Raster(source) as raster:
-            decoder = SceneDecoder(fmt.parse(encoder.encode_scene(raster, 60).data), ground)
+            decoder = SceneDecoder(parse_stream(encoder.encode_scene(raster, 60).data), ground)
         write_png(tmp_path / "out.png", decoder, view_of(decoder))
         with rasterio.open(tmp_path / "out.png") as out:
             assert (out.driver, out.count, out.dtypes[0]) == ("PNG", 1 if bands == 1 else 3, np.dtype(dtype).name)

@@ -9,6 +9,7 @@ from rasterio.transform import from_origin
 
 import perigee
 from perigee.bitstream import format as fmt
+from perigee.bitstream.parsing import parse_stream
 from perigee.ground.cli import main
 from perigee.ground.library import Library
 from perigee.ground.orders import IMAGE, Order, make
@@ -137,6 +138,6 @@ def test_nodata_that_a_mask_declares_valid_does_not_stretch_the_range(tmp_path):
         stream = perigee.encode(path, 90)
     found = perigee.decode(stream)
     assert not found.valid[0, :10, 20:40].any() and not found.valid[0, :, :20].any()
-    low, high = fmt.parse(stream).ranges[0]
+    low, high = parse_stream(stream).ranges[0]
     assert low > 0 and high < 1100
     assert np.abs(found.samples.astype(int) - data)[found.valid].max() < 60

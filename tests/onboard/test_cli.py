@@ -11,6 +11,7 @@ import tifffile
 
 from perigee.bitstream import format as fmt
 from perigee.bitstream.metadata import unpack_metadata
+from perigee.bitstream.parsing import parse_stream
 from perigee.onboard import cli
 
 
@@ -33,7 +34,7 @@ def test_one_tile_gives_a_stream_beside_it(tmp_path, tiles):
     result = run(tile, "--verify")
     assert result.returncode == 0, result.stderr
     data = (tmp_path / "tile.peri").read_bytes()
-    stream = fmt.parse(data)
+    stream = parse_stream(data)
     assert (stream.header.width, stream.header.height, stream.header.bands) == (256, 256, 3)
     assert f"{len(data)} bytes" in result.stdout and result.stdout.count("\n") == 1 and not result.stderr
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == [], "no temporary file is left"
@@ -67,7 +68,7 @@ def test_json_line_and_metadata_of_a_stac_item(tmp_path, tiles):
         and (line["profile"], line["analysis"]) == ("flight3", "swift")
         and {"read", "analysis", "prior", "entropy", "write"} <= set(line["ms"])
     )
-    a = unpack_metadata(fmt.parse(data).metadata).acquisition
+    a = unpack_metadata(parse_stream(data).metadata).acquisition
     assert (a.longitude_deg, a.latitude_deg) == (10.0, 51.0)
     assert a.timestamp.isoformat() == "2024-06-01T10:20:30+00:00"
     assert (a.cloud_cover_percent, a.off_nadir_deg, a.target_azimuth_deg, a.sun_azimuth_deg, a.sun_elevation_deg) == (
@@ -186,7 +187,7 @@ def test_inputs_and_earlier_outputs_are_never_overwritten(tmp_path, rng):
     assert cli.main([str(first), "-o", str(first), "--overwrite"]) == os.EX_CANTCREAT
     assert first.read_bytes() == before
     assert cli.main([str(first), str(second), "--out-dir", str(tmp_path), "--overwrite"]) == os.EX_CANTCREAT
-    assert fmt.parse((tmp_path / "x.peri").read_bytes()).header.width == 50
+    assert parse_stream((tmp_path / "x.peri").read_bytes()).header.width == 50
 
 
 def test_a_listener_that_goes_away_does_not_stop_the_encoding(tmp_path, rng):

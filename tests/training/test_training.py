@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 
 from perigee.benchmarks.codec import ArrayCodec
-from perigee.bitstream import format as fmt
 from perigee.bitstream.contract import answer
 from perigee.bitstream.errors import OutputError, ProfileError, RasterError
+from perigee.bitstream.parsing import parse_stream
 from perigee.bitstream.profile import load_profile
 from perigee.engines.flight import FlightEngine
 from perigee.engines.ground import GroundEngine
@@ -79,7 +79,7 @@ def test_its_export_is_a_profile_that_decodes(run, tmp_path, tiles):
         codec = ArrayCodec(profile, analysis=analysis)
         streams.append(codec.encode(tile, 60))
         assert np.abs(codec.decode(streams[-1]).astype(float) - tile).mean() < 15
-    assert streams[0] != streams[1] and fmt.parse(streams[0]).header == fmt.parse(streams[1]).header
+    assert streams[0] != streams[1] and parse_stream(streams[0]).header == parse_stream(streams[1]).header
     with pytest.raises(ProfileError, match="no analysis 'light'; it has swift, lite"):
         profile.analysis("light")
     with pytest.raises(OutputError, match="already"):
