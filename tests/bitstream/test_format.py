@@ -28,7 +28,7 @@ from perigee.bitstream.errors import (
     TruncatedError,
     UnsupportedError,
 )
-from perigee.bitstream.format import Header, Limits, Segment, parse, read_header, read_varint, write_varint
+from perigee.bitstream.format import Header, Limits, Segment, read_header, read_varint, write_varint
 from perigee.bitstream.metadata import Acquisition, GeoKeys, Metadata, pack_metadata, unpack_metadata
 
 quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -232,7 +232,7 @@ class TestChunks:
         assert fmt.write_segment(cut) == with_crc(bytes.fromhex("01 09 00 10 7d efbe 01020304"))
 
     def test_whole_stream(self) -> None:
-        stream = parse(join(SCENE, *scene_chunks()))
+        stream = parse_stream(join(SCENE, *scene_chunks()))
         assert stream.header == SCENE and stream.damage == []
         assert sorted(stream.segments) == list(range(12))
         assert same_segment(stream.segments[7], NETWORK._replace(unit=7))
@@ -247,11 +247,11 @@ class TestChunks:
     def test_order_does_not_matter(self, random: Any) -> None:
         chunks = scene_chunks()
         random.shuffle(chunks)
-        stream = parse(join(SCENE, *chunks))
+        stream = parse_stream(join(SCENE, *chunks))
         assert sorted(stream.segments) == list(range(12)) and stream.metadata and list(stream.masks) == [5]
 
     def test_memoryview_is_accepted(self) -> None:
-        assert parse(memoryview(join(ONE, EMPTY_ONE))).segments[0].mode == fmt.EMPTY
+        assert parse_stream(memoryview(join(ONE, EMPTY_ONE))).segments[0].mode == fmt.EMPTY
 
     @quick
     @given(
@@ -264,48 +264,48 @@ class TestChunks:
     def test_segment_round_trip(self, unit: int, step: int, checksum: int, words: list[int], cut: bool) -> None:
         segment = Segment(unit, fmt.NETWORK, step, checksum, np.array(words, np.uint32), cut)
         others = [fmt.write_segment(Segment(u, fmt.EMPTY)) for u in range(12) if u != unit]
-        assert same_segment(parse(join(SCENE, *others, fmt.write_segment(segment))).segments[unit], segment)
+        assert same_segment(parse_stream(join(SCENE, *others, fmt.write_segment(segment))).segments[unit], segment)
 
     @pytest.mark.parametrize("kind", [0x80, 0x81, 0x85, 0xC0, 0xFF])
     def test_unknown_optional_chunks_are_skipped(self, kind: int) -> None:
-        stream = parse(join(ONE, fmt.write_chunk(kind, b"x" * 300), EMPTY_ONE, fmt.write_chunk(kind, b"")))
+        stream = parse_stream(join(ONE, fmt.write_chunk(kind, b"x" * 300), EMPTY_ONE, fmt.write_chunk(kind, b"")))
         assert list(stream.segments) == [0] and stream.damage == []
 
     @pytest.mark.parametrize("kind", [0x05, 0x06, 0x07, 0x08, 0x40, 0x7F])
     @pytest.mark.parametrize("damaged", [False, True])
     def test_unknown_critical_chunks_are_refused(self, kind: int, damaged: bool) -> None:
         with pytest.raises(UnsupportedError, match=f"{kind:#04x}"):
-            parse(join(ONE, fmt.write_chunk(kind, b"x"), EMPTY_ONE), damaged=damaged)
+            parse_stream(join(ONE, fmt.write_chunk(kind, b"x"), EMPTY_ONE), damaged=damaged)
 
     def test_reserved_names_are_told(self) -> None:
         for kind, name in fmt.RESERVED_CRITICAL.items():
             with pytest.raises(UnsupportedError, match=name):
-                parse(join(ONE, fmt.write_chunk(kind, b""), EMPTY_ONE))
+                parse_stream(join(ONE, fmt.write_chunk(kind, b""), EMPTY_ONE))
 
     @pytest.mark.parametrize("cut", [False, True])
     def test_a_linear_segment_says_so(self, cut: bool) -> None:
         segment = Segment(0, fmt.NETWORK, 7, 3, np.array([5], np.uint32), cut, True)
         chunk = fmt.write_segment(segment)
-        assert parse(join(ONE, chunk)).segments[0].linear and parse(join(ONE, chunk)).segments[0].cut is cut
+        assert parse_stream(join(ONE, chunk)).segments[0].linear and parse_stream(join(ONE, chunk)).segments[0].cut is cut
         flagged = fmt.write_chunk(fmt.SEGMENT, bytes([0, 0x80, 7, 3, 0]))
         with pytest.raises(UnsupportedError, match="flags 0x80, this reader knows 0x70"):
-            parse(join(ONE, flagged))
+            parse_stream(join(ONE, flagged))
 
     @pytest.mark.parametrize("latents", [None, 8, 440, 2040])
     def test_a_segment_says_how_many_channels_are_coded(self, latents: int | None) -> None:
         segment = Segment(0, fmt.NETWORK, 7, 3, np.array([5], np.uint32), latents=latents)
         chunk = fmt.write_segment(segment)
-        assert parse(join(ONE, chunk)).segments[0].latents == latents
+        assert parse_stream(join(ONE, chunk)).segments[0].latents == latents
         assert len(chunk) == len(fmt.write_segment(segment._replace(latents=None))) + (latents is not None)
 
     def test_no_coded_channel_is_refused(self) -> None:
         with pytest.raises(FormatError, match="without a coded channel"):
-            parse(join(ONE, fmt.write_chunk(fmt.SEGMENT, bytes([0, 0x40, 7, 3, 0, 0]))))
+            parse_stream(join(ONE, fmt.write_chunk(fmt.SEGMENT, bytes([0, 0x40, 7, 3, 0, 0]))))
 
     @pytest.mark.parametrize("mode", [1, *range(4, 16)])
     def test_reserved_and_unknown_modes_are_refused(self, mode: int) -> None:
         with pytest.raises(UnsupportedError, match=f"mode {mode}"):
-            parse(join(ONE, fmt.write_chunk(fmt.SEGMENT, bytes([0, mode]))))
+            parse_stream(join(ONE, fmt.write_chunk(fmt.SEGMENT, bytes([0, mode]))))
 
     HEAD = fmt.write_header(ONE)
     NET = fmt.write_segment(NETWORK)
@@ -353,11 +353,11 @@ class TestChunks:
     )
     def test_refused(self, data: bytes, error: type[PerigeeError]) -> None:
         with pytest.raises(error) as caught:
-            parse(data)
+            parse_stream(data)
         assert error is BitstreamError or type(caught.value) is error
 
     def test_the_widest_range_is_no_overflow(self) -> None:
-        stream = parse(join(ONE, EMPTY_ONE, fmt.write_ranges(np.array([[-(2**31), 2**31 - 1]]))))
+        stream = parse_stream(join(ONE, EMPTY_ONE, fmt.write_ranges(np.array([[-(2**31), 2**31 - 1]]))))
         assert stream.ranges is not None and stream.ranges.tolist() == [[-(2**31), 2**31 - 1]]
 
     @pytest.mark.parametrize("limits", [Limits(chunk_bytes=15), Limits(metadata_bytes=13)])
@@ -365,14 +365,14 @@ class TestChunks:
         data = join(SCENE, *scene_chunks())
         assert len(pack_metadata(Metadata(epsg=32633, nodata=7.0))) == 15
         with pytest.raises(PerigeeError, match="limit|exceed"):
-            parse(data, limits)
+            parse_stream(data, limits)
 
     def test_announced_sizes_are_not_allocated(self) -> None:
         header = fmt.write_header(Header(CONTRACT, 1 << 20, 1 << 11, 1, "uint8", 64))
         tracemalloc.start()
         for data in (header + b"\x01\x80\x80\x80\x20", header + EMPTY_ONE, b"\x89PGE" + b"\xff" * 40):
             with pytest.raises(PerigeeError):
-                parse(data)
+                parse_stream(data)
         assert tracemalloc.get_traced_memory()[1] < 1 << 18
         tracemalloc.stop()
 
@@ -380,7 +380,7 @@ class TestChunks:
         data = join(SCENE, *scene_chunks())
         for size in range(len(data)):
             with pytest.raises(TruncatedError):
-                parse(data[:size])
+                parse_stream(data[:size])
 
     def test_every_flipped_bit_is_found(self) -> None:
         data = join(ONE, fmt.write_chunk(fmt.METADATA, b"\x01\x01\x07"), fmt.write_segment(NETWORK))
@@ -388,20 +388,20 @@ class TestChunks:
             broken = bytearray(data)
             broken[bit // 8] ^= 1 << bit % 8
             with pytest.raises((BitstreamError, LimitError)):
-                parse(bytes(broken))
+                parse_stream(bytes(broken))
 
     @quick
     @given(st.binary(max_size=200), st.booleans())
     def test_any_bytes_raise_only_our_errors(self, tail: bytes, damaged: bool) -> None:
         for data in (tail, fmt.write_header(SCENE) + tail):
             with suppress(PerigeeError):
-                parse(data, damaged=damaged)
+                parse_stream(data, damaged=damaged)
 
     @quick
     @given(st.integers(0, 7), st.binary(max_size=40))
     def test_any_payload_raises_only_our_errors(self, kind: int, payload: bytes) -> None:
         with suppress(PerigeeError):
-            parse(join(ONE, EMPTY_ONE, fmt.write_chunk(kind, payload)))
+            parse_stream(join(ONE, EMPTY_ONE, fmt.write_chunk(kind, payload)))
 
 
 class TestDamage:
@@ -413,8 +413,8 @@ class TestDamage:
         at = data.draw(st.sampled_from([0, *range(2, len(chunks[victim]))]))  # the length byte is a case of its own
         broken = bytearray(chunks[victim])
         broken[at] ^= data.draw(st.integers(1, 255))
-        stream = parse(join(SCENE, *chunks[:victim], bytes(broken), *chunks[victim + 1 :]), damaged=True)
-        whole = parse(join(SCENE, *chunks))
+        stream = parse_stream(join(SCENE, *chunks[:victim], bytes(broken), *chunks[victim + 1 :]), damaged=True)
+        whole = parse_stream(join(SCENE, *chunks))
         kind = chunks[victim][0]
         assert (stream.metadata is None) == (kind == fmt.METADATA)
         assert (stream.ranges is None) == (kind == fmt.RANGE)
@@ -427,20 +427,20 @@ class TestDamage:
         assert len(stream.damage) == (3 if kind == fmt.SEGMENT else 2)
 
     def test_a_sound_stream_has_no_damage(self) -> None:
-        assert parse(join(SCENE, *scene_chunks()), damaged=True).damage == []
+        assert parse_stream(join(SCENE, *scene_chunks()), damaged=True).damage == []
 
     def test_a_truncated_stream_keeps_what_came(self) -> None:
         chunks = scene_chunks()
         data = join(SCENE, *chunks)
         start = len(fmt.write_header(SCENE)) + sum(map(len, chunks[:10]))
-        stream = parse(data[: start + 3], damaged=True)
+        stream = parse_stream(data[: start + 3], damaged=True)
         assert sorted(stream.segments) == [0, 1, 2, 3, 4, 5] and stream.metadata is not None
         assert len(stream.damage) == 3  # the half chunk, the end mark, the segments
 
     def test_a_broken_length_ends_the_reading(self) -> None:
         chunks = scene_chunks()
         chunks[4] = bytes([fmt.SEGMENT, 0xFF, 0xFF, 0xFF, 0xFF, 0x7F, 0, 0])
-        stream = parse(join(SCENE, *chunks), damaged=True)
+        stream = parse_stream(join(SCENE, *chunks), damaged=True)
         assert stream.segments == {} and list(stream.masks) == [5]
 
     @pytest.mark.parametrize(
@@ -453,21 +453,21 @@ class TestDamage:
         ],
     )
     def test_an_illegal_chunk_is_dropped(self, extra: bytes, words: str) -> None:
-        stream = parse(join(ONE, EMPTY_ONE, extra), damaged=True)
+        stream = parse_stream(join(ONE, EMPTY_ONE, extra), damaged=True)
         assert list(stream.segments) == [0] and stream.masks == {}
         assert len(stream.damage) == 1 and words in stream.damage[0]
 
     def test_what_follows_the_end_is_dropped(self) -> None:
-        stream = parse(fmt.write_header(ONE) + fmt.write_end(0) + EMPTY_ONE, damaged=True)
+        stream = parse_stream(fmt.write_header(ONE) + fmt.write_end(0) + EMPTY_ONE, damaged=True)
         assert stream.segments == {} and "follow" in stream.damage[0]
 
     def test_an_unusable_header_still_raises(self) -> None:
         data = bytearray(join(ONE, EMPTY_ONE))
         data[16] ^= 1
         with pytest.raises(ChecksumError):
-            parse(bytes(data), damaged=True)
+            parse_stream(bytes(data), damaged=True)
         with pytest.raises(LimitError):
-            parse(join(SCENE, *scene_chunks()), Limits(samples=100), damaged=True)
+            parse_stream(join(SCENE, *scene_chunks()), Limits(samples=100), damaged=True)
 
 
 class TestCut:
@@ -477,7 +477,7 @@ class TestCut:
         assert cut.cut and np.array_equal(cut.words, WORDS[:words])
         assert cut[:4] == NETWORK[:4]
         assert len(fmt.write_segment(cut)) == len(fmt.write_segment(NETWORK)) - 4 * (3 - words)
-        assert same_segment(parse(join(ONE, fmt.write_segment(cut))).segments[0], cut)
+        assert same_segment(parse_stream(join(ONE, fmt.write_segment(cut))).segments[0], cut)
 
     @pytest.mark.parametrize("words", [3, 4, 1000])
     def test_long_enough_already(self, words: int) -> None:
