@@ -98,7 +98,7 @@ class TestHeaderTable:
         }
         data = fmt.write_header(self.HEADER)
         expected["crc"] = zlib.crc32(data[:-4]).to_bytes(4, "little")
-        table = rows("Offset", "Size", "Field", "Type", "Unit", "Legal range")
+        table = rows("Offset", "Size", "Field", "Type", "Measured in", "Legal range")
         assert [row[2] for row in table] == list(expected)
         at = 0
         for offset, size, name, kind, *_ in table:
@@ -111,7 +111,7 @@ class TestHeaderTable:
         assert at == len(data)
 
     def test_fixed_part(self) -> None:
-        table = rows("Offset", "Size", "Field", "Type", "Unit", "Legal range")
+        table = rows("Offset", "Size", "Field", "Type", "Measured in", "Legal range")
         fixed = [row for row in table if row[0] != "next" and row[1] != "1-5"]
         assert "<" + "".join("B" if row[3] == "u8" else f"{row[1]}s" for row in fixed) == fmt.HEADER_FIXED.format
         assert sum(int(row[1]) for row in fixed) == fmt.HEADER_FIXED.size == 16
@@ -121,7 +121,7 @@ class TestHeaderTable:
         assert legal["bands"] == "1 to 255"
 
     def test_kind(self) -> None:
-        legal = next(row[5] for row in rows("Offset", "Size", "Field", "Type", "Unit") if row[2] == "kind")
+        legal = next(row[5] for row in rows("Offset", "Size", "Field", "Type", "Measured in") if row[2] == "kind")
         stated = re.fullmatch(r"low 4 bits (\d) to (\d), high 4 bits (\d) to (\d)", legal)
         assert stated
         low, low_last, high, high_last = map(int, stated.groups())
@@ -147,6 +147,7 @@ class TestChunkTable:
         defined = {row[1]: code for code, row in CODES.items() if row[2] == "defined"}
         assert defined == {name: getattr(fmt, name) for name in ("END", "SEGMENT", "MASK", "METADATA", "RANGE")}
         assert {code: row[1] for code, row in CODES.items() if row[2] == "reserved"} == fmt.RESERVED_CRITICAL
+        assert [row[5] for row in CODES.values() if row[2] == "reserved"] == ["refuses"] * len(fmt.RESERVED_CRITICAL)
         assert fmt.OPTIONAL_BIT == 0x80 and "bit 0x80 set" in TEXT
 
     def test_frame(self) -> None:
@@ -183,6 +184,7 @@ class TestSegments:
         defined = {row[1]: mode for mode, row in MODES.items() if row[2] == "defined"}
         assert defined == {name: getattr(fmt, name) for name in ("NETWORK", "DROPPED", "EMPTY")}
         assert {mode: row[1] for mode, row in MODES.items() if row[2] == "reserved"} == fmt.RESERVED_MODES
+        assert [row[4] for row in MODES.values() if row[2] == "reserved"] == ["refuses"] * len(fmt.RESERVED_MODES)
         assert (fmt.CUT_FLAG, fmt.LINEAR_FLAG, fmt.FIRST_FLAG) == (0x10, 0x20, 0x40) and fmt.CHANNEL_STEP == 8
         assert "0x10 is *cut*, 0x20 is *linear*, 0x40 is *first*" in TEXT and "first 8 * coded latent channels" in TEXT
 
@@ -212,10 +214,10 @@ class TestSegments:
 
 class TestMaskTable:
     def test_kinds(self) -> None:
-        table = rows("Kind", "Name", "Inflated array")
+        table = rows("Mask kind", "Name", "Inflated array")
         assert {row[1]: int(row[0]) for row in table} == {n: getattr(masks, n) for n in ("SHARED", "PER_BAND", "ALPHA")}
 
-    @pytest.mark.parametrize("row", rows("Kind", "Name", "Inflated array"), ids=lambda row: row[1])
+    @pytest.mark.parametrize("row", rows("Mask kind", "Name", "Inflated array"), ids=lambda row: row[1])
     def test_sizes(self, row: tuple[str, ...]) -> None:
         bands, height, width = 3, 5, 11
         valid = np.ones((bands, height, width), bool)
@@ -359,6 +361,12 @@ class TestPriorTables:
         stated = {row[0]: int(row[1]) for row in rows("Limit", "Default")}
         assert stated == {f.name: f.default for f in fields(fmt.Limits)}
         assert contract.CONTRACT_MAX_BYTES == 16 << 20
+        most = re.search(r"at most patches \+ units \+ (\d+) chunks, `END` included", TEXT)
+        assert most and int(most[1]) == fmt.SPARE_CHUNKS
+        spare = fmt.SPARE_CHUNKS + ONE.units + ONE.units // ONE.groups - 2  # the segment and END
+        parse(one_unit(EMPTY, *[fmt.write_chunk(0x80, b"")] * spare))
+        with pytest.raises(FormatError):
+            parse(one_unit(EMPTY, *[fmt.write_chunk(0x80, b"")] * (spare + 1)))
 
     @pytest.mark.parametrize(
         "widths", [Widths(), Widths(7, 2, 3, 5, 11, (1, 2, 4), tuple(range(128))), Widths(2, 1, 1, 1, 1, (2,))]
@@ -390,20 +398,25 @@ class TestPriorTables:
         assert stated == code
 
 
-def example_contract() -> Contract:
-    """The contract of the document's coded segment."""
-    widths = Widths(latents=3, hyper_latents=1, hyper=1, context=1, head=1, slices=(1, 2))
+def contract_of_zeros(widths: Widths, bias: list[int]) -> Contract:
+    """A contract of the document's examples: all is 0 but the biases of the second slice, and all latent tables are the same."""
     layers = {
         name: Layer(np.zeros(s.weight_shape, np.int8), np.zeros(s.outputs, np.int32), np.zeros(s.outputs, np.uint8))
         for name, s in layer_shapes(widths).items()
     }
     for name in ("pass2.out", "pass3.out"):
-        layers[name].bias[:] = [19, -5, 0, -10]
+        layers[name].bias[:] = bias
     row = np.array([8192, 32768, 16384, 8000, 192], np.uint16)
     z_row = np.ones((1, 129), np.uint16)
     z_row[0, 64] = 65408
     tables = Tables(np.ones(64, np.uint16), np.tile(row, 1024), z_row)
-    return Contract(widths, layers, tables, np.zeros((7, 3), np.float32), 64)
+    return Contract(widths, layers, tables, np.zeros((7, widths.latents), np.float32), 64)
+
+
+def example_contract() -> Contract:
+    """The contract of the document's coded segment."""
+    widths = Widths(latents=3, hyper_latents=1, hyper=1, context=1, head=1, slices=(1, 2))
+    return contract_of_zeros(widths, [19, -5, 0, -10])
 
 
 def example_q() -> np.ndarray[Any, Any]:
@@ -423,7 +436,7 @@ class TestContract:
         }
         contract = replace(plain, widths=widths, layers=layers)
         w = contract.widths
-        names = {"latents": w.latents, "hyper_latents": w.hyper_latents, "slices": len(w.slices), "bands": 1}
+        names = {"latents": w.latents, "hyper_latents": w.hyper_latents, "slices": len(w.slices), "levels": 1}
         found = contract.arrays()
         stated = set()
         for name, kind, shape, _ in rows("Array", "Type", "Shape"):
@@ -503,6 +516,17 @@ class TestExamples:
         assert ours[:2] == b"\x05\x00"
         assert zlib.decompress(ours[2:]) == zlib.decompress(example("mask")[4:-4])
 
+    def test_alpha_mask(self) -> None:
+        header = Header(CONTRACT, 3, 2, 1, "uint16", 64)
+        ranges = fmt.write_ranges(np.array([[0, 1]]))
+        stream = parse(fmt.write_header(header) + example("mask-alpha") + ranges + EMPTY + fmt.write_end(3))
+        valid, alpha = masks.unpack_mask(stream.masks[0], 1, 2, 3, "uint16")
+        wanted = np.array([[65535, 65535, 0], [65535, 256, 0]], np.uint16)
+        assert np.array_equal(alpha, wanted) and np.array_equal(valid[0], wanted != 0)
+        ours = masks.pack_mask(0, valid, wanted)
+        assert ours[:2] == b"\x00\x02"
+        assert zlib.decompress(ours[2:]) == zlib.decompress(example("mask-alpha")[4:-4])
+
     def test_metadata(self) -> None:
         data = example("metadata")
         acquisition = Acquisition(
@@ -548,19 +572,57 @@ class TestExamples:
             )
             assert np.array_equal(decoded.q, q) and decoded.passes == 4
 
-    @pytest.mark.parametrize(("words", "passes"), [(3, 2), (2, 1), (1, 0), (0, 0)])
+    def test_first_channels(self) -> None:
+        widths = Widths(latents=9, hyper_latents=1, hyper=1, context=1, head=1, slices=(8, 1))
+        contract = contract_of_zeros(widths, [19, 0])
+        assert contract.digest == example("first-contract")
+        header = Header(contract.digest, 64, 64, 1, "uint8", 64)
+        segment = parse(fmt.write_header(header) + example("first-segment") + fmt.write_end(1)).segments[0]
+        assert (segment.latents, segment.quality_step, segment.checksum) == (8, 0, 0xA86B)
+        q, z = np.zeros((9, 4, 4), np.int32), np.zeros((1, 1, 1), np.int32)
+        q[0, 0, 0], q[7, 3, 3] = 2, -1
+        assert fmt.checksum_of(q) == segment.checksum
+        predictions = contract.reference().all_passes(z[None], q[None], 0, 8)
+        passes = [(half(q[None, :8], k)[0], Prediction(p.table[0], p.mean[0])) for k, p in enumerate(predictions)]
+        for kind in coders.available_coders():
+            words = entropy.encode_symbols(contract.widths, contract.tables, z, passes, 0, kind)
+            assert fmt.write_segment(segment._replace(words=words)) == example("first-segment"), kind
+            decoded = entropy.decode_symbols(
+                contract.widths, contract.tables, contract.reference(), segment.words, 0, (1, 1), kind=kind, latents=8
+            )
+            assert np.array_equal(decoded.q, q) and decoded.passes == 2 and (decoded.mean[8] == 19).all()
+
+    def test_golden_stream(self) -> None:
+        """Every byte of the stream stands in the table; of the words, the first."""
+        path = DOCUMENT.parents[1] / "tests" / "golden" / "v1_lite_7d7f716860b24c10_cut.peri"
+        assert path.name in TEXT
+        data, at, found = path.read_bytes(), 0, {}
+        for offset, size, stated, name, _ in rows("Offset", "Size", "Bytes"):
+            assert int(offset) == at, name
+            value, start = data[at : at + int(size)], bytes.fromhex(stated.strip("`").removesuffix("..."))
+            assert value.startswith(start) and (value == start or stated.endswith("...`")), name
+            found[name] = value
+            at += int(size)
+        assert at == len(data)
+        segment = parse(data).segments[0]
+        assert segment.cut and segment.quality_step == found["quality_step"][0]
+        assert segment.words.astype("<u4").tobytes() == found["words"] and f"{len(segment.words)} words" in TEXT
+
+    @pytest.mark.parametrize(("words", "passes"), [(4, 3), (3, 2), (2, 1), (1, 0), (0, 0)])
     def test_coded_segment_cut(self, words: int, passes: int) -> None:
         contract = example_contract()
         header = Header(contract.digest, 64, 64, 1, "uint8", 64)
         segment = parse(fmt.write_header(header) + example("example-segment") + fmt.write_end(1)).segments[0]
-        cut = fmt.cut_segment(segment, words)
+        cut = segment._replace(words=segment.words[:words], cut=True)
         wanted = np.zeros((3, 4, 4), np.int32)
         wanted[1] = 1
         even = np.indices((4, 4)).sum(0) % 2 == 0
         if passes:
             wanted[0, even] = example_q()[0, even]
-        if passes == 2:
+        if passes >= 2:
             wanted[0] = example_q()[0]
+        if passes == 3:
+            wanted[1:, even] = example_q()[1:, even]
         for kind in coders.available_coders():
             decoded = entropy.decode_symbols(
                 contract.widths, contract.tables, contract.reference(), cut.words, 125, (1, 1), cut=True, kind=kind
