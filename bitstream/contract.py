@@ -37,6 +37,15 @@ PATCH_MULTIPLE = 64  # an analysis takes images whose sides are multiples of thi
 PATCH_SIDES = (64, 128, 256, 512)
 KNOTS = 7
 GEOMETRY_MAX = 4096
+# type and number of dimensions of the contract's arrays, by their whole name or by what follows the last dot
+ARRAY_TYPES = {
+    "geometry": (("int32", 1),),
+    "magnitudes": (("uint8", 1),),
+    "gain_knots": (("float32", 2),),
+    "weight": (("int8", 4),),
+    "bias": (("int32", 1),),
+    "shift": (("uint8", 1),),
+}
 
 
 @dataclass(frozen=True)
@@ -140,6 +149,17 @@ def load_arrays(path: Path) -> dict[str, Array]:
 def load_contract(path: Path) -> Contract:
     """Read and check ``contract.npz``. Raises ProfileError."""
     arrays = load_arrays(path)
+    for name, array in arrays.items():
+        layer, _, part = name.rpartition(".")  # arrays that belong to no layer are ignored
+        kinds = ARRAY_TYPES.get(part if f"{layer}.weight" in arrays else name, ())
+        if kinds and (array.dtype.name, array.ndim) not in kinds:
+            raise ProfileError(
+                f"{path}: {name} is {array.dtype.name} of {array.ndim} dimensions, expected {kinds[0][0]} of {kinds[0][1]}",
+                Fault.SHAPE,
+                field=name,
+                expected=f"{kinds[0][0]}, {kinds[0][1]} dimensions",
+                found=f"{array.dtype.name}, {array.ndim} dimensions",
+            )
     try:
         geometry = [int(v) for v in arrays["geometry"]]
         latents, hyper_latents, hyper, context, head, side = geometry[:6]
@@ -158,7 +178,7 @@ def load_contract(path: Path) -> Contract:
         names = {name.rsplit(".", 1)[0] for name in arrays if name.endswith(".weight")}
         layers = {n: Layer(arrays[f"{n}.weight"], arrays[f"{n}.bias"], arrays[f"{n}.shift"]) for n in names}
         return Contract(widths, layers, tables, arrays["gain_knots"], side)
-    except (KeyError, ValueError, IndexError) as error:
+    except (KeyError, ValueError, IndexError, TypeError, OverflowError) as error:
         raise ProfileError(f"{path}: incomplete contract ({error})", Fault.MISSING, field=path.name) from error
 
 

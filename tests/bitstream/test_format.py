@@ -30,6 +30,7 @@ from perigee.bitstream.errors import (
 )
 from perigee.bitstream.format import Header, Limits, Segment, read_header, read_varint, write_varint
 from perigee.bitstream.metadata import Acquisition, GeoKeys, Metadata, pack_metadata, unpack_metadata
+from perigee.bitstream.parsing import parse_stream
 
 quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -286,7 +287,9 @@ class TestChunks:
     def test_a_linear_segment_says_so(self, cut: bool) -> None:
         segment = Segment(0, fmt.NETWORK, 7, 3, np.array([5], np.uint32), cut, True)
         chunk = fmt.write_segment(segment)
-        assert parse_stream(join(ONE, chunk)).segments[0].linear and parse_stream(join(ONE, chunk)).segments[0].cut is cut
+        assert (
+            parse_stream(join(ONE, chunk)).segments[0].linear and parse_stream(join(ONE, chunk)).segments[0].cut is cut
+        )
         flagged = fmt.write_chunk(fmt.SEGMENT, bytes([0, 0x80, 7, 3, 0]))
         with pytest.raises(UnsupportedError, match="flags 0x80, this reader knows 0x70"):
             parse_stream(join(ONE, flagged))

@@ -20,8 +20,9 @@ from perigee.bitstream import format as fmt
 from perigee.bitstream import metadata as meta
 from perigee.bitstream.contract import Contract, contract_digest
 from perigee.bitstream.errors import ChecksumError, FormatError, PerigeeError, UnsupportedError
-from perigee.bitstream.format import Header, Segment, parse, read_varint, write_varint
+from perigee.bitstream.format import Header, Segment, read_varint, write_varint
 from perigee.bitstream.metadata import Acquisition, GeoKeys, Metadata, pack_metadata, unpack_metadata
+from perigee.bitstream.parsing import parse_stream
 from perigee.bitstream.prior import Layer, Prediction, Widths, half, layer_shapes
 from perigee.bitstream.tables import FREQUENCY_TOTAL, Tables
 
@@ -162,18 +163,18 @@ class TestChunkTable:
         for kind in set(range(256)) - {fmt.END, fmt.SEGMENT}:
             stream = one_unit(EMPTY, fmt.write_chunk(kind, payloads.get(kind, b"?")))
             if kind >= fmt.OPTIONAL_BIT or (kind in CODES and CODES[kind][2] == "defined"):
-                assert parse(stream).segments[0].mode == fmt.EMPTY
+                assert parse_stream(stream).segments[0].mode == fmt.EMPTY
             else:
                 with pytest.raises(UnsupportedError):
-                    parse(stream)
+                    parse_stream(stream)
 
     @pytest.mark.parametrize("code", [code for code, row in CODES.items() if row[3].startswith("0 or 1")])
     def test_at_most_once(self, code: int) -> None:
         payload = {fmt.MASK: b"\0\0", fmt.METADATA: b"", fmt.RANGE: struct.pack("<ii", 0, 1)}[code]
         chunk = fmt.write_chunk(code, payload)
-        parse(one_unit(EMPTY, chunk))
+        parse_stream(one_unit(EMPTY, chunk))
         with pytest.raises(FormatError):
-            parse(one_unit(EMPTY, chunk, chunk))
+            parse_stream(one_unit(EMPTY, chunk, chunk))
 
     def test_crc_is_the_named_one(self) -> None:
         assert "0xCBF43926" in TEXT and zlib.crc32(b"123456789") == 0xCBF43926
@@ -193,10 +194,10 @@ class TestSegments:
         body = b"\0\0\0" if mode == fmt.NETWORK else b""
         stream = one_unit(fmt.write_chunk(fmt.SEGMENT, bytes([0, mode]) + body))
         if mode in MODES and MODES[mode][2] == "defined":
-            assert parse(stream).segments[0].mode == mode
+            assert parse_stream(stream).segments[0].mode == mode
         else:
             with pytest.raises(UnsupportedError):
-                parse(stream)
+                parse_stream(stream)
 
     def test_layout(self) -> None:
         """A segment of asymmetric values, laid out by the two tables."""
@@ -261,6 +262,12 @@ class TestMetadataTable:
         band_names=("red", "nir"),
         acquisition=Acquisition(1.0, 2.0, datetime(2024, 1, 1, tzinfo=timezone.utc), 1.0, 2.0, 3.0, 4.0, 5.0, 6.0),
         ancillary=b"abc",
+        nbits=10,
+        units=("K", ""),
+        interpretations=("Red", "Undefined"),
+        tags=(meta.Tag("A", "1"), meta.Tag("B", "2", 2, "D")),
+        crs_wkt="LOCAL_CS",
+        premultiplied=True,
     )
 
     @staticmethod
@@ -278,6 +285,7 @@ class TestMetadataTable:
     def test_names(self) -> None:
         names = {"EPSG", "GEOKEYS", "NORTH_UP", "AFFINE", "GCPS", "RPC", "NODATA", "SCALES", "ACQUISITION", "ANCILLARY"}
         names |= {"BAND_NAMES", "POINT", "ALPHA", "FILL_MASKED", "COLOUR"}
+        names |= {"NBITS", "UNITS", "INTERPRETATIONS", "TAGS", "CRS_WKT", "PREMULTIPLIED"}
         assert {row[1]: tag for tag, row in TAGS.items()} == {name: getattr(meta, name) for name in names}
         assert meta.OPTIONAL_TAG == 128
 
@@ -304,6 +312,11 @@ class TestMetadataTable:
         assert found[meta.BAND_NAMES] == b"red\0nir"
         assert (found[meta.POINT], found[meta.FILL_MASKED]) == (b"", b"")
         assert (found[meta.ALPHA], found[meta.COLOUR], found[meta.ANCILLARY]) == (b"\x04", b"\x01", b"abc")
+        assert (found[meta.NBITS], found[meta.UNITS], found[meta.PREMULTIPLIED]) == (b"\x0a", b"K\0", b"")
+        assert found[meta.INTERPRETATIONS] == b"Red\0Undefined"
+        assert zlib.decompress(found[meta.TAGS]) == b"0\0\0A\x001\x002\0D\0B\x002"
+        assert zlib.decompress(found[meta.CRS_WKT]) == b"LOCAL_CS"
+        assert unpack_metadata(pack_metadata(self.EVERYTHING)) == self.EVERYTHING
         keys = GeoKeys((1, 1, 0, 1, 1024, 0, 1, 1), (0.5,), b"name|\0")
         value = struct.pack("<HH8Hd", 8, 1, 1, 1, 0, 1, 1024, 0, 1, 1, 0.5) + b"name|\0"
         assert _fields(pack_metadata(Metadata(geokeys=keys)))[meta.GEOKEYS] == value
@@ -364,9 +377,9 @@ class TestPriorTables:
         most = re.search(r"at most patches \+ units \+ (\d+) chunks, `END` included", TEXT)
         assert most and int(most[1]) == fmt.SPARE_CHUNKS
         spare = fmt.SPARE_CHUNKS + ONE.units + ONE.units // ONE.groups - 2  # the segment and END
-        parse(one_unit(EMPTY, *[fmt.write_chunk(0x80, b"")] * spare))
+        parse_stream(one_unit(EMPTY, *[fmt.write_chunk(0x80, b"")] * spare))
         with pytest.raises(FormatError):
-            parse(one_unit(EMPTY, *[fmt.write_chunk(0x80, b"")] * (spare + 1)))
+            parse_stream(one_unit(EMPTY, *[fmt.write_chunk(0x80, b"")] * (spare + 1)))
 
     @pytest.mark.parametrize(
         "widths", [Widths(), Widths(7, 2, 3, 5, 11, (1, 2, 4), tuple(range(128))), Widths(2, 1, 1, 1, 1, (2,))]
@@ -481,33 +494,33 @@ class TestExamples:
 
     def test_smallest_stream(self) -> None:
         data = example("smallest-stream")
-        stream = parse(data)
+        stream = parse_stream(data)
         assert stream.header == ONE and list(stream.segments) == [0] and stream.segments[0].mode == fmt.EMPTY
         assert one_unit(EMPTY) == data
 
     def test_end(self) -> None:
         assert fmt.write_end(3) == example("end")
         chunks = fmt.write_chunk(0x80, b"") * 2 + EMPTY
-        assert list(parse(fmt.write_header(ONE) + chunks + example("end")).segments) == [0]
+        assert list(parse_stream(fmt.write_header(ONE) + chunks + example("end")).segments) == [0]
 
     def test_dropped(self) -> None:
         assert fmt.write_segment(Segment(300, fmt.DROPPED)) == example("dropped")
         header = Header(CONTRACT, 301 * 64, 1, 1, "uint8", 64)
         others = [fmt.write_segment(Segment(u, fmt.EMPTY)) for u in range(300)]
-        stream = parse(fmt.write_header(header) + b"".join(others) + example("dropped") + fmt.write_end(301))
+        stream = parse_stream(fmt.write_header(header) + b"".join(others) + example("dropped") + fmt.write_end(301))
         assert stream.segments[300] == Segment(300, fmt.DROPPED, words=stream.segments[300].words)
 
     def test_ranges(self) -> None:
         wanted = np.array([[-12, 4000], [100, 65535]])
         assert fmt.write_ranges(wanted) == example("ranges")
         header = Header(CONTRACT, 1, 1, 2, "uint16", 64)
-        stream = parse(fmt.write_header(header) + example("ranges") + EMPTY + fmt.write_end(2))
+        stream = parse_stream(fmt.write_header(header) + example("ranges") + EMPTY + fmt.write_end(2))
         assert stream.ranges is not None and stream.ranges.tolist() == wanted.tolist()
 
     def test_mask(self) -> None:
         header = Header(CONTRACT, 9, 5 * 64 + 3, 1, "uint8", 64)
         others = b"".join(fmt.write_segment(Segment(u, fmt.EMPTY)) for u in range(6))
-        stream = parse(fmt.write_header(header) + example("mask") + others + fmt.write_end(7))
+        stream = parse_stream(fmt.write_header(header) + example("mask") + others + fmt.write_end(7))
         valid, alpha = masks.unpack_mask(stream.masks[5], 1, 3, 9, "uint8")
         wanted = np.ones((1, 3, 9), bool)
         wanted[0, 1, 4:8] = wanted[0, 2, 4:9] = False
@@ -519,7 +532,7 @@ class TestExamples:
     def test_alpha_mask(self) -> None:
         header = Header(CONTRACT, 3, 2, 1, "uint16", 64)
         ranges = fmt.write_ranges(np.array([[0, 1]]))
-        stream = parse(fmt.write_header(header) + example("mask-alpha") + ranges + EMPTY + fmt.write_end(3))
+        stream = parse_stream(fmt.write_header(header) + example("mask-alpha") + ranges + EMPTY + fmt.write_end(3))
         valid, alpha = masks.unpack_mask(stream.masks[0], 1, 2, 3, "uint16")
         wanted = np.array([[65535, 65535, 0], [65535, 256, 0]], np.uint16)
         assert np.array_equal(alpha, wanted) and np.array_equal(valid[0], wanted != 0)
@@ -551,7 +564,7 @@ class TestExamples:
         """The document's segment, decoded and encoded again by its contract with every coder that is here."""
         contract = example_contract()
         header = Header(contract.digest, 64, 64, 1, "uint8", 64)
-        segment = parse(fmt.write_header(header) + example("example-segment") + fmt.write_end(1)).segments[0]
+        segment = parse_stream(fmt.write_header(header) + example("example-segment") + fmt.write_end(1)).segments[0]
         assert (segment.unit, segment.mode, segment.quality_step, segment.cut) == (0, fmt.NETWORK, 125, False)
         assert segment.checksum == fmt.checksum_of(example_q()) == 0x2960
         assert segment.words.tolist() == [0x0824634B, 0x0B003E33, 0x9F2D0E62, 0x7A6D8000]
@@ -577,7 +590,7 @@ class TestExamples:
         contract = contract_of_zeros(widths, [19, 0])
         assert contract.digest == example("first-contract")
         header = Header(contract.digest, 64, 64, 1, "uint8", 64)
-        segment = parse(fmt.write_header(header) + example("first-segment") + fmt.write_end(1)).segments[0]
+        segment = parse_stream(fmt.write_header(header) + example("first-segment") + fmt.write_end(1)).segments[0]
         assert (segment.latents, segment.quality_step, segment.checksum) == (8, 0, 0xA86B)
         q, z = np.zeros((9, 4, 4), np.int32), np.zeros((1, 1, 1), np.int32)
         q[0, 0, 0], q[7, 3, 3] = 2, -1
@@ -604,7 +617,7 @@ class TestExamples:
             found[name] = value
             at += int(size)
         assert at == len(data)
-        segment = parse(data).segments[0]
+        segment = parse_stream(data).segments[0]
         assert segment.cut and segment.quality_step == found["quality_step"][0]
         assert segment.words.astype("<u4").tobytes() == found["words"] and f"{len(segment.words)} words" in TEXT
 
@@ -612,7 +625,7 @@ class TestExamples:
     def test_coded_segment_cut(self, words: int, passes: int) -> None:
         contract = example_contract()
         header = Header(contract.digest, 64, 64, 1, "uint8", 64)
-        segment = parse(fmt.write_header(header) + example("example-segment") + fmt.write_end(1)).segments[0]
+        segment = parse_stream(fmt.write_header(header) + example("example-segment") + fmt.write_end(1)).segments[0]
         cut = segment._replace(words=segment.words[:words], cut=True)
         wanted = np.zeros((3, 4, 4), np.int32)
         wanted[1] = 1
@@ -634,8 +647,8 @@ class TestExamples:
         for at in range(len(data)):
             data[at] ^= 0x55
             with pytest.raises(PerigeeError):
-                parse(bytes(data))
+                parse_stream(bytes(data))
             data[at] ^= 0x55
         data[-1] ^= 1
         with pytest.raises(ChecksumError):
-            parse(bytes(data))
+            parse_stream(bytes(data))

@@ -195,7 +195,8 @@ def validity(stream: Stream, patch: int) -> tuple[np.ndarray, np.ndarray | None]
         kind, mask = stream.masks[patch]
         alpha = mask[0].view(header.sample_type) if kind == ALPHA else alpha
         valid &= alpha != 0 if kind == ALPHA else np.unpackbits(mask, axis=2)[:, :, :cols] == 1
-    return valid, (alpha if valid.any() else np.zeros_like(alpha)) if "ALPHA" in stream.fields else None
+    shown = valid.any() and DROPPED not in modes
+    return valid, (alpha if shown else np.zeros_like(alpha)) if "ALPHA" in stream.fields else None
 
 
 # Section 8, the metadata packet. Both tables are in the order of the text.
@@ -215,6 +216,12 @@ FIELDS = {
     13: ("ALPHA", lambda value: value.unpack("B")[0]),
     14: ("FILL_MASKED", lambda value: True),
     15: ("COLOUR", lambda value: value.unpack("B")[0]),
+    128: ("NBITS", lambda value: value.unpack("B")[0]),
+    129: ("UNITS", lambda value: value.take().decode("utf-8").split("\0")),
+    130: ("INTERPRETATIONS", lambda value: value.take().decode("utf-8").split("\0")),
+    131: ("TAGS", lambda value: read_tags(inflated(value).decode("utf-8").split("\0"))),
+    132: ("CRS_WKT", lambda value: inflated(value).decode("utf-8")),
+    133: ("PREMULTIPLIED", lambda value: True),
 }
 NORTH_UP, AFFINE = 3, 4
 ACQUISITION = [  # bit, name, type, smallest and largest value
@@ -246,7 +253,24 @@ def metadata_fields(packet: bytes) -> dict[str, object]:
             raise Refused(f"{name} is illegal: {error}") from error
         require(not values[tag].take(), f"{name} has the wrong size")
     require(len(fields.get("ANCILLARY", b"")) <= 65536 and fields.get("COLOUR", 0) <= 1, "a field is out of range")
+    require(1 <= fields.get("NBITS", 1) <= 16, "NBITS is out of range")
     return fields
+
+
+def inflated(value: Cursor) -> bytes:
+    inflater = zlib.decompressobj()
+    try:
+        text = inflater.decompress(value.take(), 1 << 20)
+    except zlib.error as error:
+        raise Refused(f"a field is no zlib stream: {error}") from error
+    require(inflater.eof and not inflater.unused_data, "a field has the wrong size")
+    return text
+
+
+def read_tags(texts: list[str]) -> list[list[str]]:
+    bands = texts[::4]
+    require(len(texts) % 4 == 0 and all(b.isdecimal() and len(b) <= 3 for b in bands), "tags come in fours")
+    return [texts[i : i + 4] for i in range(0, len(texts), 4)]
 
 
 def read_geokeys(value: Cursor, n: int, m: int) -> tuple:
