@@ -44,7 +44,7 @@ from perigee.engines.flight import FlightEngine
 from perigee.ground.decoder import SceneDecoder
 from perigee.ground.regions import Region
 from perigee.onboard.encoder import Encoder
-from perigee.onboard.source import ArraySource, Source, Window
+from perigee.onboard.source import ArraySource, Block, Source
 
 BORDER_PX = 4
 GUARD_PX = 64  # a pixel counts only this far from every border of the second grid
@@ -90,11 +90,11 @@ class HaloSource(ArraySource):
         self._padded = np.pad(pixels.transpose(2, 0, 1), [(0, 0), *around], mode="edge")
         self._halo_px = halo_px
 
-    def read(self, top: int, left: int, rows: int, cols: int) -> Window:
+    def read(self, top: int, left: int, rows: int, cols: int) -> Block:
         """The window, padded to whole hyper-latents and with its halo."""
         rows, cols = (n + -n % HYPER_BLOCK + 2 * self._halo_px for n in (rows, cols))
         samples = self._padded[:, top : top + rows, left : left + cols]
-        return Window(samples, np.ones(samples.shape, bool), None)
+        return Block(samples, np.ones(samples.shape, bool), None)
 
 
 class HaloCodec(ArrayCodec):
@@ -117,7 +117,7 @@ def decode_alone(codec: ArrayCodec, data: bytes) -> Pixels:
     stream = parse_stream(data)
     out = np.empty((stream.header.height, stream.header.width, 3), np.uint8)
     for unit, segment in stream.segments.items():
-        _, top, left, rows, cols = stream.header.unit_window(unit)
+        _, top, left, rows, cols = stream.header.unit_region(unit)
         alone = fmt.Stream(replace(stream.header, width=cols, height=rows), {0: segment._replace(unit=0)})
         samples = SceneDecoder(alone, codec.ground).region(Region(0, 0, rows, cols)).samples
         out[top : top + rows, left : left + cols] = samples.transpose(1, 2, 0)

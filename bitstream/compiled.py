@@ -23,7 +23,7 @@ from perigee.bitstream.prior import (
     Layer,
     LayerShape,
     Prediction,
-    Step,
+    RunPass,
     Widths,
     coded_passes,
     layer_shapes,
@@ -134,8 +134,8 @@ def _up(n: int, multiple: int = COLUMNS) -> int:
     return -(-n // multiple) * multiple
 
 
-class _NativeStep:
-    """``prior.Step`` for a batch of patches, which share their scratch memory."""
+class _NativePasses:
+    """``prior.RunPass`` for a batch of patches, which share their scratch memory."""
 
     def __init__(self, prior: NativePrior, z: IntArray, quality_step: int) -> None:
         patches, _, h, w = z.shape
@@ -274,7 +274,7 @@ class NativePrior:
         """All arrays of weights and constants that the compiled code reads."""
         return self._keep
 
-    def start(self, z: IntArray, quality_step: int) -> Step:
+    def start(self, z: IntArray, quality_step: int) -> RunPass:
         """As ``prior.PriorEngine``. This and each pass raise UpsetError where a checksum over their sums fails."""
         if z.ndim != 4 or z.shape[1] != self.widths.hyper_latents or z.size and np.abs(z).max() > Z_CLAMP:
             expected = f"4 dimensions, {self.widths.hyper_latents} channels, values of -{Z_CLAMP} to {Z_CLAMP}"
@@ -293,7 +293,7 @@ class NativePrior:
                 expected=f"0 to {QUALITY_STEPS}",
                 found=quality_step,
             )
-        return _NativeStep(self, z, quality_step)
+        return _NativePasses(self, z, quality_step)
 
     def all_passes(self, z: IntArray, q: IntArray, quality_step: int, latents: int | None = None) -> list[Prediction]:
         return coded_passes(self.widths, self.start(z, quality_step), q, latents)

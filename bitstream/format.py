@@ -106,7 +106,7 @@ class Header:
         rows, cols = self.grid
         return rows * cols * self.groups
 
-    def unit_window(self, unit: int) -> tuple[int, int, int, int, int]:
+    def unit_region(self, unit: int) -> tuple[int, int, int, int, int]:
         """Group, top, left, height and width in pixels of a unit (= patch * groups + group)."""
         patch, group = divmod(unit, self.groups)
         row, col = divmod(patch, self.grid[1])

@@ -378,7 +378,7 @@ class NumpyOps:
         return half(x, parity)
 
 
-class Step(Protocol):
+class RunPass(Protocol):
     """One pass: (k, q) with q int [N, latents, 4h, 4w] complete for the earlier passes to the prediction of pass k, of its
     first ``channels`` channels if not of all."""
 
@@ -388,7 +388,7 @@ class Step(Protocol):
 class PriorEngine(Protocol):
     """What an engine offers for the prior; every implementation returns the integers of ``NumpyPrior(int64)``."""
 
-    def start(self, z: IntArray, quality_step: int) -> Step:
+    def start(self, z: IntArray, quality_step: int) -> RunPass:
         """Begin a patch batch: z int [N, hyper_latents, h, w], Q = 0..250."""
         ...
 
@@ -401,7 +401,7 @@ class PriorEngine(Protocol):
         ...
 
 
-def coded_passes(widths: Widths, step: Step, q: IntArray, latents: int | None) -> list[Prediction]:
+def coded_passes(widths: Widths, step: RunPass, q: IntArray, latents: int | None) -> list[Prediction]:
     """``PriorEngine.all_passes`` one by one: passes that code no channel are left out."""
     counts = [widths.coded_channels(k, latents) for k in range(widths.passes)]
     return [step(k, q, count) for k, count in enumerate(counts) if count]
@@ -417,7 +417,7 @@ class NumpyPrior:
     def memory(self) -> Sequence[IntArray]:
         return [part for layer in self.ops.layers.values() for part in (layer.weight, layer.bias, layer.shift)]
 
-    def start(self, z: IntArray, quality_step: int) -> Step:
+    def start(self, z: IntArray, quality_step: int) -> RunPass:
         n, _, rows, cols = z.shape
         dtype = self.ops.dtype
         plane = np.full((n, 1, 4 * rows, 4 * cols), quality_plane_value(quality_step), dtype)

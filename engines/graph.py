@@ -12,7 +12,7 @@ from perigee.bitstream.arrays import Array, FloatArray, IntArray
 from perigee.bitstream.errors import EngineError, Fault
 from perigee.bitstream.prior import (
     Prediction,
-    Step,
+    RunPass,
     Widths,
     coded_passes,
     context_of,
@@ -85,7 +85,7 @@ class GraphPrior:
         outputs = self._whole(feeds)
         return [split_outputs(out).first(n) for out, n in zip(outputs, counts, strict=True) if n]
 
-    def start(self, z: IntArray, quality_step: int) -> Step:
+    def start(self, z: IntArray, quality_step: int) -> RunPass:
         """As ``prior.PriorEngine``. Raises EngineError where the graphs of the passes are not loaded."""
         if self._hyper is None:
             raise EngineError("the decoding graphs of the prior are not loaded", Fault.ABSENT, field=HYPER_PRIOR)

@@ -129,7 +129,7 @@ class SceneDecoder:
         """Symbols of a network segment, checked. Raises a BitstreamError."""
         segment = self.stream.segments[unit]
         contract = self.engine.profile.contract
-        _, _, _, rows, cols = self.header.unit_window(unit)
+        _, _, _, rows, cols = self.header.unit_region(unit)
         size = (-(-rows // HYPER_BLOCK), -(-cols // HYPER_BLOCK))
         decoded = decode_symbols(
             contract.widths, contract.tables, self.engine.prior, segment.words, segment.quality_step, size, segment.cut,
@@ -345,7 +345,7 @@ class SceneDecoder:
     def _patch_validity(self, patch: int) -> tuple[BoolArray, Samples | None]:
         """Validity bool [bands, rows, cols] and alpha [rows, cols], or None, of a whole patch."""
         h = self.header
-        _, _, _, rows, cols = h.unit_window(patch * h.groups)
+        _, _, _, rows, cols = h.unit_region(patch * h.groups)
         valid = np.ones((h.bands, rows, cols), bool)
         alpha = None
         if self.metadata.alpha_band is not None:

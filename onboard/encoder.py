@@ -22,7 +22,7 @@ from perigee.bitstream.samples import normalise, quality_step_of
 from perigee.engines.flight import FlightEngine
 from perigee.onboard.guard import Guard
 from perigee.onboard.ranges import coding_ranges
-from perigee.onboard.source import Source, Window
+from perigee.onboard.source import Block, Source
 
 
 @dataclass
@@ -179,7 +179,7 @@ class Encoder:
         timings = Timings()
         upsets = self.guard.upsets
         info = source.info
-        step = quality_step_of(quality)
+        quality_step = quality_step_of(quality)
         side = self.profile.contract.patch_side
         header = fmt.Header(self.profile.contract.digest, info.width, info.height, info.bands, info.dtype, side)
         fmt.read_header(fmt.write_header(header))  # raises LimitError for what no reader would accept
@@ -195,20 +195,20 @@ class Encoder:
         patches = header.units // header.groups
         for patch in range(patches):
             with timings.stage("read"):
-                _, top, left, rows, cols = header.unit_window(patch * header.groups)
+                _, top, left, rows, cols = header.unit_region(patch * header.groups)
                 window = source.read(top, left, rows, cols)
-            chunks += self._encode_patch(header, patch, window, ranges, step, verify, timings)
+            chunks += self._encode_patch(header, patch, window, ranges, quality_step, verify, timings)
             if progress:
                 progress(patch + 1, patches)
-        return EncodedScene(fmt.write_stream(header, chunks), header, step, timings, self.guard.upsets - upsets)
+        return EncodedScene(fmt.write_stream(header, chunks), header, quality_step, timings, self.guard.upsets - upsets)
 
     def _encode_patch(
         self,
         header: fmt.Header,
         patch: int,
-        window: Window,
+        window: Block,
         ranges: IntArray | None,
-        step: int,
+        quality_step: int,
         verify: bool,
         timings: Timings,
     ) -> list[bytes]:
@@ -227,12 +227,14 @@ class Encoder:
                 image = normalise(window.samples[bands], None if ranges is None else ranges[bands])
                 image = fill_invalid(image, valid)
                 image = image[[min(i, len(bands) - 1) for i in range(fmt.BANDS_PER_GROUP)]]
-            chunks.append(fmt.write_segment(self._encode_unit(image, step, unit, verify, timings)))
+            chunks.append(fmt.write_segment(self._encode_unit(image, quality_step, unit, verify, timings)))
         return chunks
 
-    def _encode_unit(self, image: FloatArray, step: int, unit: int, verify: bool, timings: Timings) -> fmt.Segment:
+    def _encode_unit(
+        self, image: FloatArray, quality_step: int, unit: int, verify: bool, timings: Timings
+    ) -> fmt.Segment:
         """Segment of one unit; with ``verify`` it was decoded again, and encoded once more where that failed."""
-        segment = self.encode_image(image, step, unit, timings)
+        segment = self.encode_image(image, quality_step, unit, timings)
         if not verify:
             return segment
         try:
@@ -240,7 +242,7 @@ class Encoder:
                 self.verify(segment, image.shape[1:])
         except UpsetError:
             self.guard.renew()
-            segment = self.encode_image(image, step, unit, timings)
+            segment = self.encode_image(image, quality_step, unit, timings)
             with timings.stage("verify"):
                 self.verify(segment, image.shape[1:])
         return segment
@@ -264,7 +266,7 @@ def _packet_of(metadata: Metadata, acquisition: Acquisition | None) -> bytes:
     return packet
 
 
-def _needs_mask(window: Window) -> bool:
+def _needs_mask(window: Block) -> bool:
     """Whether a patch has validity or alpha that its segments do not tell. Raises RasterError where they contradict."""
     if window.alpha is None:
         return bool(not window.valid.all() and window.valid.any())

@@ -26,7 +26,7 @@ from perigee.onboard.geotiff import (
     source_metadata,
     value_of,
 )
-from perigee.onboard.source import BANDS_MAX, SourceInfo, Window
+from perigee.onboard.source import BANDS_MAX, Block, SourceInfo
 from perigee.onboard.tiff import PREDICTED, PageReader
 
 ACCEPTED = "accepted are GeoTIFFs of 1 to 32 bands of uint8, uint16 or int16, grey or colour, not palette"
@@ -154,7 +154,7 @@ class Raster:
             )
         return PageReader(fitting[0])
 
-    def read(self, top: int, left: int, rows: int, cols: int) -> Window:
+    def read(self, top: int, left: int, rows: int, cols: int) -> Block:
         """A window inside the image. Raises RasterError where the pixel data are broken."""
         try:
             samples = self._reader.read(top, left, rows, cols)
@@ -178,7 +178,7 @@ class Raster:
             valid &= mask[:1] != 0
         if alpha is not None:
             valid &= (alpha != 0)[None]
-        return Window(samples, valid, alpha)
+        return Block(samples, valid, alpha)
 
     def _tell(self, what: str) -> None:
         if what not in self.left_behind:

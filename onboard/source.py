@@ -20,7 +20,7 @@ from perigee.bitstream.samples import is_value_of
 BANDS_MAX = 32
 
 
-class Window(NamedTuple):
+class Block(NamedTuple):
     """Samples [band, row, col], validity bool of the same shape, alpha [row, col] where the source has one."""
 
     samples: Samples
@@ -47,7 +47,7 @@ class Source(Protocol):
     @property
     def metadata(self) -> Metadata: ...
 
-    def read(self, top: int, left: int, rows: int, cols: int) -> Window:
+    def read(self, top: int, left: int, rows: int, cols: int) -> Block:
         """A window inside the scene, in pixels. Raises RasterError where the pixel data are broken."""
         ...
 
@@ -95,7 +95,7 @@ class ArraySource:
         else:
             self._valid = np.broadcast_to(valid, samples.shape)
 
-    def read(self, top: int, left: int, rows: int, cols: int) -> Window:
+    def read(self, top: int, left: int, rows: int, cols: int) -> Block:
         """A window inside the scene, in pixels."""
         window = np.s_[:, top : top + rows, left : left + cols]
-        return Window(self._samples[window], self._valid[window], None)
+        return Block(self._samples[window], self._valid[window], None)

@@ -27,7 +27,7 @@ def profile() -> Profile:
 
 
 @pytest.fixture(scope="session")
-def three() -> Profile:
+def two_analyses() -> Profile:
     """A shipped profile with two non-linear analyses."""
     return find_profile("flight")
 

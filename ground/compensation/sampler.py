@@ -38,17 +38,17 @@ def sample(
     start: float = 1.0,
     schedule: int = 1000,
     channels: int = 4,
-    unit: int = 8,
+    pixels_per_element: int = 8,
     progress: Progress | None = None,
 ) -> dict[Window, FloatArray]:
-    """z0 [channels, side / unit, side / unit] of each needed window, the windows blended where they overlap.
+    """z0 [channels, side / pixels_per_element, side / pixels_per_element] of each needed window, the windows blended where they overlap.
 
     ``start`` below 1: from the base image, whose z is 0, with so much of the noise's time.
     """
     wanted = list(needed)
     sets = [grid.around(wanted, steps - i) for i in range(steps)]  # the last step: one ring, for blending
     everything = sets[0]
-    n, move = grid.side // unit, (grid.side - grid.side // 4) // unit
+    n, move = grid.side // pixels_per_element, (grid.side - grid.side // 4) // pixels_per_element
     top, left = (min(w[i] for w in everything) * move for i in (0, 1))
     rows, cols = ((max(w[i] for w in everything) * move + n - corner) for i, corner in ((0, top), (1, left)))
     times = np.linspace(start, 0, steps + 1)
@@ -61,7 +61,7 @@ def sample(
         for window in sets[i]:
             y, x = window.row * move - top, window.col * move - left
             part = np.s_[:, y : y + n, x : x + n]
-            v[part] += denoise(window, z[part], float(times[i] * schedule)) * grid.weights(window, unit)
+            v[part] += denoise(window, z[part], float(times[i] * schedule)) * grid.weights(window, pixels_per_element)
             done += 1
             if progress:
                 progress(done, total)

@@ -32,7 +32,7 @@ from perigee.ground.source import Decoded, Progress
 
 RUNS_LIMIT = 100_000  # of the denoiser for one product: a day on two cores
 BASE_SIDE = 4 * STRIDE  # pixels on the side of a block of base image
-TEXTURE_UNIT = 2  # pixels to an element of the noise that texture is made of
+TEXTURE_PIXELS = 2  # pixels to an element of the noise that texture is made of
 TEXTURE_KEY = 1 << 32  # so that its noise is not that of z
 FEATURES_KEPT = 48  # windows
 PATCHES_KEPT = 32  # at least: more than a block of 4x4 and its neighbours
@@ -215,7 +215,7 @@ class CompensatedSource:
             if segment is None or segment.mode != fmt.NETWORK or unit in self.source.report.lost:
                 continue
             if segment.linear and not segment.cut:  # others have no cells to be projected to
-                _, _, _, rows, cols = self.source.header.unit_window(unit)
+                _, _, _, rows, cols = self.source.header.unit_region(unit)
                 bpp = 32 * len(segment.words) / (rows * cols)
                 out[outer] = self.wanted.strength * self.compensator.strength_of(bpp)
         return out
@@ -224,9 +224,9 @@ class CompensatedSource:
         """What the network adds to the base image of a window [3, S, S], before it is projected to the symbols."""
         features, base, _ = self._window(group, window)
         if z is None:
-            n, unit = self.grid.side // TEXTURE_UNIT, STRIDE // TEXTURE_UNIT
+            n, move = self.grid.side // TEXTURE_PIXELS, STRIDE // TEXTURE_PIXELS
             shape = (self.compensator.settings.noise, n, n)
-            noise = noise_at(self.wanted.seed, TEXTURE_KEY + group, window.row * unit, window.col * unit, shape)
+            noise = noise_at(self.wanted.seed, TEXTURE_KEY + group, window.row * move, window.col * move, shape)
             found = self.compensator.one_step(features, base[None], noise[None])
         else:
             found = self.compensator.decode(features, z[None])

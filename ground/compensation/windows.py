@@ -58,11 +58,11 @@ class Grid:
         rows, cols = self._around(windows, rings)
         return len(rows) * len(cols)
 
-    def weights(self, window: Window, unit: int = 1) -> FloatArray:
-        """Weights [side / unit, side / unit] of a window; those of all windows over a place add up to 1."""
+    def weights(self, window: Window, pixels_per_element: int = 1) -> FloatArray:
+        """Weights [side / pixels_per_element, side / pixels_per_element] of a window; those of all windows over a place add up to 1."""
         parts = []
         for place, count in zip(window, self.shape, strict=True):
-            n, overlap = self.side // unit, (self.side - STRIDE) // unit
+            n, overlap = self.side // pixels_per_element, (self.side - STRIDE) // pixels_per_element
             ramp = (np.arange(overlap, dtype=np.float32) + np.float32(0.5)) / np.float32(overlap)
             line = np.ones(n, np.float32)
             if place > 0:

@@ -69,7 +69,7 @@ def decode(report, way, folders):
         if stream.header.contract != contract.digest:  # a default that changed during the run would look like damage
             sys.exit(f"{path} is of contract {stream.header.contract.hex()}, {profile.name} is {contract.digest.hex()}")
         for unit, segment in sorted(stream.segments.items()):
-            _, _, _, rows, cols = stream.header.unit_window(unit)
+            _, _, _, rows, cols = stream.header.unit_region(unit)
             size = (-(-rows // HYPER_BLOCK), -(-cols // HYPER_BLOCK))
             found = decode_symbols(
                 contract.widths, contract.tables, prior, segment.words, segment.quality_step, size,

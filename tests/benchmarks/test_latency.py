@@ -28,8 +28,8 @@ STANDARDS = {"OpenJPEG", "HTJ2K"} if has_htj2k() else {"OpenJPEG"}
 
 
 @pytest.fixture(scope="module")
-def runs(three, tiles):
-    return contenders(0.5, [tifffile.imread(path) for path in tiles[:2]], codecs_of(["onnxruntime"], three))
+def runs(two_analyses, tiles):
+    return contenders(0.5, [tifffile.imread(path) for path in tiles[:2]], codecs_of(["onnxruntime"], two_analyses))
 
 
 def test_all_codecs_are_timed_at_the_same_bytes(runs):
@@ -85,9 +85,9 @@ def test_bisection_finds_the_setting():
     assert bisected(lambda x: int(x), 0, 10, 1e9) > 9.9 and np.isfinite(bisected(lambda x: 0, 0, 1, 5))
 
 
-def test_an_engine_that_is_not_there_is_named(three, capsys):
+def test_an_engine_that_is_not_there_is_named(two_analyses, capsys):
     with pytest.raises(EngineError, match="abacus.*onnxruntime"):
-        codecs_of(["onnxruntime", "abacus"], three)
+        codecs_of(["onnxruntime", "abacus"], two_analyses)
     assert main(["--engine", "abacus"]) == 1
     assert "abacus" in capsys.readouterr().err
 

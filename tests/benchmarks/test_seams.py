@@ -96,13 +96,13 @@ def test_patches_alone_differ_from_stitched_ones_only_near_borders(codec, scene)
 
 
 @pytest.mark.parametrize("halo_px", [32, 64])
-def test_latents_with_a_halo_are_those_of_the_neighbourhood(three, scene, halo_px):
+def test_latents_with_a_halo_are_those_of_the_neighbourhood(two_analyses, scene, halo_px):
     """Far from the border as without; at the border nearer to an analysis of everything around."""
     image = scene[:384, :384].transpose(2, 0, 1)[None].astype(np.float32) / np.float32(255)
     patch = image[..., 64:320, 64:320]
     window = image[..., 64 - halo_px : 320 + halo_px, 64 - halo_px : 320 + halo_px]
-    flight = FlightEngine(three, 1, analysis="lite")  # the linear analysis has no border
-    engine = seams.HaloEngine(three, halo_px, threads=1, analysis="lite")
+    flight = FlightEngine(two_analyses, 1, analysis="lite")  # the linear analysis has no border
+    engine = seams.HaloEngine(two_analyses, halo_px, threads=1, analysis="lite")
     whole = flight.analyse(image, 125)[0][..., 4:20, 4:20]
     alone, z_alone = flight.analyse(patch, 125)
     found, z = engine.analyse(np.ascontiguousarray(window), 125)

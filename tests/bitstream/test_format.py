@@ -159,13 +159,13 @@ class TestHeader:
         header = Header(CONTRACT, width, height, bands, "uint8", side)
         seen = np.zeros((bands, height, width), np.int64)
         for unit in range(header.units):
-            group, top, left, rows, cols = header.unit_window(unit)
+            group, top, left, rows, cols = header.unit_region(unit)
             assert 1 <= rows <= side and 1 <= cols <= side and len(header.group_bands(group)) in (1, 2, 3)
             seen[list(header.group_bands(group)), top : top + rows, left : left + cols] += 1
         assert (seen == 1).all()
 
     def test_unit_is_patch_times_groups_plus_group(self) -> None:
-        assert SCENE.unit_window(2 * 5 + 1) == (1, 64, 128, 6, 2)
+        assert SCENE.unit_region(2 * 5 + 1) == (1, 64, 128, 6, 2)
         assert list(SCENE.group_bands(0)) == [0, 1, 2] and list(SCENE.group_bands(1)) == [3]
 
     @staticmethod

@@ -235,8 +235,8 @@ def differing(graph, other, patches):
     return out
 
 
-def test_folding_changes_no_symbol(three, profile, tiles, tmp_path, rng):
-    for p, name in ((profile, "swift"), (three, "light")):
+def test_folding_changes_no_symbol(two_analyses, profile, tiles, tmp_path, rng):
+    for p, name in ((profile, "swift"), (two_analyses, "light")):
         path = p.analysis(name)[1]
         shares = differing(runnable(precision.folded(path), tmp_path), OnnxRuntimeGraph(path, 2), images(tiles, 2))
         assert all(q == z == 0 for q, z, _ in shares.values())
@@ -248,8 +248,8 @@ def test_folding_changes_no_symbol(three, profile, tiles, tmp_path, rng):
 
 
 @pytest.mark.parametrize("name", ["swift", "lite", "light"])
-def test_fp16_and_int8_analyses_stay_close(profile, three, tiles, tmp_path, name):
-    path = (profile if name == "swift" else three).analysis(name)[1]
+def test_fp16_and_int8_analyses_stay_close(profile, two_analyses, tiles, tmp_path, name):
+    path = (profile if name == "swift" else two_analyses).analysis(name)[1]
     folded, whole = precision.folded(path), OnnxRuntimeGraph(path, 2)
     patches = images(tiles, 6)
 
@@ -275,8 +275,8 @@ def test_fp16_and_int8_analyses_stay_close(profile, three, tiles, tmp_path, name
         assert all(q == z == 0 for q, z, _ in shares.values()), "there is no network to make coarser"
 
 
-def test_int8_needs_tiles_that_show_something(three, tmp_path):
-    model = precision.folded(three.analysis("light")[1])
+def test_int8_needs_tiles_that_show_something(two_analyses, tmp_path):
+    model = precision.folded(two_analyses.analysis("light")[1])
     grey = np.full((1, 3, 64, 64), 0.5, np.float32)
     with pytest.raises(EngineError, match="nothing but zeros"):
         build.in_precision(model, "int8", [grey])

@@ -170,9 +170,9 @@ def test_a_linear_segment_decodes_to_a_picture_of_the_same_symbols(profile, grou
         assert np.square(image - original).mean() <= np.square(free - original).mean()
 
 
-def test_only_whole_linear_segments_are_held_to_their_symbols(profile, three, tiles):
+def test_only_whole_linear_segments_are_held_to_their_symbols(profile, two_analyses, tiles):
     ground = GroundEngine(profile, threads=1)
-    swift, lite = ArrayCodec(profile, threads=1), ArrayCodec(three, threads=1, analysis="lite")
+    swift, lite = ArrayCodec(profile, threads=1), ArrayCodec(two_analyses, threads=1, analysis="lite")
     tile = tifffile.imread(tiles[0])
     assert not parse_stream(lite.encode(tile, 50)).segments[0].linear
     parsed = parse_stream(swift.encode(np.tile(tile, (1, 2, 1)), 50))

@@ -136,7 +136,7 @@ def test_training_learns_resumes_and_exports(pairs, profile, tmp_path):
         values, known = torch.from_numpy(batch["values"]), torch.from_numpy(batch["known"])
         v = net.denoiser(z, torch.tensor([500.0]), wanted, net.trunk.scaled(torch.from_numpy(latents)), values, known)
         detail = net.decoder(wanted, z)
-        noise = torch.randn(1, loaded.noise, 128, 128)
+        noise = torch.randn(1, loaded.settings.noise, 128, 128)
         textured, plain = (net.detail(wanted, torch.from_numpy(base), n) for n in (noise, 0 * noise))
     assert np.abs(loaded.one_step(features, base, noise.numpy()) - textured.numpy()).max() < 1e-4
     assert (textured != plain).any()

@@ -20,9 +20,9 @@ def test_a_healthy_machine_passes_and_says_how_fast_it_is(capsys):
 
 
 @pytest.mark.parametrize("file", ["analysis-lite.onnx", "selftest.npz"])
-def test_a_changed_file_is_found(tmp_path, capsys, three, file):
+def test_a_changed_file_is_found(tmp_path, capsys, two_analyses, file):
     folder = tmp_path / "p"
-    shutil.copytree(three.folder, folder)
+    shutil.copytree(two_analyses.folder, folder)
     data = bytearray((folder / file).read_bytes())
     data[len(data) // 2] ^= 4
     (folder / file).write_bytes(data)

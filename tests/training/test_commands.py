@@ -21,11 +21,9 @@ COMMANDS = {
     "export-compensator": export_compensator_cli,
 }
 RECIPES = [
-    "float_twin",
     "grow_flight",
     "grow_flight2",
     "join_runs",
-    "plot_encoders",
     "restore_checkpoint",
     "train_encoders",
 ]

@@ -1,0 +1,244 @@
+"""Rate-distortion on multi-band data against JPEG 2000 used well: ``python -m perigee.benchmarks.multiband``.
+
+The anchor is what a good operator uses: one OpenJPEG code-stream (9/7, no colour transform) whose components are the scene's bands
+behind the scene's own spectral KLT, with one scale for all components and OpenJPEG's joint rate allocation; the bytes of matrix and
+means are counted. OpenJPEG band by band, all bands at equal error, stands beside it.
+
+The error of a band is taken over the band's own range, from the 0.05th to the 99.95th percentile of its valid samples, and averaged
+over the bands: PSNR of the range, in dB. Rates are bits a sample. Per image a BD-rate over 0.05 to 2 bits a sample, with a second
+one from files less both codecs' fixed headers; then medians, by sensor and by number of bands. RMS error, largest error and bias in
+counts are listed for every file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import imagecodecs
+import numpy as np
+import rasterio
+from tqdm import tqdm
+
+import perigee
+from perigee.benchmarks.common import table, write_report
+from perigee.benchmarks.metrics import bd_rate
+from perigee.bitstream.arrays import FloatArray, Samples
+from perigee.bitstream.profile import DEFAULT_PROFILE
+
+LOW, HIGH = 0.05, 2.0  # bits a sample
+PERCENTILES = (0.05, 99.95)
+QUALITIES = (0, 8, 16, 24, 32, 40, 48, 56, 64, 72, 80, 88, 94, 100)
+LEVELS = tuple(range(18, 92, 4))  # dB of OpenJPEG's own scale
+FIXED_BYTES = {"perigee": 44, "klt": 157, "bands": 157}  # the last for each band
+MATRIX_BYTES, MEAN_BYTES = 2, 4  # of each entry of the matrix, of each mean
+Decoded = Callable[[], Samples]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One complete file of one image. Errors are in counts: root of the mean square over all bands, largest, mean difference."""
+
+    file: str
+    sensor: str
+    bands: int
+    codec: str
+    bytes: int
+    rate: float
+    bare_rate: float
+    psnr: float
+    rmse: float
+    largest: int
+    bias: float
+
+
+def ranges_of(samples: Samples) -> FloatArray:
+    """The percentile range of each band, at least one count, float [band]."""
+    low, high = np.percentile(samples.reshape(len(samples), -1), PERCENTILES, axis=1)
+    return np.asarray(np.maximum(high - low, 1), np.float32)
+
+
+def range_psnr(original: Samples, decoded: Samples, ranges: FloatArray) -> float:
+    """PSNR in dB of the bands, each over its own range; the squared errors are averaged over the bands."""
+    errors = ((original.astype(np.float64) - decoded) ** 2).mean((1, 2)) / ranges.astype(np.float64) ** 2
+    mean = float(errors.mean())
+    return math.inf if mean == 0 else -10 * math.log10(mean)
+
+
+class SpectralKlt:
+    """The spectral transform of a scene: bands over their ranges, decorrelated by an orthonormal matrix, then one scale."""
+
+    def __init__(self, samples: Samples, ranges: FloatArray) -> None:
+        """``samples`` [band, row, col]. The matrix and the means are rounded as they would be sent."""
+        flat = samples.reshape(len(samples), -1) / ranges[:, None]
+        self._ranges, self._mean = ranges, flat.mean(1, keepdims=True).astype(np.float32)
+        _, vectors = np.linalg.eigh(np.cov(flat) if len(flat) > 1 else np.ones((1, 1)))
+        self._matrix = vectors.T[::-1].astype(np.float16).astype(np.float32)
+        self._inverse = np.linalg.inv(self._matrix)
+        components = self._matrix @ (flat - self._mean)
+        self._scale = (2**15 - 2) / max(float(np.abs(components).max()), 1e-9)
+        self.components = np.rint(components * self._scale).astype(np.int16).reshape(samples.shape)
+        self.side_bytes = MATRIX_BYTES * self._matrix.size + MEAN_BYTES * (len(samples) + 1)
+
+    def restored(self, components: Samples, dtype: str) -> Samples:
+        """Samples [band, row, col] of components [band, row, col]."""
+        shape = components.shape
+        flat = self._inverse @ (components.reshape(shape[0], -1).astype(np.float32) / self._scale) + self._mean
+        info = np.iinfo(dtype)
+        restored = np.clip(np.rint(flat * self._ranges[:, None]), info.min, info.max).astype(dtype)
+        return np.asarray(restored.reshape(shape))
+
+
+def _jpeg2000(planes: Samples, level: float) -> bytes:
+    """One OpenJPEG code-stream of planes [band, row, col] at a quality in dB: 9/7, no colour transform."""
+    data = planes[0] if len(planes) == 1 else np.ascontiguousarray(planes.transpose(1, 2, 0))
+    encode: Any = imagecodecs.jpeg2k_encode  # its annotation says int, it takes any number
+    return bytes(encode(data, level=level, codecformat="j2k", reversible=False, mct=False))
+
+
+def _planes(data: bytes) -> Samples:
+    decoded = np.asarray(imagecodecs.jpeg2k_decode(data))
+    return decoded[None] if decoded.ndim == 2 else decoded.transpose(2, 0, 1)
+
+
+def klt_files(samples: Samples, ranges: FloatArray) -> Iterable[tuple[int, int, Samples]]:
+    """Size, fixed bytes and decoded samples of the anchor at each level."""
+    klt = SpectralKlt(samples, ranges)
+    for level in LEVELS:
+        data = _jpeg2000(klt.components, level)
+        yield len(data) + klt.side_bytes, FIXED_BYTES["klt"], klt.restored(_planes(data), samples.dtype.name)
+
+
+def band_files(samples: Samples, ranges: FloatArray) -> Iterable[tuple[int, int, Samples]]:
+    """As :func:`klt_files`, band by band; a level is taken down by what a band's range lacks of the widest."""
+    for level in LEVELS:
+        files = []
+        for band, width in zip(samples, ranges, strict=True):
+            files.append(_jpeg2000(band[None], max(level - 20 * math.log10(width / 2**16), 1)))
+        decoded = np.concatenate([_planes(data) for data in files]).astype(samples.dtype)
+        yield sum(map(len, files)), FIXED_BYTES["bands"] * len(files), decoded
+
+
+def perigee_files(profile: str) -> Callable[[Samples, FloatArray], Iterable[tuple[int, int, Samples]]]:
+    """As :func:`klt_files`, by a profile."""
+
+    def files(samples: Samples, _: FloatArray) -> Iterable[tuple[int, int, Samples]]:
+        for quality in QUALITIES:
+            data = perigee.encode(samples, quality, profile, threads=1)
+            yield len(data), FIXED_BYTES["perigee"], perigee.decode(data, threads=1).samples
+
+    return files
+
+
+def points_of(path: Path, sensor: str, codecs: dict[str, Any]) -> list[Point]:
+    """All points of one image."""
+    with rasterio.open(path) as source:
+        samples = source.read()
+    ranges = ranges_of(samples)
+    found = []
+    for codec, files in codecs.items():
+        for size, fixed, decoded in files(samples, ranges):
+            error = samples.astype(np.float64) - decoded
+            found.append(
+                Point(
+                    path.name,
+                    sensor,
+                    len(samples),
+                    codec,
+                    size,
+                    8 * size / samples.size,
+                    8 * (size - fixed) / samples.size,
+                    range_psnr(samples, decoded, ranges),
+                    float(np.sqrt((error**2).mean())),
+                    int(np.abs(error).max()),
+                    float(error.mean()),
+                )  # fmt: skip
+            )
+    return found
+
+
+def rates_of(points: list[Point], codec: str, anchor: str, bare: bool = False) -> float:
+    """BD-rate in % of one image's points against the anchor."""
+
+    def curve(name: str) -> list[tuple[float, float]]:
+        return [(p.bare_rate if bare else p.rate, p.psnr) for p in points if p.codec == name]
+
+    return bd_rate(curve(anchor), curve(codec), LOW, HIGH)
+
+
+def kind_of(bands: int) -> str:
+    """How an image counts by its number of bands."""
+    return "1 band" if bands == 1 else "3 to 4 bands" if bands <= 4 else "5 to 10 bands" if bands <= 10 else "13 bands"
+
+
+def summarise(points: list[Point], codecs: Iterable[str], anchor: str) -> list[dict[str, Any]]:
+    """Medians of the images' BD-rates: of all, by number of bands and by sensor."""
+    files: dict[str, list[Point]] = {}
+    for point in points:
+        files.setdefault(point.file, []).append(point)
+    groups: dict[str, list[str]] = {"all": list(files)}
+    for name, found in files.items():
+        groups.setdefault(kind_of(found[0].bands), []).append(name)
+        groups.setdefault(found[0].sensor, []).append(name)
+    rows = []
+    for group, names in groups.items():
+        for codec in codecs:
+            if codec == anchor:
+                continue
+            row: dict[str, Any] = {"group": group, "images": len(names), "codec": codec, "against": anchor}
+            for key, bare in (("median %", False), ("without headers %", True)):
+                rates = np.array([rates_of(files[name], codec, anchor, bare) for name in names])
+                rates = rates[np.isfinite(rates)]
+                row[key] = f"{np.median(rates):+.1f}" if len(rates) else "-"
+                row[key.replace("median", "quartiles")] = (
+                    f"{np.percentile(rates, 25):+.1f} .. {np.percentile(rates, 75):+.1f}" if len(rates) else "-"
+                )
+            rows.append(row)
+    return rows
+
+
+def _sensors(folder: Path) -> dict[str, str]:
+    index = folder / "index.csv"
+    if not index.exists():
+        index = folder.parent / "index.csv"
+    if not index.exists():
+        return {}
+    with index.open(newline="", encoding="utf-8") as handle:
+        return {Path(row["file"]).name: row["sensor"] for row in csv.DictReader(handle)}
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, action="append", required=True, help="folder of GeoTIFFs (repeatable)")
+    parser.add_argument("--profile", action="append", help=f"name or folder (repeatable; default {DEFAULT_PROFILE})")
+    parser.add_argument("--band-by-band", action="store_true", help="also OpenJPEG band by band")
+    parser.add_argument("--limit", type=int, help="only the first N files of each folder")
+    parser.add_argument("--out", type=Path, default=Path("build/multiband"), help="folder for CSV and JSON")
+    args = parser.parse_args()
+    codecs: dict[str, Any] = {"klt": klt_files}
+    if args.band_by_band:
+        codecs["bands"] = band_files
+    codecs |= {f"perigee {Path(name).name}": perigee_files(name) for name in args.profile or [DEFAULT_PROFILE]}
+    points: list[Point] = []
+    for folder in args.data:
+        sensors = _sensors(folder)
+        for path in tqdm(sorted(folder.glob("*.tif"))[: args.limit], desc=folder.name, unit="image", disable=None):
+            points += points_of(path, sensors.get(path.name, "unknown"), codecs)
+    args.out.mkdir(parents=True, exist_ok=True)
+    with (args.out / "points.csv").open("w", newline="", encoding="utf-8") as handle:
+        writer = csv.DictWriter(handle, list(asdict(points[0])), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(asdict(point) for point in points)
+    rows = summarise(points, codecs, "klt")
+    print(table(rows, ["group", "images", "codec", "median %", "quartiles %", "without headers %"]))
+    write_report(args.out / "summary.json", rows)
+
+
+if __name__ == "__main__":
+    main()
