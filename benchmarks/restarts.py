@@ -30,6 +30,7 @@ from tqdm import tqdm
 import perigee
 from perigee.benchmarks.common import write_report
 
+MOMENTS_S = 0.3, 8.0  # after the start at which a service is told to end
 SHUTDOWN_S, MARGIN_S = 3, 8.0  # the limit given to the service; what stopping its jobs and leaving Python may take
 
 
@@ -108,7 +109,7 @@ def run(rounds: int, seed: int, folder: Path) -> dict[str, Any]:
         process = _start(port, folder)
         load = Load(port, stream, rng)
         load.start()
-        time.sleep(rng.uniform(0.3, 7.0))
+        time.sleep(rng.uniform(*MOMENTS_S))
         start = time.monotonic()
         process.send_signal(signal.SIGTERM)
         try:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import ipaddress
+import logging
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 
 from perigee.bitstream.errors import Fault, ProfileError
@@ -138,6 +141,7 @@ def _serve(args: argparse.Namespace) -> int:
     app = create_app(settings)
     # uvicorn raises SIGTERM once more when it has ended the service; by then there is only the clean-up left
     signal.signal(signal.SIGTERM, lambda *_: None)
+    logging.getLogger("uvicorn.error").addFilter(_OneLine())
     try:
         uvicorn.run(
             app,
@@ -153,4 +157,18 @@ def _serve(args: argparse.Namespace) -> int:
         return os.EX_UNAVAILABLE
     finally:
         close_all()
+    if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
+        # a decoding that cannot be interrupted would hold the process; its workspace is gone, and a job begins again
+        sys.stderr.flush()
+        os._exit(os.EX_OK)
     return os.EX_OK
+
+
+class _OneLine(logging.Filter):
+    """Requests that are cut off when the service ends, or because nobody reads their answer, are no faults: one line each."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, (asyncio.CancelledError, TimeoutError)):
+            record.msg, record.args, record.exc_info, record.exc_text = "a request was cut off", (), None, None
+        return True
