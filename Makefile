@@ -10,11 +10,13 @@ TORCH_INDEX ?=
 
 # The demo flies and lands without torch.
 $(VENV)/demo-ready: pyproject.toml $(wildcard bitstream/csrc/*)
+	@echo 'Installing into $(VENV); this takes about a minute.'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[onboard,ground,bench]'
 	touch $@
 
 $(VENV)/dev-ready: $(VENV)/demo-ready
+	@echo 'Installing torch and the development tools into $(VENV); this takes a minute or two.'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH_INDEX) '$(TORCH)'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	touch $@

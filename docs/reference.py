@@ -20,6 +20,15 @@ from perigee.onboard import cli as onboard_encode
 from perigee.training import cli as train
 from perigee.training import compensation_cli as train_compensator
 
+EXAMPLE = """Where the service was started with `--auth-token-file`, every request but those to `/healthz` and `/readyz` must
+carry `Authorization: Bearer TOKEN`, or it is answered with 401. Every error is a problem document, `application/problem+json`.
+
+```sh
+curl --data-binary @TILE.peri -H 'Content-Type: application/octet-stream' 'localhost:8080/decode?scale=1/4' -o PREVIEW.tif
+curl --data-binary @TILE.peri -H 'Content-Type: application/octet-stream' localhost:8080/jobs      # names the job: "id"
+curl localhost:8080/jobs/ID                                                                        # its state
+curl localhost:8080/jobs/ID/result -o PRODUCT.tif                                                  # its product, once it is done
+```"""
 FOLDER = Path(__file__).resolve().parent
 MADE = "<!-- Made by docs/reference.py; change the parsers or the routes instead. -->"
 PARSERS = (
@@ -56,15 +65,24 @@ def _name(action: argparse.Action) -> str:
     return ", ".join(f"`{option}{value}`" for option in action.option_strings)
 
 
+def _usage(parser: argparse.ArgumentParser) -> str:
+    """The usage line on one line, with the arguments that are required and those that may be repeated."""
+    parser.formatter_class = lambda prog: argparse.HelpFormatter(prog, width=10_000)
+    return parser.format_usage().removeprefix("usage: ").replace(" [-h] [--version]", "").strip()
+
+
 def cli_page() -> str:
     """All commands with their arguments as Markdown."""
     lines = ["# Commands", "", MADE, ""]
-    lines.append("Every command explains itself with `--help`. Exit codes are those of `sysexits.h`.")
+    lines.append(
+        "Every command explains itself with `--help` and names its release with `--version`. Exit codes are those of `sysexits.h`."
+    )
     for build in PARSERS:
         parser = build()
-        lines += ["", f"## {parser.prog}", "", parser.description or "", "", "| argument | meaning |", "| --- | --- |"]
+        lines += ["", f"## {parser.prog}", "", parser.description or "", "", "```text", _usage(parser), "```", ""]
+        lines += ["| argument | meaning |", "| --- | --- |"]
         for action in parser._actions:
-            if action.help == argparse.SUPPRESS or "--help" in action.option_strings:
+            if action.help == argparse.SUPPRESS or {"--help", "--version"} & set(action.option_strings):
                 continue
             lines.append(f"| {_cell(_name(action))} | {_cell(_help(parser, action))} |")
         if parser.epilog:
@@ -89,8 +107,10 @@ def api_page() -> str:
     schema = create_app().openapi()
     lines = ["# The ground service", "", MADE, "", schema["info"]["description"], ""]
     lines.append(
-        "`ground-serve` serves these routes; `/docs` shows them in a browser and `/openapi.json` describes them."
+        "`ground-serve` serves these routes. `/openapi.json` describes them; `/docs` shows them in a browser that can load its "
+        "viewer from the internet."
     )
+    lines += ["", EXAMPLE]
     for path, operations in schema["paths"].items():
         for method, operation in operations.items():
             lines += ["", f"## {method.upper()} {path}", "", operation.get("description", "")]
@@ -102,6 +122,8 @@ def api_page() -> str:
                 lines += ["", "Body: " + " or ".join(f"`{kind}`" for kind in body) + "."]
             lines += ["", "| answer | meaning | media types |", "| --- | --- | --- |"]
             for status, answer in operation["responses"].items():
+                if answer["description"] == "Validation Error":  # FastAPI's entry for a name that may be any text
+                    continue
                 kinds = ", ".join(f"`{kind}`" for kind in answer.get("content", {}))
                 lines.append(f"| {status} | {_cell(answer['description'])} | {kinds} |")
     return "\n".join(lines) + "\n"

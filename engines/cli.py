@@ -21,7 +21,7 @@ def build_parser() -> Parser:
         epilog="Exit codes: 0 the plans were built and passed the self-test, 64 usage, 69 TensorRT or the GPU is unavailable, "
         "73 the output cannot be created, 78 the profile is unusable or the self-test failed.",
     )
-    parser.add_argument("profile", help="trained codec: name of a shipped one, or a folder")
+    parser.add_argument("profile", metavar="NAME_OR_DIR", help="trained codec: name of a shipped one, or a folder")
     parser.add_argument(
         "-o",
         "--out",

@@ -25,7 +25,7 @@ def missing() -> str | None:
         return f"{error}; with a GPU: {INSTALL}, into a fresh environment"
     if PROVIDER in ort.get_available_providers():
         return None
-    return f"this onnxruntime has no CUDA provider: pip uninstall onnxruntime, then {INSTALL}"
+    return f"this onnxruntime has no CUDA provider; on a machine with an NVIDIA GPU: pip uninstall onnxruntime, then {INSTALL}"
 
 
 class CudaGraph(OnnxRuntimeGraph):

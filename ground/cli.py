@@ -49,7 +49,7 @@ def build_parser() -> Parser:
         epilog="Exit codes: 0 done, 64 usage, 65 the stream is invalid, 66 input missing, 69 engine unavailable, 73 output cannot be "
         "created, 74 I/O error, 78 unusable or unknown profile.",
     )
-    parser.add_argument("stream", type=Path, metavar="IN.peri")
+    parser.add_argument("stream", type=Path, metavar="IN.peri", help="stream to decode")
     parser.add_argument(
         "-o", "--out", type=Path, metavar="OUT.tif|.png", help="product (default: beside the stream, .tif)"
     )
@@ -65,7 +65,7 @@ def build_parser() -> Parser:
         action="append",
         default=[],
         metavar="DIR",
-        help="folder with more profiles or compensators (repeatable)",
+        help="a profile or compensator of your own, or a folder of several (repeatable)",
     )
     parser.add_argument(
         "--compensation",
@@ -94,8 +94,8 @@ def build_parser() -> Parser:
         "--trust",
         type=Path,
         metavar="OUT.tif",
-        help="also write how far to trust each pixel: half the width of its 90 %% interval, and where detail was generated; with "
-        "--strength 0 this is said of the image without generated detail",
+        help="also write, for each pixel, half the width of its 90 %% error interval, and where detail was generated; with "
+        "--strength 0 the interval is that of the image without generated detail",
     )
     parser.add_argument(
         "--unknown-crs",

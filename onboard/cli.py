@@ -74,13 +74,15 @@ def build_parser() -> Parser:
     )
     where.add_argument("--out-dir", type=Path, metavar="DIR", help="folder for the outputs")
     parser.add_argument(
-        "-q", "--quality", type=_quality, default=50.0, help="0 to 100, continuous (default %(default)g)"
+        "-q", "--quality", type=_quality, default=50.0, metavar="Q", help="0 to 100, continuous (default %(default)g)"
     )
     parser.add_argument(
         "--profile", default=DEFAULT_PROFILE, metavar="NAME_OR_DIR", help="trained codec (default %(default)s)"
     )
     parser.add_argument(
-        "--analysis", metavar="NAME", help="one of the profile's analyses (default: swift, or its first)"
+        "--analysis",
+        metavar="NAME",
+        help="one of the profile's analyses (default: swift if the profile has it, else its first)",
     )
     parser.add_argument(
         "--engine",
@@ -94,14 +96,15 @@ def build_parser() -> Parser:
         "--metadata",
         type=Path,
         metavar="FILE.json",
-        help="STAC item or flat fields (default: TILE.json where it exists, then the TIFF's tags)",
+        help='acquisition fields as a STAC item or a flat JSON object, such as {"datetime": ..., "gsd_m": ...} '
+        "(default: TILE.json where it exists, then the TIFF's tags)",
     )
     parser.add_argument(
         "--tags-max",
         type=_not_negative,
         default=TAGS_MAX_BYTES,
         metavar="BYTES",
-        help="most bytes that the tags of dataset and bands may take; 0 leaves them behind (default %(default)s)",
+        help="largest size of the dataset's and bands' tags in the stream; 0 leaves them out (default %(default)s)",
     )
     parser.add_argument(
         "--strict", action="store_true", help="refuse a file of which something would be left behind, with exit code 65"
@@ -219,7 +222,12 @@ def build_doctor_parser() -> Parser:
         description="Say what this machine has, which engines pass their self-tests, and how fast they encode.",
         epilog="Exit codes: 0 all is well, 69 something failed.",
     )
-    parser.add_argument("--profile", default=DEFAULT_PROFILE, metavar="NAME_OR_DIR", help="(default %(default)s)")
+    parser.add_argument(
+        "--profile",
+        default=DEFAULT_PROFILE,
+        metavar="NAME_OR_DIR",
+        help="trained codec to examine (default %(default)s)",
+    )
     parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads of the engine (default: all cores)")
     parser.add_argument("--json", action="store_true", help="print one JSON line for each finding")
     return parser

@@ -12,8 +12,9 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
+import perigee
 from perigee.bitstream.errors import (
     CompensationError,
     EngineError,
@@ -37,7 +38,11 @@ EXIT_CODES: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], i
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose usage errors exit with 64 (EX_USAGE), not argparse's 2."""
+    """An argument parser with ``--version``, whose usage errors exit with 64 (EX_USAGE), not argparse's 2."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.add_argument("--version", action="version", version=f"%(prog)s {perigee.__version__}")
 
     def error(self, message: str) -> NoReturn:
         """Print the usage and the message, and exit with 64."""

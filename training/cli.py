@@ -88,6 +88,7 @@ def _add_schedule_arguments(parser: argparse.ArgumentParser) -> None:
         "--minutes",
         type=float,
         default=90.0,
+        metavar="N",
         help="time budget of the run, in minutes, over all its resumed parts (default %(default)s)",
     )
     parser.add_argument(
@@ -105,7 +106,11 @@ def _add_schedule_arguments(parser: argparse.ArgumentParser) -> None:
         help="side of a crop in pixels, a multiple of 64 (default %(default)s)",
     )
     parser.add_argument(
-        "--learning-rate", type=float, default=6e-4, help="largest learning rate of Adam (default %(default)s)"
+        "--learning-rate",
+        type=float,
+        default=6e-4,
+        metavar="X",
+        help="largest learning rate of Adam (default %(default)s)",
     )
     parser.add_argument(
         "--quantise-from",
@@ -114,7 +119,9 @@ def _add_schedule_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         help="share of the time budget after which the prior is trained in integers (default %(default)s)",
     )
-    parser.add_argument("--seed", type=int, default=1, help="seed of all random numbers (default %(default)s)")
+    parser.add_argument(
+        "--seed", type=int, default=1, metavar="N", help="seed of all random numbers (default %(default)s)"
+    )
 
 
 def _train(args: argparse.Namespace, arguments: Sequence[str]) -> int:
@@ -125,7 +132,7 @@ def _train(args: argparse.Namespace, arguments: Sequence[str]) -> int:
     from perigee.models.codec.prior import PRIORS
     from perigee.training.data import load_folders, split
     from perigee.training.loop import Trainer, TrainingConfig, evaluate
-    from perigee.training.run import record_command
+    from perigee.training.run import CHECKPOINT_FILE, record_command
 
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -142,14 +149,20 @@ def _train(args: argparse.Namespace, arguments: Sequence[str]) -> int:
     codec_config = CodecConfig(
         tuple(args.analyses), prior=PRIORS[args.prior], synthesis_blocks=tuple(args.synthesis_blocks)
     )
-    args.run.mkdir(parents=True, exist_ok=True)
     training, validation = split(load_folders(args.data, args.exclude), VALIDATION_SHARE)
+    args.run.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(codec_config, config, args.run, args.device)
     trainer.start(training, args.start_from)
     record_command(args.run, PROGRAM, arguments)
-    counts = f"{len(training.images)} images, {len(validation.images)} for validation"
-    print(f"{counts}, training step {trainer.training_step}", file=sys.stderr)
+    held_out = (
+        f"{len(validation.images)} held out for validation"
+        if validation.images
+        else "too few to hold any out for validation"
+    )
+    print(f"{len(training.images)} images, {held_out}; from training step {trainer.training_step}", file=sys.stderr)
     trainer.run(training, validation, dict(args.weight), sys.stderr.isatty())
+    spent = f"{trainer.training_step} training steps in {trainer.clock.minutes:.1f} of {args.minutes:g} minutes"
+    print(f"{spent}; {trainer.folder / CHECKPOINT_FILE}", file=sys.stderr)
     for folder in args.eval:
         images = load_folders([folder])
         for analysis in args.analyses:

@@ -86,9 +86,19 @@ def _add_schedule_arguments(parser: argparse.ArgumentParser) -> None:
         help="squared error that generated detail may cost, relative to the base image's; 1.12 is half a decibel "
         "(default %(default)s)",
     )
-    parser.add_argument("--adversary", type=float, default=0.05, help="weight of the critic (default %(default)s)")
     parser.add_argument(
-        "--learning-rate", type=float, default=4e-4, help="largest learning rate of Adam (default %(default)s)"
+        "--adversary",
+        type=float,
+        default=0.05,
+        metavar="X",
+        help="weight of the adversarial loss (default %(default)s)",
+    )
+    parser.add_argument(
+        "--learning-rate",
+        type=float,
+        default=4e-4,
+        metavar="X",
+        help="largest learning rate of Adam (default %(default)s)",
     )
     parser.add_argument(
         "--start-from", type=Path, metavar="CHECKPOINT", help="start from the weights of another run's checkpoint"

@@ -8,6 +8,7 @@ that one long flight does not outweigh everything else; images within a source a
 from __future__ import annotations
 
 import csv
+import errno
 import math
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -64,11 +65,13 @@ def _read(path: Path) -> Pixels:
 def load_folders(folders: Iterable[Path], exclude: Iterable[str] = ()) -> ImageSet:
     """Return all images of at least 64x64 pixels below the folders, without the excluded sources.
 
-    Raises RasterError where a file cannot be read or no image is left.
+    Raises FileNotFoundError where there is no such folder, RasterError where a file cannot be read or no image is left.
     """
     excluded = set(exclude)
     paths: list[tuple[Path, str]] = []
     for folder in folders:
+        if not folder.is_dir():
+            raise FileNotFoundError(errno.ENOENT, "no such folder", str(folder))
         sources = _sources_of(folder)
         for path in sorted(folder.rglob("*")):
             source = sources.get(path.name, folder.name)

@@ -222,11 +222,14 @@ class Trainer:
     def run(self, training: ImageSet, validation: ImageSet, weights: dict[str, float], show: bool) -> None:
         """Train until the time budget is spent, and write the log and the checkpoint on the way.
 
-        ``weights`` multiply the probabilities of sources by name; ``show`` draws a progress bar on stderr.
+        Nothing is done where the budget is spent already. ``weights`` multiply the probabilities of sources by name; ``show``
+        draws a progress bar on stderr.
         """
         from tqdm import tqdm
 
         config, clock = self.config, self.clock
+        if clock.spent:
+            return
         if self.projects:
             self.codec.enable_projection()
             self.mean.enable_projection()
@@ -251,17 +254,23 @@ class Trainer:
                     clock.restart()
 
     def _log_row(self, means: np.ndarray[Any, Any], validation: ImageSet) -> dict[str, Any]:
-        """Evaluate the averaged weights, append a row to the log and return it."""
+        """Evaluate the averaged weights, append a row to the log and return it; without validation images its cells are empty."""
         quantised, analyses = self.codec.prior.quantised, self.codec.config.analyses
-        results = {name: evaluate(self.mean, validation, quantised, name, VALIDATION_IMAGES) for name in analyses}
+        if validation.images:
+            results = {name: evaluate(self.mean, validation, quantised, name, VALIDATION_IMAGES) for name in analyses}
+            measured: dict[str, Any] = {
+                **{name: round(float(np.mean([r["log_cost"] for r in rows])), 4) for name, rows in results.items()},
+                **{f"Q{r['quality_step']}": f"{r['bpp']:.4f}/{r['psnr']:.2f}" for r in results[analyses[-1]]},
+            }
+        else:
+            measured = dict.fromkeys((*analyses, *(f"Q{step}" for step in VALIDATION_STEPS)), "")
         row = {
             "step": self.training_step,
             "minutes": round(self.clock.minutes, 2),
             "bpp": round(float(means[0]), 4),
             "mse": round(float(means[1]), 6),
             "quantised": int(self.codec.prior.quantised),
-            **{name: round(float(np.mean([r["log_cost"] for r in rows])), 4) for name, rows in results.items()},
-            **{f"Q{r['quality_step']}": f"{r['bpp']:.4f}/{r['psnr']:.2f}" for r in results[analyses[-1]]},
+            **measured,
         }
         append_row(self.folder / "log.csv", row)
         return row

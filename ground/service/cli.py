@@ -31,7 +31,7 @@ def build_parser() -> Parser:
     """The command line of ``ground-serve``."""
     parser = Parser(
         prog=PROGRAM,
-        description="Serve POST /decode and its relatives over HTTP.",
+        description="Serve decoding, inspection and jobs over HTTP.",
         epilog="Exit codes: 0 the service was ended, 64 usage, 66 the token file is missing, 69 the address cannot be served, "
         "73 the folder of jobs cannot be used, 78 unusable profile or token.",
     )
@@ -43,20 +43,21 @@ def build_parser() -> Parser:
         action="append",
         default=[],
         metavar="DIR",
-        help="folder with more profiles or compensators (repeatable)",
+        help="a profile or compensator of your own, or a folder of several (repeatable)",
     )
     parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads of a decoding (default: all cores)")
     parser.add_argument(
         "--auth-token-file", type=Path, metavar="FILE", help="file with the bearer token that callers must send"
     )
-    parser.add_argument("--no-auth", action="store_true", help="serve another address than loopback without a token")
+    parser.add_argument("--no-auth", action="store_true", help="allow an address other than loopback without a token")
     parser.add_argument(
-        "--max-upload-mib", type=positive, default=256, help="largest upload in MiB (default %(default)s)"
+        "--max-upload-mib", type=positive, default=256, metavar="N", help="largest upload in MiB (default %(default)s)"
     )
     parser.add_argument(
         "--max-megasamples",
         type=positive,
         default=400,
+        metavar="N",
         help="largest decoded view in millions of samples, pixels times bands (default %(default)s)",
     )
     parser.add_argument(
@@ -64,18 +65,24 @@ def build_parser() -> Parser:
         type=_not_negative,
         default=10,
         metavar="N",
-        help="how long requests may go on after SIGTERM (default %(default)s)",
+        help="seconds that requests may go on after SIGTERM (default %(default)s)",
     )
     parser.add_argument(
         "--write-seconds",
         type=positive,
         default=60,
         metavar="N",
-        help="how long a part of an answer may wait for its reader (default %(default)s)",
+        help="end an answer of which the client has read nothing for N seconds (default %(default)s)",
     )
-    parser.add_argument("--queue", type=_not_negative, default=8, help="decodings that may wait (default %(default)s)")
     parser.add_argument(
-        "--jobs", type=Path, metavar="DIR", help="folder that keeps jobs over a restart (default: a temporary one)"
+        "--queue",
+        type=_not_negative,
+        default=8,
+        metavar="N",
+        help="largest number of requests that wait; more are answered with 503 (default %(default)s)",
+    )
+    parser.add_argument(
+        "--jobs", type=Path, metavar="DIR", help="folder in which jobs survive a restart (default: a temporary one)"
     )
     return parser
 
@@ -147,7 +154,8 @@ def _serve(args: argparse.Namespace) -> int:
             app,
             host=args.host,
             port=args.port,
-            log_level="warning",
+            log_level="info",
+            access_log=False,
             timeout_graceful_shutdown=settings.shutdown_s,
         )
     except KeyboardInterrupt:  # a second SIGINT; the first one ended the service

@@ -7,7 +7,7 @@ import time
 from typing import Annotated, Any
 
 from anyio import CapacityLimiter, move_on_after, to_thread
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
@@ -52,17 +52,25 @@ PROBLEM_EXAMPLE = {
     "found": 2774537538,
     "offset_bytes": 24,
 }
+
+
+def _problem(description: str) -> dict[str, Any]:
+    return {"description": description, "content": {problems.MEDIA_TYPE: {}}}
+
+
 ANSWERS: dict[int | str, dict[str, Any]] = {
-    406: {"description": "No offered media type is acceptable"},
-    413: {"description": "Upload or decoded scene too large"},
-    415: {"description": "Wrong media type of the upload"},
+    406: _problem("No offered media type is acceptable"),
+    408: _problem("The upload took too long"),
+    413: _problem("The upload or the decoded scene is too large"),
+    415: _problem("The upload has the wrong media type"),
     422: {
-        "description": "Invalid stream, unknown profile or parameter out of range",
+        "description": "The stream is invalid, its profile unknown, or a parameter out of range",
         "content": {problems.MEDIA_TYPE: {"example": PROBLEM_EXAMPLE}},
     },
-    503: {"description": "Queue full; Retry-After says when to come again"},
-    507: {"description": "No space for the product in the service's temporary folder"},
+    503: _problem("The queue is full; Retry-After says when to come again"),
+    507: _problem("There is no space for the product in the service's temporary folder"),
 }
+NO_JOB: dict[int | str, dict[str, Any]] = {404: _problem("There is no such job")}
 PRODUCT: dict[int | str, dict[str, Any]] = {
     200: {"content": {kind: {} for kind in FORMATS.values()}, "description": "The product"}
 }
@@ -124,8 +132,11 @@ def _add_decoding(router: APIRouter, service: Service) -> None:
         with service.decodings.place():
             return await to_thread.run_sync(service.produce, order, data, limiter=service.limiter)
 
-    @router.post("/inspect", openapi_extra=BODY_SCHEMA, responses=ANSWERS)
-    async def inspect(request: Request, damaged: bool = False) -> JSONResponse:
+    @router.post("/inspect", openapi_extra=BODY_SCHEMA, responses=ANSWERS, response_description="What the stream says")
+    async def inspect(
+        request: Request,
+        damaged: Annotated[bool, Query(description="describe what is sound of a damaged stream")] = False,
+    ) -> JSONResponse:
         """What a stream says of itself; nothing is decoded and no profile is needed."""
         data = await service.upload(request)
         with service.decodings.place():
@@ -136,26 +147,33 @@ def _add_decoding(router: APIRouter, service: Service) -> None:
 
 
 def _add_jobs(router: APIRouter, service: Service) -> None:
-    @router.post("/jobs", status_code=202, openapi_extra=BODY_SCHEMA, responses=ANSWERS)
+    @router.post(
+        "/jobs",
+        status_code=202,
+        openapi_extra=BODY_SCHEMA,
+        responses=ANSWERS,
+        response_description="The job, as under /jobs/{name}",
+    )
     async def submit(request: Request, order: Annotated[Order, Depends(order_of)]) -> JSONResponse:
-        """Decode a stream later: the same parameters as ``/decode``. The answer names the job; Location leads to its state."""
+        """Decode a stream later: the same parameters as for /decode. The answer names the job; Location leads to its state."""
         data = await service.upload(request)
         described = await to_thread.run_sync(service.jobs.submit, order, data)
         return JSONResponse(described, 202, {"Location": f"/jobs/{described['id']}"})
 
-    @router.get("/jobs")
+    @router.get("/jobs", response_description="A list of jobs")
     def all_jobs() -> JSONResponse:
         """All jobs, the oldest first."""
         return _json(service.jobs.all())
 
-    @router.get("/jobs/{name}", responses={404: {"description": "No such job"}})
+    @router.get("/jobs/{name}", responses=NO_JOB, response_description="id, state, and what belongs to the state")
     def job(name: str) -> JSONResponse:
         """State of a job: queued, running (with progress 0 to 1), done, failed (with the problem) or cancelled."""
         return _json(service.jobs.described(name))
 
     @router.get(
         "/jobs/{name}/result",
-        responses={404: {"description": "No such job"}, 409: {"description": "The job is not done"}},
+        responses=NO_JOB | {409: _problem("The job is not done")},
+        response_description="The product, in the format that was ordered",
         response_class=Response,
     )
     def result(name: str) -> Response:
@@ -164,16 +182,16 @@ def _add_jobs(router: APIRouter, service: Service) -> None:
         answer = ProductResponse(path, FORMATS[path.suffix[1:]], service.settings.write_s)
         return _with_damage(answer, damage)
 
-    @router.delete("/jobs/{name}", responses={404: {"description": "No such job"}})
+    @router.delete("/jobs/{name}", responses=NO_JOB, response_description="id of the job, and in which state it was")
     def cancel(name: str) -> JSONResponse:
         """Cancel a job, or forget one that is finished."""
         return _json({"id": name, "was": service.jobs.cancel(name)})
 
 
 def _add_state(router: APIRouter, service: Service) -> None:
-    @router.get("/profiles")
+    @router.get("/profiles", response_description="A list with name, contract, preset, analyses and patch_side of each")
     def profiles() -> JSONResponse:
-        """The profiles that this service decodes. ``preset`` is the analysis that flies by default."""
+        """The profiles that this service decodes. The preset is the analysis that flies by default."""
         return _json(
             [
                 {
@@ -187,14 +205,16 @@ def _add_state(router: APIRouter, service: Service) -> None:
             ]
         )
 
-    @router.get("/healthz")
+    @router.get("/healthz", response_description="It does")
     def health() -> dict[str, str]:
-        """The process answers."""
+        """Whether the process answers."""
         return {"status": "alive"}
 
-    @router.get("/readyz")
+    @router.get(
+        "/readyz", responses={503: _problem("They are not, or do not")}, response_description="They are, and do"
+    )
     async def ready() -> JSONResponse:
-        """Profiles are loaded and pass their self-tests; 503 otherwise."""
+        """Whether profiles are loaded and pass their self-tests."""
         if not service.library.profiles:
             raise Problem(503, "no profile is installed")
         try:
@@ -204,9 +224,9 @@ def _add_state(router: APIRouter, service: Service) -> None:
             raise Problem(503, str(error), **error.data()) from error
         return _json({"status": "ready", "profiles": len(service.library.profiles)})
 
-    @router.get("/metrics", response_class=Response)
+    @router.get("/metrics", response_class=Response, response_description="Text in the format of Prometheus")
     def prometheus() -> Response:
-        """Prometheus metrics."""
+        """Counters and times of the service."""
         return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 

@@ -8,6 +8,8 @@ Each imports only what it needs: encoding the packages of the extra ``onboard``,
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -66,12 +68,14 @@ def encode(
     What a GeoTIFF has and a stream cannot carry is told by a warning.
 
     Raises ValueError for a quality outside its range, RasterError for an image that cannot be coded, MetadataError, ProfileError,
-    EngineError, and OSError where a file cannot be read.
+    EngineError, OSError where a file cannot be read, and ModuleNotFoundError, which names the extra to install, where a package is
+    missing.
     """
-    from perigee.bitstream.metadata import Acquisition, Metadata
-    from perigee.onboard.acquisition import read_acquisition
-    from perigee.onboard.raster import Raster
-    from perigee.onboard.source import ArraySource
+    with _extra("onboard"):
+        from perigee.bitstream.metadata import Acquisition, Metadata
+        from perigee.onboard.acquisition import read_acquisition
+        from perigee.onboard.raster import Raster
+        from perigee.onboard.source import ArraySource
 
     if not 0 <= quality <= 100:
         raise ValueError(f"quality {quality}: accepted are 0 to 100")
@@ -113,13 +117,15 @@ def decode(
     to 1. ``profiles`` are folders with more profiles or compensators.
 
     Raises a BitstreamError for bytes that are no valid stream, OrderError for a window, band or scale that the scene does not have,
-    CompensationError, ProfileError, EngineError, and OSError where the file cannot be read.
+    CompensationError, ProfileError, EngineError, OSError where the file cannot be read, and ModuleNotFoundError, which names the
+    extra to install, where a package is missing.
     """
-    import numpy as np
+    with _extra("ground"):
+        import numpy as np
 
-    from perigee.ground.orders import Order, open_source
-    from perigee.ground.regions import Region
-    from perigee.ground.views import blocks_of
+        from perigee.ground.orders import Order, open_source
+        from perigee.ground.regions import Region
+        from perigee.ground.views import blocks_of
 
     order = Order(
         window=tuple(window) if window is not None else None,
@@ -155,6 +161,17 @@ def inspect(stream: bytes | str | Path, *, damaged: bool = False) -> dict[str, A
     from perigee.ground.inspection import inspect_bytes
 
     return inspect_bytes(_bytes(stream), damaged)
+
+
+@contextmanager
+def _extra(name: str) -> Iterator[None]:
+    """Let a ModuleNotFoundError say which extra brings the package."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        from perigee.support.command import missing_extra
+
+        raise ModuleNotFoundError(missing_extra(error, name), name=error.name, path=error.path) from error
 
 
 def _bytes(stream: bytes | str | Path) -> bytes:

@@ -1,6 +1,7 @@
 """Training end to end on a few real tiles: a run learns and resumes, and its export decodes."""
 
 import csv
+import os
 import shutil
 
 import numpy as np
@@ -32,6 +33,7 @@ from perigee.training.data import (
     split,
     varied,
 )
+from perigee.training.held_out import is_held_out
 from perigee.training.loop import Trainer, TrainingConfig
 
 
@@ -40,6 +42,7 @@ def folder(tmp_path_factory, tiles):
     out = tmp_path_factory.mktemp("images")
     for tile in tiles[:4]:
         shutil.copy(tile, out)
+    shutil.copy(tiles[4], out / next(name for name in map("{}.tif".format, range(1000)) if is_held_out(name, 0.02)))
     return out
 
 
@@ -61,8 +64,37 @@ def test_a_run_resumes_and_logs(run):
     with (out / "log.csv").open() as handle:
         rows = list(csv.DictReader(handle))
     assert len(rows) >= 2 and float(rows[-1]["bpp"]) > 0 and rows[-1]["quantised"] == "1"
-    assert np.isfinite([float(rows[-1]["swift"]), float(rows[-1]["lite"])]).all() and "light" not in rows[-1]
+    costs = [float(rows[-1]["swift"]), float(rows[-1]["lite"])]
+    assert np.isfinite(costs).all() and all(costs) and "light" not in rows[-1]
     assert len((out / "commands.log").read_text().splitlines()) == 2
+
+
+def test_without_validation_images_the_log_has_empty_cells_and_a_spent_budget_adds_nothing(tmp_path, tiles, capsys):
+    (tmp_path / "images").mkdir()
+    shutil.copy(tiles[0], tmp_path / "images")
+    command = [
+        str(tmp_path / "run"),
+        "--data",
+        str(tmp_path / "images"),
+        "--presets",
+        "swift",
+        "--batch",
+        "1",
+        "--crop",
+        "64",
+    ]
+    assert cli.main([*command, "--minutes", "0.01"]) == 0
+    log = (tmp_path / "run" / "log.csv").read_text()
+    row = list(csv.DictReader(log.splitlines()))[-1]
+    assert float(row["bpp"]) > 0 and row["swift"] == "" and row["Q25"] == ""
+    assert "too few to hold any out" in capsys.readouterr().err
+    assert cli.main([*command, "--minutes", "0.01"]) == 0
+    assert (tmp_path / "run" / "log.csv").read_text() == log and "checkpoint.pt" in capsys.readouterr().err
+
+
+def test_a_missing_folder_is_told_before_a_run_is_made(tmp_path, capsys):
+    assert cli.main([str(tmp_path / "run"), "--data", str(tmp_path / "nothing")]) == os.EX_NOINPUT
+    assert "nothing" in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
 def test_its_export_is_a_profile_that_decodes(run, tmp_path, tiles):
@@ -153,7 +185,7 @@ def test_crops_are_balanced_by_source_and_stay_inside(folder, tmp_path):
     Image.fromarray(np.full((900, 900, 3), 200, np.uint8)).save(big / "a.png")
     Image.fromarray(np.full((40, 400, 3), 1, np.uint8)).save(big / "too-small.png")
     images = load_folders([folder, big])
-    assert len(images.images) == 5
+    assert len(images.images) == 6
     sampler = CropSampler(images, {"flight": 3.0})
     rng = np.random.default_rng(0)
     share = np.mean([(sampler.crop(64, rng) == 200).all() for _ in range(400)])
