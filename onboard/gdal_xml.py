@@ -7,6 +7,7 @@ is therefore mended where that is safe, and refused to be understood (not silent
 from __future__ import annotations
 
 import re
+import struct
 from dataclasses import dataclass, field
 from xml.etree import ElementTree
 
@@ -142,6 +143,8 @@ def from_pam(text: str, name: str) -> GdalMetadata:
     for node in root:
         if node.tag == "SRS":
             found.wkt = (node.text or "").strip() or None
+            if found.wkt is None:
+                found.left_behind.append(f"an empty SRS in {name}, with which GDAL takes the CRS away")
             found.epoch = node.get("coordinateEpoch")
         elif node.tag == "GeoTransform":
             numbers = [_number(part) for part in (node.text or "").split(",")]
@@ -167,9 +170,22 @@ def _take_pam_band(found: GdalMetadata, node: ElementTree.Element, name: str) ->
         if part.tag in PAM_BAND_FIELDS:
             _take(found, PAM_BAND_FIELDS[part.tag], band, (part.text or "").strip())
         elif part.tag == "NoDataValue":
-            found.nodata[band] = (part.text or "").strip()
+            text = _nodata_text(part)
+            if text:
+                found.nodata[band] = text
         elif part.tag == "Metadata":
             for item in part.iter("MDI"):
                 _keep(found, item.get("key", ""), item.text or "", band + 1, part.get("domain", ""))
         elif part.tag not in PAM_DERIVED:
             found.left_behind.append(f"{part.tag} of band {band + 1} in {name}")
+    if band in found.scales or band in found.offsets:  # GDAL takes both from here where one stands here
+        found.scales.setdefault(band, 1.0)
+        found.offsets.setdefault(band, 0.0)
+
+
+def _nodata_text(part: ElementTree.Element) -> str:
+    """The text of a nodata value: from its eight bytes where they are given, else from the element."""
+    try:
+        return repr(struct.unpack("<d", bytes.fromhex(part.get("le_hex_equiv", "")))[0])
+    except (ValueError, struct.error):
+        return (part.text or "").strip()

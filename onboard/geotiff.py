@@ -19,16 +19,27 @@ from perigee.bitstream.errors import Fault, MetadataError
 from perigee.bitstream.metadata import RPC_VALUES, Acquisition, GeoKeys, Metadata, Tag, pack_metadata
 from perigee.bitstream.samples import DTYPE_RANGE
 from perigee.onboard.gdal_xml import GdalMetadata, from_tiff
-from perigee.onboard.sidecars import pam_of, rpc_of, unread_of, world_file_of
+from perigee.onboard.sidecars import Siblings, pam_of, rpc_of, unread_of, world_file_of
 
 PIXEL_SCALE, TIEPOINTS, TRANSFORMATION = 33550, 33922, 34264
 KEY_DIRECTORY, KEY_DOUBLES, KEY_ASCII = 34735, 34736, 34737
 GDAL_METADATA, GDAL_NODATA, RPC_TAG, DATE_TIME = 42112, 42113, 50844, 306
-MODEL_TYPE, RASTER_TYPE, GEOGRAPHIC, PROJECTED = 1024, 1025, 2048, 3072
+MODEL_TYPE, RASTER_TYPE, GEOGRAPHIC, PROJECTED, LINEAR_UNITS = 1024, 1025, 2048, 3072, 3076
 # keys beside the code that only repeat it: None for any value (names), else the values that change nothing
 IMPLIED_PROJECTED = {1024: None, 1025: None, 1026: None, 2049: None, 2054: {9102}, 3072: None, 3073: None, 3076: {9001}}
 IMPLIED_GEOGRAPHIC = {1024: None, 1025: None, 1026: None, 2048: None, 2049: None, 2054: {9102}, 2057: None, 2059: None}
-USER_DEFINED = 32767
+# EPSG codes that stand alone: elsewhere a code may be that of a compound or three-dimensional CRS, or one that GDAL replaces
+ALONE_PROJECTED = (range(2000, 3900), range(20000, 32767))
+ALONE_GEOGRAPHIC = (4148, 4167, 4171, 4230, 4258, 4267, 4269, 4283, 4326, 4490, 4612, 4674, 6318, 7844)
+IN_METRES = (
+    range(25828, 25839),
+    range(26901, 26924),
+    range(32601, 32661),
+    range(32701, 32761),
+    (2154, 3035, 3395, 3857),
+)
+OVERRIDES = (b"LUnits", b"ESRI PE String")  # in a citation, they change the CRS
+KEY_VERSION = 1
 RGB_LIKE = (2, 6)  # photometric interpretations RGB and YCbCr
 # TIFF tags that GDAL shows as tags of the dataset. Software and resolution describe the file, and stay with it.
 TEXT_TAGS = {
@@ -39,6 +50,16 @@ TEXT_TAGS = {
     316: "TIFFTAG_HOSTCOMPUTER",
     33432: "TIFFTAG_COPYRIGHT",
 }
+# tags that GDAL shows and that are not carried
+OTHER_TAGS = {
+    280: "MinSampleValue",
+    281: "MaxSampleValue",
+    700: "XMP metadata",
+    34675: "an ICC profile",
+    50909: "GEO_METADATA",
+}
+# kinds of extra samples: unspecified, associated and unassociated alpha, and how Corel writes the latter
+EXTRA_SAMPLES = {0: False, 1: True, 2: True, 999: True}
 TAGS_MAX_BYTES = 4096  # packed, unless the caller sets another limit; onboard/cli.py has the same default
 UNDEFINED, ALPHA = "Undefined", "Alpha"
 COLOURS = ("Red", "Green", "Blue")
@@ -91,9 +112,9 @@ def _text(page: tifffile.TiffPage, code: int) -> str:
 
 
 def geokeys_of(page: tifffile.TiffPage) -> GeoKeys | None:
-    """The file's GeoKeys, None without any."""
+    """The file's GeoKeys, None without any that GDAL reads."""
     directory = value_of(page, KEY_DIRECTORY)
-    if directory is None or len(directory) < 4:
+    if directory is None or len(directory) < 4 or directory[0] != KEY_VERSION or len(directory) < 4 + 4 * directory[3]:
         return None
     text = _raw(page, KEY_ASCII)
     if text and not text.endswith(b"\0"):
@@ -108,8 +129,11 @@ def short_keys(keys: GeoKeys) -> dict[int, int | None]:
     return {key: (value if location == 0 else None) for key, location, _, value in rows}
 
 
-def _epsg(keys: dict[int, int | None]) -> int | None:
+def _epsg(geokeys: GeoKeys | None) -> int | None:
     """The EPSG code, where it alone gives the same CRS as the keys."""
+    if geokeys is None or any(text in geokeys.ascii for text in OVERRIDES):
+        return None
+    keys = short_keys(geokeys)
     model = keys.get(MODEL_TYPE)
     if model not in (1, 2):
         return None
@@ -118,14 +142,19 @@ def _epsg(keys: dict[int, int | None]) -> int | None:
         accepted = implied.get(key, set())
         if accepted is not None and value not in accepted:
             return None
-    code = keys.get(PROJECTED if model == 1 else GEOGRAPHIC)
-    return code if code and code < USER_DEFINED and code >= 1024 else None
+    code = keys.get(PROJECTED if model == 1 else GEOGRAPHIC) or 0
+    if LINEAR_UNITS in keys and not any(code in codes for codes in IN_METRES):
+        return None
+    alone = any(code in codes for codes in ALONE_PROJECTED) if model == 1 else code in ALONE_GEOGRAPHIC
+    return code if alone else None
 
 
 def _transform(page: tifffile.TiffPage, point: bool) -> tuple[float, ...] | None:
     matrix, scale, ties = _doubles(page, TRANSFORMATION), _doubles(page, PIXEL_SCALE), _doubles(page, TIEPOINTS)
-    if len(scale) >= 2 and scale[0] and scale[1] and len(ties) >= 6:
+    if len(scale) >= 2 and scale[0] and scale[1]:
         a, b, d, e = scale[0], 0.0, 0.0, -abs(scale[1])  # as GDAL reads it
+        if len(ties) < 6:
+            return (a, b, 0.0, d, e, 0.0)
         c, f = ties[3] - ties[0] * a, ties[4] - ties[1] * e
     elif len(matrix) == 16:
         a, b, c, d, e, f = matrix[0], matrix[1], matrix[3], matrix[4], matrix[5], matrix[7]
@@ -136,26 +165,43 @@ def _transform(page: tifffile.TiffPage, point: bool) -> tuple[float, ...] | None
     return (a, b, c, d, e, f)
 
 
+def _unplaced(page: tifffile.TiffPage) -> bool:
+    """Whether the file has a pixel scale without a tiepoint: GDAL takes its origin as 0, unless a world file says more."""
+    return len(_doubles(page, PIXEL_SCALE)) >= 2 and len(_doubles(page, TIEPOINTS)) < 6
+
+
 def described(page: tifffile.TiffPage, path: Path) -> Described:
     """What the file and its sidecars say, with GDAL's precedence: ``.aux.xml``, the file itself, a world file."""
     gdal = from_tiff(_text(page, GDAL_METADATA)) if GDAL_METADATA in page.tags else GdalMetadata()
     for code, name in TEXT_TAGS.items():
         text = _text(page, code) if code in page.tags else ""
-        if text and not text.startswith('{"shape":'):  # what tifffile writes of the array
+        if text and not text.startswith(
+            '{"shape":'
+        ):  # what tifffile writes of the array describes the file, not the scene
             gdal.tags.append(Tag(name, text))
-    gdal.update(pam_of(path))
+    gdal.left_behind += [name for code, name in OTHER_TAGS.items() if code in page.tags]
+    for tag in gdal.tags:
+        if tag.name == "NODATA_VALUES" and not tag.band and not tag.domain:
+            raise MetadataError(
+                "a NODATA_VALUES item, by which a pixel is invalid where all its bands have certain values; accepted are one nodata "
+                "value, a mask and an alpha band",
+                Fault.KIND,
+                field="NODATA_VALUES",
+            )
+    siblings = Siblings(path)
+    gdal.update(pam_of(path, siblings))
     out = Described(gdal, gdal.transform, left_behind=gdal.left_behind)
     keys = geokeys_of(page)
     point = keys is not None and short_keys(keys).get(RASTER_TYPE) == 2
     inside = _transform(page, point)
-    if out.transform is None and inside is None and len(_doubles(page, TIEPOINTS)) < 6:
-        out.transform, found = world_file_of(path)
+    if out.transform is None and (inside is None or _unplaced(page)):
+        out.transform, found = world_file_of(path, siblings)
         if out.transform is None and found:
             out.left_behind.append(found)
-    out.rpc, found = rpc_of(path)
+    out.rpc, found = rpc_of(path, siblings)
     if out.rpc is None and found:
         out.left_behind.append(found)
-    out.left_behind += [f"{name}, which is not read" for name in unread_of(path)]
+    out.left_behind += [f"{name}, which is not read" for name in unread_of(path, siblings)]
     return out
 
 
@@ -167,7 +213,7 @@ def interpretations_of(page: tifffile.TiffPage, gdal: GdalMetadata) -> list[str]
     extra = [int(kind) for kind in page.extrasamples]
     for i, kind in enumerate(extra):
         place = count - len(extra) + i
-        if kind in (1, 2) and 0 <= place < count:
+        if EXTRA_SAMPLES.get(kind, False) and 0 <= place < count:
             names[place] = ALPHA
     for band, name in gdal.interpretations.items():
         if band < count:
@@ -175,22 +221,27 @@ def interpretations_of(page: tifffile.TiffPage, gdal: GdalMetadata) -> list[str]
     return names
 
 
-def nodata_of(page: tifffile.TiffPage, found: Described) -> float | None:
+def nodata_of(page: tifffile.TiffPage, found: Described, alpha_band: int | None) -> float | None:
     """The nodata value that samples can have, as GDAL reads it. Raises MetadataError where it cannot be carried."""
-    texts = {text for band, text in found.gdal.nodata.items() if band < page.samplesperpixel}
+    inside = _text(page, GDAL_NODATA) if GDAL_NODATA in page.tags else ""
+    bands = [i for i in range(page.samplesperpixel) if i != alpha_band]
+    texts = {found.gdal.nodata.get(band, inside) for band in bands}
     if len(texts) > 1:
         raise MetadataError(
-            f"bands with the nodata values {', '.join(sorted(texts))}; accepted is one for all bands",
+            f"bands with the nodata values {', '.join(sorted(text or 'none' for text in texts))}; accepted is one for all bands",
             Fault.KIND,
             field="nodata",
             expected="one value",
             found=", ".join(sorted(texts)),
         )
-    text = next(iter(texts), None) or (_text(page, GDAL_NODATA) if GDAL_NODATA in page.tags else "")
+    text = next(iter(texts), "")
     if not text.strip():
         return None
-    plain = re.sub(r"(\d),(\d)", r"\1.\2", text)  # GDAL takes a comma for a decimal point
-    number = re.match(r"\s*([-+]?(?:nan|inf|(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?))", plain, re.IGNORECASE)
+    plain = re.sub(r"(\d),(\d)", r"\1.\2", text, flags=re.ASCII)  # GDAL takes a comma for a decimal point
+    plain = re.sub(
+        r"1\.#(QNAN|SNAN|IND)", "nan", plain.replace("1.#INF", "inf")
+    )  # as Microsoft's C library prints them
+    number = re.match(r"\s*([-+]?(?:nan|inf|(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?))", plain, re.IGNORECASE | re.ASCII)
     if number is None:
         raise MetadataError(
             f"the nodata text {text!r} is no number", Fault.TEXT, field="nodata", expected="a number", found=text
@@ -255,7 +306,9 @@ def source_metadata(
     keys = geokeys_of(page)
     short = short_keys(keys) if keys else {}
     point = short.get(RASTER_TYPE) == 2
-    epsg = _epsg(short)
+    epsg = _epsg(keys)
+    if keys is None and KEY_DIRECTORY in page.tags:
+        found.left_behind.append("GeoKeys of another version, or fewer than announced, which GDAL does not read")
     if gdal.wkt is not None:
         keys, epsg = None, None
         if gdal.epoch is not None:
@@ -288,7 +341,7 @@ def source_metadata(
         gcps=gcps,
         rpc=rpc if len(rpc) == RPC_VALUES else None,
         pixel_is_point=point,
-        nodata=nodata_of(page, found),
+        nodata=nodata_of(page, found, alpha_band),
         masked=masked,
         alpha_band=alpha_band,
         colour=None if colour == (bands == 3) else colour,

@@ -17,6 +17,7 @@ from perigee.bitstream.metadata import Metadata
 from perigee.onboard.gdal_xml import from_tiff
 from perigee.onboard.geotiff import (
     ALPHA,
+    EXTRA_SAMPLES,
     GDAL_METADATA,
     TAGS_MAX_BYTES,
     Described,
@@ -26,6 +27,7 @@ from perigee.onboard.geotiff import (
     source_metadata,
     value_of,
 )
+from perigee.onboard.sidecars import Siblings
 from perigee.onboard.source import BANDS_MAX, Block, SourceInfo
 from perigee.onboard.tiff import PREDICTED, PageReader
 
@@ -35,6 +37,7 @@ REDUCED, MASK_SUBFILE = 1, 4
 PAGES_MAX = 64
 MINISBLACK, PALETTE, RGB, YCBCR = 1, 3, 2, 6
 JPEG = (6, 7)  # compressions
+CONTIGUOUS = 1  # planar configuration
 ORIENTATION = 274
 MASK_PER_DATASET = 2  # GDAL's flag of a mask that serves all bands
 
@@ -119,11 +122,12 @@ class Raster:
     def _mask_reader(self, path: Path, found: Described) -> PageReader | None:
         """The reader of the mask that GDAL would use: a page of the file, or the file ``.msk`` beside it."""
         page = self._page
-        inside = [p for p in self._file.pages if p is not page and int(getattr(p, "subfiletype", 0)) & MASK_SUBFILE]
+        pages = [p.aspage() for p in (*self._file.pages[1:PAGES_MAX], *(page.pages or ())[:PAGES_MAX])]
+        inside = [p for p in pages if int(p.subfiletype) & (REDUCED | MASK_SUBFILE) == MASK_SUBFILE]
         size = (page.imagewidth, page.imagelength)
-        fitting = [w for w in (p.aspage() for p in inside) if (w.imagewidth, w.imagelength) == size]
-        beside = path.with_name(path.name + ".msk")
-        if beside.exists():
+        fitting = [p for p in inside if (p.imagewidth, p.imagelength) == size]
+        beside = Siblings(path).find(path.name + ".msk")
+        if beside is not None:
             if fitting:
                 raise RasterError(
                     f"a mask in the file and another one in {beside.name}; accepted is one of them",
@@ -221,6 +225,16 @@ def _refusal(page: tifffile.TiffPage) -> str | None:
         return f"samples of {bits} bits"
     if photometric == YCBCR and int(page.compression) not in JPEG:
         return "YCbCr samples that are not JPEG"
+    if (
+        photometric == MINISBLACK
+        and int(page.compression) in JPEG
+        and page.samplesperpixel == 3
+        and int(page.planarconfig) == CONTIGUOUS
+    ):
+        return "JPEG of three grey samples, whose colour transform is not known"
+    unknown = [int(kind) for kind in page.extrasamples if int(kind) not in EXTRA_SAMPLES]
+    if unknown:
+        return f"extra samples of kind {unknown[0]}"
     if page.imagedepth > 1:
         return "a volume"
     orientation = int(value_of(page, ORIENTATION) or 1)

@@ -140,3 +140,41 @@ def test_what_is_not_carried_is_told_and_strict_refuses(tmp_path):
         assert strict.returncode == os.EX_DATAERR and word in strict.stderr
     assert json.loads(encode(cases["tags"], "--tags-max", "30000").stdout)["left_behind"] == []
     assert json.loads(encode(cases["tags"], "--tags-max", "0").stdout)["left_behind"] != []
+
+
+@pytest.mark.parametrize("code", [5972, 7415, 9518, 9705])
+def test_a_compound_code_in_the_place_of_a_projected_one_gives_the_crs_that_gdal_reads(code, tmp_path):
+    path = tmp_path / "a.tif"
+    keys = (1, 1, 0, 3, 1024, 0, 1, 1, 1025, 0, 1, 1, 3072, 0, 1, code)
+    places = [(33550, "d", 3, (10.0, 10.0, 0.0), True), (33922, "d", 6, (0, 0, 0, 5e5, 4.6e6, 0), True)]
+    tifffile.imwrite(path, np.full((64, 64), 9, np.uint8), extratags=[*places, (34735, "H", 16, keys, True)])
+    out, _ = round_trip(path)
+    with rasterio.open(path) as a, rasterio.open(out) as b:
+        assert a.crs == b.crs is not None
+
+
+def test_tags_that_are_not_carried_are_reported(tmp_path):
+    path = tmp_path / "a.tif"
+    xmp = (700, "B", 8, b"<x:xmp/>", True)
+    tifffile.imwrite(path, np.full((64, 64), 9, np.uint8), extratags=[xmp, (280, "H", 1, 3, True)], metadata=None)
+    assert round_trip(path)[1] == ["MinSampleValue", "XMP metadata"]
+    refused = encode(path, "--strict")
+    assert refused.returncode == os.EX_DATAERR and "XMP" in refused.stderr
+
+
+def test_a_name_as_long_as_the_file_system_allows_is_encoded(tmp_path):
+    path = tiff(tmp_path / ("a" * 247 + ".tif"))
+    assert encode(path, "-o", str(tmp_path / "out.peri")).returncode == 0
+
+
+def test_nodata_for_some_bands_or_by_all_bands_together_is_refused(tmp_path):
+    path = tiff(tmp_path / "a.tif", bands=2, dtype="uint8")
+    aux = path.with_name("a.tif.aux.xml")
+    aux.write_text("<PAMDataset><PAMRasterBand band='2'><NoDataValue>9</NoDataValue></PAMRasterBand></PAMDataset>")
+    some = encode(path)
+    aux.unlink()
+    with rasterio.open(path, "r+") as target:
+        target.update_tags(NODATA_VALUES="1 2")
+    together = encode(path)
+    assert some.returncode == together.returncode == os.EX_DATAERR
+    assert "9, none" in some.stderr and "NODATA_VALUES" in together.stderr

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import rasterio
 import rasterio.shutil
+import tifffile
 from rasterio.enums import ColorInterp
 from rasterio.transform import from_origin
 
@@ -386,10 +387,77 @@ def described() -> Iterator[Case]:
         yield f"xml-{name}", lambda p, t=tags: by_hand(p, t, [picture(1, 32, 32, "uint8").tobytes()])
 
 
+def contradictory() -> Iterator[Case]:
+    """Georeferencing, nodata and masks in places where a reader easily takes another one than GDAL."""
+    plain = picture(1, 32, 32, "uint8").tobytes()
+
+    def geokeys(*entries: tuple[int, int], version: int = 1, count: int | None = None) -> dict[int, tuple[str, Any]]:
+        keys = [(1024, 1), (1025, 1), *entries]
+        listed = [n for key, value in keys for n in (key, 0, 1, value)]
+        return {34735: ("H", [version, 1, 0, len(keys) if count is None else count, *listed])}
+
+    def file(
+        tags: dict[int, tuple[str, Any]], without: int = 0, suffix: str = "", text: str = ""
+    ) -> Callable[[Path], None]:
+        def write(path: Path) -> None:
+            whole = {code: value for code, value in (strip(32, 32) | tags).items() if code != without}
+            by_hand(path, whole, [plain])
+            if suffix:
+                (path.with_name(path.name + suffix) if suffix == ".aux.xml" else path.with_suffix(suffix)).write_text(
+                    text
+                )
+
+        return write
+
+    for code in (2056, 2263, 4087, 6350, 22033, 27700, 31370):
+        yield f"code-{code}", file(geokeys((3072, code)))
+    for code in (4035, 4269, 4322, 4326, 4555, 4930, 4937, 4955, 7843, 7844):
+        yield f"code-{code}", file({34735: ("H", [1, 1, 0, 3, 1024, 0, 1, 2, 1025, 0, 1, 1, 2048, 0, 1, code])})
+    for code, unit in ((2263, 9001), (32633, 9003), (32633, 9001), (2263, 9003)):
+        yield f"code-{code}-unit-{unit}", file(geokeys((3072, code), (3076, unit)))
+    world = "2\n0\n0\n-2\n100\n200\n"
+    ties = {33922: ("d", [0, 0, 0, 1, 2, 0, 32, 0, 0, 65, 2, 0, 0, 32, 0, 1, -62, 0])}
+    yield "world-over-tiepoints", file(ties, 33550, ".tfw", world)
+    yield "scale-alone", file({}, 33922)
+    yield (
+        "scale-alone-point",
+        file({34735: ("H", [1, 1, 0, 3, 1024, 0, 1, 1, 1025, 0, 1, 2, 3072, 0, 1, 32633])}, 33922),
+    )
+    yield "world-over-scale-alone", file({}, 33922, ".tfw", world)
+    yield "world-in-another-case", file({}, 33922, ".Tfw", world)
+    yield "keys-of-version-2", file(geokeys((3072, 32633), version=2))
+    yield "keys-fewer-than-announced", file(geokeys((3072, 32633), count=9))
+    for i, text in enumerate(("1.#QNAN", "-1.#IND", "1.#INF", "\u0661")):
+        yield f"nodata-print-{i}", file({42113: ("s", text.encode() + b"\0")})
+    band = "<PAMDataset><PAMRasterBand band='1'>{}</PAMRasterBand></PAMDataset>"
+    hexadecimal = "<NoDataValue le_hex_equiv='0000000000005940'>0</NoDataValue>"
+    yield "pam-nodata-hexadecimal", file({}, 0, ".aux.xml", band.format(hexadecimal))
+    yield "pam-nodata-empty", file({}, 0, ".aux.xml", band.format("<NoDataValue></NoDataValue>"))
+    scaled = b'<GDALMetadata><Item name="OFFSET" sample="0" role="offset">3</Item></GDALMetadata>\0'
+    yield "pam-scale-alone", file({42112: ("s", scaled)}, 0, ".aux.xml", band.format("<Scale>2</Scale>"))
+    four = {338: ("H", [999]), **{code: strip(32, 32, 4, photometric=2)[code] for code in (258, 262, 277, 279)}}
+    for kind in (3, 999):
+        tags = strip(32, 32, 4, photometric=2) | four | {338: ("H", [kind])}
+        data = picture(4, 32, 32, "uint8").transpose(1, 2, 0).tobytes()
+        yield f"extra-kind-{kind}", lambda p, t=tags, d=data: by_hand(p, t, [d])
+    yield "jpeg-grey-of-3", lambda p: gdal(p, picture(3, 64, 64, "uint8"), compress="JPEG", photometric="MINISBLACK")
+
+    def in_subifd(path: Path) -> None:
+        with tifffile.TiffWriter(path) as target:
+            target.write(picture(1, 32, 32, "uint8")[0], subifds=1, metadata=None)
+            target.write(np.arange(1024).reshape(32, 32) > 300, subfiletype=4, photometric="mask", metadata=None)
+
+    def beside_in_capitals(path: Path) -> None:
+        gdal(path, picture(1, 32, 32, "uint8"), np.arange(1024).reshape(32, 32) > 300, inside=False)
+        path.with_name(path.name + ".msk").rename(path.with_name(path.name + ".MSK"))
+
+    yield "mask-in-subifd", in_subifd
+    yield "mask-beside-in-capitals", beside_in_capitals
+
+
 def cases() -> list[Case]:
     """All cases, by name."""
-    found = [
-        case for group in (layouts, sparse, lying, depths, bands_and_alpha, validity, described) for case in group()
-    ]
+    groups = (layouts, sparse, lying, depths, bands_and_alpha, validity, described, contradictory)
+    found = [case for group in groups for case in group()]
     assert len({name for name, _ in found}) == len(found)
     return found
