@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING
 
 from perigee.bitstream.errors import Fault, OutputError, PerigeeError
 from perigee.ground.environment import own_environment
-from perigee.support.command import Parser, exit_code, exit_on_sigterm, positive, prepare_streams, run
+from perigee.support.command import (
+    Parser,
+    complain,
+    exit_code,
+    exit_on_signals,
+    positive,
+    prepare_streams,
+    run,
+    say,
+)
+from perigee.support.files import destination, read_bounded
 
 if TYPE_CHECKING:
     from perigee.ground.orders import Made
@@ -121,7 +131,7 @@ def main(argv: list[str] | None = None) -> int:
     args.out = args.out or args.stream.with_suffix(".tif")
     if args.out.suffix.lower() not in SUFFIXES:
         parser.error(f"{args.out}: the product's suffix must be .tif, .tiff or .png")
-    exit_on_sigterm()
+    exit_on_signals()
     own_environment(PROGRAM)
     return run(PROGRAM, "ground", lambda: _information(args) if args.info else _decode(args))
 
@@ -131,11 +141,10 @@ def _information(args: argparse.Namespace) -> int:
     from perigee.ground.inspection import inspect_bytes
 
     try:
-        described = inspect_bytes(args.stream.read_bytes(), args.damaged)
+        described = inspect_bytes(read_bounded(args.stream), args.damaged)
     except PerigeeError as error:
         return _failed(error, args.stream)
-    print(json.dumps(described, indent=1))
-    return os.EX_OK
+    return say(PROGRAM, json.dumps(described, indent=1))
 
 
 def _decode(args: argparse.Namespace) -> int:
@@ -144,7 +153,7 @@ def _decode(args: argparse.Namespace) -> int:
     from perigee.ground.library import Library
     from perigee.ground.orders import IMAGE, STAC, TRUST, Order, make
 
-    data = args.stream.read_bytes()
+    data = read_bounded(args.stream)
     paths = {IMAGE: args.out} | {name: p for name, p in ((TRUST, args.trust), (STAC, args.stac)) if p is not None}
     order = Order(
         SUFFIXES[args.out.suffix.lower()],
@@ -171,22 +180,29 @@ def _decode(args: argparse.Namespace) -> int:
             made = make(order, data, Library(args.profiles, args.threads), paths, progress=progress)
         except PerigeeError as error:
             return _failed(error, args.stream)
-    _tell(args, made, time.perf_counter() - start)
-    return os.EX_OK
+    return _tell(args, made, time.perf_counter() - start)
 
 
 def _failed(error: PerigeeError, stream: Path) -> int:
     """Print an error that concerns the stream with its name; the exit code."""
     code = exit_code(error)
-    print(f"{PROGRAM}: {f'{stream}: ' if code == os.EX_DATAERR else ''}{error}", file=sys.stderr)
+    complain(f"{PROGRAM}: {f'{stream}: ' if code == os.EX_DATAERR else ''}{error}")
     return code
+
+
+def _destination(out: Path) -> Path:
+    """Where an output's path leads. Raises OutputError where it leads nowhere."""
+    try:
+        return destination(out)
+    except OSError as error:
+        raise OutputError(f"{out} cannot be reached ({error.strerror})", found=str(out)) from error
 
 
 def _check_outputs(stream: Path, outputs: list[Path], overwrite: bool) -> None:
     """Raise OutputError where an output must not or cannot be written, before any work is done."""
+    places = [_destination(out) for out in outputs]
     for i, out in enumerate(outputs):
-        others = [stream, *outputs[:i], *outputs[i + 1 :]]
-        if any(out.resolve() == other.resolve() for other in others):
+        if places[i] in (stream.resolve(), *places[:i], *places[i + 1 :]):
             raise OutputError(f"{out} is the stream itself or named twice; choose another output", Fault.EXISTS)
         if out.exists() and not overwrite:
             raise OutputError(f"{out} exists; --overwrite replaces it", Fault.EXISTS, found=str(out))
@@ -196,9 +212,12 @@ def _check_outputs(stream: Path, outputs: list[Path], overwrite: bool) -> None:
             raise OutputError(f"the folder {out.parent} does not exist or cannot be written to", found=str(out.parent))
 
 
-def _tell(args: argparse.Namespace, made: Made, seconds: float) -> None:
-    """Print what was made on stdout, and what could not be given on stderr."""
+def _tell(args: argparse.Namespace, made: Made, seconds: float) -> int:
+    """Print what was made on stdout, and what could not be given on stderr; the exit code."""
     rows, cols = made.view.size
-    print(f"{args.stream} -> {args.out}: {cols}x{rows} pixels, {len(made.view.bands)} bands, {seconds:.2f} s")
+    code = say(
+        PROGRAM, f"{args.stream} -> {args.out}: {cols}x{rows} pixels, {len(made.view.bands)} bands, {seconds:.2f} s"
+    )
     for line in made.warnings():
-        print(line, file=sys.stderr)
+        complain(line)
+    return code

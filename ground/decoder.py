@@ -24,7 +24,7 @@ from perigee.bitstream.metadata import Metadata, unpack_metadata
 from perigee.bitstream.samples import DTYPE_RANGE, denormalise, is_value_of, quality_of
 from perigee.engines.ground import GroundEngine
 from perigee.ground.regions import Region, squares_over
-from perigee.ground.source import Decoded, Report, acquisition_tags
+from perigee.ground.source import Decoded, Report, acquisition_tags, has_generated_detail, source_tags
 
 MARGIN = 8  # latents on each side
 UNITS_NAMED = 100  # in the tags of a product
@@ -299,7 +299,7 @@ class SceneDecoder:
                 yield window, self.region(window, bands, image_of)
 
     def provenance(self) -> dict[str, str]:
-        """Tags that say where the pixels come from."""
+        """Tags that say where the pixels come from, those of an older generation under changed names."""
         profile = self.engine.profile
         qualities = {s.quality_step for s in self.stream.segments.values() if s.mode == fmt.NETWORK}
         ends = sorted({min(qualities), max(qualities)}) if qualities else []
@@ -310,8 +310,8 @@ class SceneDecoder:
             "PERIGEE_ENGINE": self.engine.name,
             "PERIGEE_QUALITY": "-".join(f"{quality_of(q):g}" for q in ends),
             "PERIGEE_LOSSY": "YES",
-            "PERIGEE_GENERATED_DETAIL": "NO",
-        } | (acquisition_tags(self.metadata) | self._damage_tags())
+            "PERIGEE_GENERATED_DETAIL": "YES" if has_generated_detail(self.metadata) else "NO",
+        } | (acquisition_tags(self.metadata) | self._damage_tags() | source_tags(self.metadata))
 
     def _damage_tags(self) -> dict[str, str]:
         """What a cut or damaged stream could not give, as far as it has been read."""

@@ -8,9 +8,15 @@ variables when it is loaded.
 from __future__ import annotations
 
 import os
+import re
 import sys
 
-FOREIGN = ("PROJ_", "GDAL_", "GTIFF_", "GEOTIFF_", "OGR_", "OSR_", "CPL_", "VSI_", "COG_", "TIFF_", "PNG_", "RASTERIO_")
+# options of GDAL and PROJ by what their names begin with, those of overviews, and single ones that can change a product
+FOREIGN = re.compile(
+    "(PROJ|GDAL|GTIFF|GEOTIFF|OGR|OSR|CPL|VSI|COG|TIFF|PNG|JPEG|LERC|RASTERIO|OVERVIEW)_.*|.*_OVERVIEW"
+    "|USE_RRD|HFA_USE_RRD|ESRI_XML_PAM|CENTER_LONG|INSERT_CENTER_LONG|CHECK_WITH_INVERT_PROJ|CONVERT_YCBCR_TO_RGB"
+    "|IGNORE_COG_LAYOUT_BREAK|IGNORE_COORDINATE_EPOCH"
+)
 HARMLESS = ("_CURL_", "_HTTP_")  # how to reach a network, which decoding never does
 OWN = {"GDAL_CACHEMAX": "64"}  # MB; GDAL's default is a twentieth of the memory, and large scenes fill it
 
@@ -20,7 +26,7 @@ def own_environment(program: str) -> None:
     foreign = sorted(
         name
         for name, value in os.environ.items()
-        if name.startswith(FOREIGN) and not any(part in name for part in HARMLESS) and value != OWN.get(name)
+        if FOREIGN.fullmatch(name) and not any(part in name for part in HARMLESS) and value != OWN.get(name)
     )
     for name in foreign:
         del os.environ[name]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import struct
+from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from xml.sax.saxutils import escape
 
 import rasterio
 import rasterio.errors
@@ -15,12 +18,13 @@ from rasterio.rpc import RPC
 from rasterio.transform import Affine
 
 from perigee.bitstream.errors import MetadataError
-from perigee.bitstream.metadata import GeoKeys, Metadata
-from perigee.ground.source import ImageSource
+from perigee.bitstream.metadata import GeoKeys, Metadata, Tag
+from perigee.ground.source import ImageSource, source_name
 from perigee.ground.views import Layout, View
 
 UNKNOWN_CRS = ("refuse", "keep", "drop")  # what is done with a CRS that cannot be interpreted
 EPOCH_KEY, DOUBLES_TAG = 5120, 34736
+UNSETTABLE = ("ns", "bidx")  # tags whose names rasterio takes for its own parameters
 
 
 def crs_of(metadata: Metadata) -> CRS | None:
@@ -175,9 +179,7 @@ def describe(target: Any, source: ImageSource, view: View, layout: Layout, unkno
 
 def _describe_bands(target: Any, metadata: Metadata, bands: int, view: View, layout: Layout) -> None:
     """Names, scales, units and tags of the bands, at the places that the bands have in the product."""
-    place = {band: number for band, number in zip(view.bands, layout.places, strict=True)}
-    if layout.alpha is not None:
-        place[bands] = layout.alpha  # an entry behind the last band is the alpha band's
+    place = _places(bands, view, layout)
 
     def in_places(values: tuple[Any, ...], empty: Any) -> list[Any]:
         out = [empty] * target.count
@@ -194,12 +196,44 @@ def _describe_bands(target: Any, metadata: Metadata, bands: int, view: View, lay
         target.scales, target.offsets = [s for s, _ in scales], [o for _, o in scales]
     if metadata.units:
         target.units = in_places(metadata.units, "")
+    for number, tag in _placed_tags(metadata, bands, view, layout):
+        if tag.name not in UNSETTABLE:
+            target.update_tags(number, tag.domain or None, **{source_name(tag.name): tag.value})
+
+
+def _places(bands: int, view: View, layout: Layout) -> dict[int, int]:
+    """The place in the product, from 0, of each band of the source; an entry behind the last band is the alpha band's."""
+    place = {band: number for band, number in zip(view.bands, layout.places, strict=True)}
+    return place if layout.alpha is None else place | {bands: layout.alpha}
+
+
+def _placed_tags(metadata: Metadata, bands: int, view: View, layout: Layout) -> Iterator[tuple[int, Tag]]:
+    """The source's tags, each with the number of the product's band that it belongs to, 0 for the dataset."""
+    place = _places(bands, view, layout)
     for tag in metadata.tags:
-        space = {"ns": tag.domain} if tag.domain else {}
         if tag.band == 0:
-            target.update_tags(**space, **{tag.name: tag.value})
+            yield 0, tag
         elif tag.band - 1 in place:
-            target.update_tags(place[tag.band - 1] + 1, **space, **{tag.name: tag.value})
+            yield place[tag.band - 1] + 1, tag
+
+
+def sidecar_of(source: ImageSource, view: View, layout: Layout, crs: CRS | None) -> str:
+    """What rasterio cannot set in a dataset, as the text of a file ``.aux.xml`` beside it; empty where there is nothing."""
+    epoch, parts = epoch_of(source.metadata), []
+    if epoch is not None and crs is not None:
+        parts.append(f'<SRS coordinateEpoch="{epoch:.12g}">{_xml(crs.to_wkt())}</SRS>')
+    items: dict[int, dict[str, str]] = defaultdict(lambda: defaultdict(str))
+    for number, tag in _placed_tags(source.metadata, source.bands, view, layout):
+        if tag.name in UNSETTABLE:
+            items[number][tag.domain] += f'<MDI key="{tag.name}">{_xml(tag.value)}</MDI>'
+    for number, domains in items.items():
+        text = "".join(f'<Metadata domain="{_xml(domain)}">{found}</Metadata>' for domain, found in domains.items())
+        parts.append(f'<PAMRasterBand band="{number}">{text}</PAMRasterBand>' if number else text)
+    return f"<PAMDataset>{''.join(parts)}</PAMDataset>" if parts else ""
+
+
+def _xml(text: str) -> str:
+    return escape(text, {'"': "&quot;"})
 
 
 def undo_gcp_shift(path: Path, wanted: list[GroundControlPoint]) -> None:

@@ -26,6 +26,7 @@ from perigee.ground.products import (
     COG_MEDIA_TYPE,
     check_png,
     check_trust,
+    png_view,
     statistics_of,
     write_cog,
     write_png,
@@ -40,6 +41,7 @@ from perigee.support.files import replacing, write_atomically
 FORMATS = {"tif": COG_MEDIA_TYPE, "png": "image/png", "json": "application/json"}
 SCALES = {"1": 1, "1/2": 2, "1/4": 4, "1/8": 8, "1/16": 16}
 IMAGE, TRUST, STAC = "image", "trust", "stac"
+PNG_BANDS = (1, 3)  # beside an alpha band
 PRODUCTS = (IMAGE, TRUST, STAC)
 
 
@@ -86,6 +88,13 @@ class Order:
             )
         for product in self.products:
             _one_of("product", product, PRODUCTS)
+        if self.format == "png" and IMAGE in self.products and self.bands and len(self.bands) not in PNG_BANDS:
+            raise OrderError(
+                f"bands {list(self.bands)}: a PNG holds one band or three; name as many, or ask for a GeoTIFF",
+                field="bands",
+                expected="one band or three",
+                found=len(self.bands),
+            )
         if TRUST in self.products:
             if self.format == "json" or (self.format != "tif" and IMAGE not in self.products):
                 raise OrderError(
@@ -214,6 +223,7 @@ def make(
     trusted = check_trust(source, view) if TRUST in order.products else None
     if order.format == "png" and IMAGE in order.products:
         check_png(source)
+        view = png_view(view)
     if order.format != "json":
         usable_crs(source.metadata, order.unknown_crs)
     value = None

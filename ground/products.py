@@ -13,12 +13,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from xml.sax.saxutils import escape
 
 import numpy as np
 import rasterio
 import rasterio.shutil
 from rasterio._err import CPLE_BaseError
+from rasterio.crs import CRS
 from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning, RasterioError, RasterioIOError
 from rasterio.windows import Window
@@ -28,7 +28,7 @@ from perigee.bitstream.errors import Fault, OrderError, OutputError
 from perigee.bitstream.metadata import Metadata
 from perigee.ground.compensation.source import CompensatedSource
 from perigee.ground.extrasamples import mark_premultiplied
-from perigee.ground.georeference import describe, epoch_of, gcps_of, geotiff_version, undo_gcp_shift, usable_crs
+from perigee.ground.georeference import describe, gcps_of, geotiff_version, sidecar_of, undo_gcp_shift, usable_crs
 from perigee.ground.regions import Region
 from perigee.ground.source import ImageSource, Progress
 from perigee.ground.views import Layout, View, blocks_of, layout_of
@@ -64,7 +64,7 @@ def _write_plain(
     rgb = colour and view.bands[:3] == (0, 1, 2) and layout.alpha in (None, 3)
     rows, cols = view.size
     crs, _ = usable_crs(metadata, unknown_crs)
-    kept = geotiff_version(metadata, crs) | ({"NBITS": metadata.nbits} if metadata.nbits is not None else {})
+    kept = geotiff_version(metadata, crs) | ({} if opacity else _bits(metadata))
     options = (
         TILED
         | kept
@@ -85,20 +85,29 @@ def _write_plain(
             window = _window(place)
             target.write(block.samples, [p + 1 for p in layout.places], window=window)
             if layout.alpha is not None:
-                alpha = block.opacity() if opacity or block.alpha is None else block.alpha
+                alpha = block.opacity(metadata.nbits) if opacity or block.alpha is None else block.alpha
                 target.write(alpha, layout.alpha + 1, window=window)
             if masked and not opacity:
                 target.write_mask(block.valid.all(0), window=window)
         target.colorinterp = _interpretation(list(target.colorinterp), rgb, view, layout, metadata)
         describe(target, source, view, layout, unknown_crs)
-    if metadata.gcps and metadata.pixel_is_point:
-        undo_gcp_shift(path, gcps_of(metadata, view))
-    epoch = epoch_of(metadata)
-    if epoch is not None and crs is not None:
-        wkt = escape(crs.to_wkt(), {'"': "&quot;"})
-        pam = f'<PAMDataset><SRS coordinateEpoch="{epoch:.12g}">{wkt}</SRS></PAMDataset>'
-        path.with_name(path.name + ".aux.xml").write_text(pam, encoding="utf-8")
+    _complete(path, source, view, layout, crs)
     return kept
+
+
+def _bits(metadata: Metadata) -> dict[str, Any]:
+    """The creation option of the source's bits per sample, where its nodata value has room in them: GDAL would clamp it."""
+    bits = metadata.nbits
+    return {} if bits is None or not 0 <= (metadata.nodata or 0) < 1 << bits else {"NBITS": bits}
+
+
+def _complete(path: Path, source: ImageSource, view: View, layout: Layout, crs: CRS | None) -> None:
+    """What a plain GeoTIFF needs after it was closed: GCPs where they belong, and what can only stand beside it."""
+    if source.metadata.gcps and source.metadata.pixel_is_point:
+        undo_gcp_shift(path, gcps_of(source.metadata, view))
+    sidecar = sidecar_of(source, view, layout, crs)
+    if sidecar:
+        path.with_name(path.name + ".aux.xml").write_text(sidecar, encoding="utf-8")
 
 
 def _interpretation(
@@ -164,7 +173,7 @@ def write_cog(
     """
     with _plain_beside(path) as plain, _told():
         kept = _write_plain(plain, source, view, progress, unknown_crs)
-        whole = source.metadata.nbits in (None, 8, 16)
+        whole = kept.get("NBITS") in (None, 8, 16)
         _copy(plain, path, **COG | kept | ({} if whole else {"PREDICTOR": "NO"}))
         if source.metadata.premultiplied:
             mark_premultiplied(path)
@@ -173,16 +182,20 @@ def write_cog(
 def write_png(
     path: Path, source: ImageSource, view: View, progress: Progress | None = None, unknown_crs: str = "refuse"
 ) -> None:
-    """Write a PNG of one or three bands (the first three of more), 8 or 16 bits; an alpha band where samples may be invalid.
+    """Write a PNG of the bands of :func:`png_view`, 8 or 16 bits; an alpha band where samples may be invalid.
 
     Raises OrderError for int16, and what :func:`write_cog` raises.
     """
     check_png(source)
-    bands = view.bands if len(view.bands) in (1, 3) else view.bands[:3] if len(view.bands) > 3 else view.bands[:1]
     opacity = source.has_gaps or source.metadata.alpha_band is not None
     with _plain_beside(path) as plain, _told():
-        _write_plain(plain, source, View(view.region, bands, view.reduction), progress, unknown_crs, opacity)
+        _write_plain(plain, source, png_view(view), progress, unknown_crs, opacity)
         _copy(plain, path, driver="PNG")
+
+
+def png_view(view: View) -> View:
+    """What of a view a PNG holds: one band, or the first three where there are as many."""
+    return View(view.region, view.bands[: 3 if len(view.bands) >= 3 else 1], view.reduction)
 
 
 def check_png(source: ImageSource) -> None:
@@ -228,6 +241,7 @@ def write_trust(
     check_trust(source, view)
     dtype = "uint8" if source.dtype == "uint8" else "uint16"
     rows, cols = view.size
+    whole, layout = View(view.region, ()), Layout((), None)  # none of the source's bands
     options = TILED | {"width": cols, "height": rows, "count": 2, "dtype": dtype, "photometric": "MINISBLACK"}
     with _plain_beside(path) as plain, _told():
         with rasterio.Env(**ENVIRONMENT), rasterio.open(plain, "w+", **options) as target:
@@ -238,11 +252,10 @@ def write_trust(
                 both = np.stack([np.minimum(width, np.iinfo(dtype).max), marks]).astype(dtype)
                 target.write(both, window=_window(place))
                 target.write_mask(block.valid.all(0), window=_window(place))
-            describe(target, source, View(view.region, ()), Layout((), None), unknown_crs)
+            describe(target, source, whole, layout, unknown_crs)
             target.set_band_description(1, "half width of the 90 % interval")
             target.set_band_description(2, "generated detail")
-        if source.metadata.gcps and source.metadata.pixel_is_point:
-            undo_gcp_shift(plain, gcps_of(source.metadata, view))
+        _complete(plain, source, whole, layout, usable_crs(source.metadata, unknown_crs)[0])
         _copy(plain, path, **COG)
 
 

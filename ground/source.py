@@ -16,6 +16,8 @@ from perigee.bitstream.arrays import BoolArray, Samples
 from perigee.bitstream.metadata import ACQUISITION_RANGES, Metadata
 from perigee.ground.regions import Region
 
+PREFIX = "PERIGEE_"  # of the tags that say where the pixels of a product come from
+SOURCE_PREFIX = "PERIGEE_SOURCE_"  # of those that its source already had
 Progress = Callable[[int, int], None]  # how much of how much is done
 
 
@@ -29,10 +31,16 @@ class Decoded(NamedTuple):
     valid: BoolArray
     alpha: Samples | None
 
-    def opacity(self) -> Samples:
-        """Validity and alpha as one alpha band [row, col] of the samples' type: 0 where any sample is invalid."""
+    def opacity(self, bits: int | None = None) -> Samples:
+        """Validity and alpha as one alpha band [row, col] of the samples' type: 0 where any sample is invalid.
+
+        An opaque pixel has the largest value of the type. ``bits`` says how many bits the source's alpha uses, where that is not all.
+        """
         high = np.iinfo(self.samples.dtype).max
         alpha = np.full(self.valid.shape[1:], high, self.samples.dtype) if self.alpha is None else self.alpha
+        if bits is not None:
+            most = min(high, (1 << bits) - 1)
+            alpha = np.rint(np.minimum(alpha, most) * (high / most))
         return np.where(self.valid.all(0), alpha, 0).astype(self.samples.dtype)
 
 
@@ -79,6 +87,28 @@ class ImageSource(Protocol):
     def provenance(self) -> dict[str, str]:
         """Tags that say where the pixels come from; complete once the pixels have been read."""
         ...
+
+
+def source_name(name: str) -> str:
+    """The name of a source's tag in a product: an older generation's provenance must not look like the product's own."""
+    return f"{SOURCE_PREFIX}{name[len(PREFIX) :]}" if name.upper().startswith(PREFIX) else name
+
+
+def source_tags(metadata: Metadata) -> dict[str, str]:
+    """The provenance that the source itself carried, as that of a product that was encoded again, under changed names."""
+    return {
+        source_name(tag.name): tag.value
+        for tag in metadata.tags
+        if tag.band == 0 and not tag.domain and tag.name.upper().startswith(PREFIX)
+    }
+
+
+def has_generated_detail(metadata: Metadata) -> bool:
+    """Whether the source says that detail was generated in it, which no later generation can take out."""
+    return any(
+        name.upper().endswith("GENERATED_DETAIL") and value.upper() == "YES"
+        for name, value in source_tags(metadata).items()
+    )
 
 
 def acquisition_tags(metadata: Metadata) -> dict[str, str]:

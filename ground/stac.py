@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import math
-from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from rasterio.errors import CRSError, RasterioError
+from rasterio.errors import CRSError
 from rasterio.transform import Affine
 from rasterio.warp import transform
 
 from perigee.bitstream.errors import MetadataError
 from perigee.ground.georeference import crs_of
-from perigee.ground.products import COG_MEDIA_TYPE
-from perigee.ground.source import ImageSource
+from perigee.ground.products import COG_MEDIA_TYPE, GDAL_ERRORS
+from perigee.ground.source import PREFIX, ImageSource
 from perigee.ground.views import View
 
-PREFIX = "PERIGEE_"
 EDGE_POINTS = 21  # on each edge of a product, for its footprint
 DIGITS = 7  # of a degree: a centimetre
+PLACELESS = (
+    *GDAL_ERRORS,
+    ValueError,
+    ArithmeticError,
+)  # what GDAL, PROJ and arithmetic say of a scene that is not on the Earth
 # acquisition fields by the names of STAC's common metadata and its extensions eo and view
 PROPERTIES = {
     "gsd_m": "gsd",
@@ -48,13 +51,17 @@ def _projected(source: ImageSource, view: View) -> tuple[Any, dict[str, Any]]:
     if crs is None or m.transform is None:
         return None, found
     corner = Affine(*m.transform) @ Affine.translation(view.region.left, view.region.top) @ Affine.scale(view.reduction)
-    return (crs, corner), found | {"proj:epsg": m.epsg, "proj:transform": list(corner)[:6]}
+    found["proj:epsg"] = m.epsg
+    if all(math.isfinite(v) for v in corner):  # JSON has no NaN
+        found["proj:transform"] = list(corner)[:6]
+    return (crs, corner), found
 
 
 def _outline(size: tuple[int, int], corner: Affine, crs: Any) -> list[tuple[float, float]]:
     """The edge of a product in longitude and latitude, with points between the corners, without a jump at the 180th meridian.
 
-    Raises RasterioError where PROJ cannot transform it.
+    Latitudes end at the poles: a grid of pixel centres reaches half a pixel beyond. Raises one of ``PLACELESS`` where the edge has
+    no place on the Earth.
     """
     rows, cols = size
     steps = [i / EDGE_POINTS for i in range(EDGE_POINTS)]
@@ -64,6 +71,9 @@ def _outline(size: tuple[int, int], corner: Affine, crs: Any) -> list[tuple[floa
     lons, lats = transform(crs, "EPSG:4326", [p[0] for p in places], [p[1] for p in places])
     if not all(math.isfinite(v) for v in (*lons, *lats)):
         raise CRSError("a corner of the product has no place on the Earth")
+    if min(lats) > 90 or max(lats) < -90:
+        raise CRSError("the product lies beyond a pole")
+    lats = [min(max(lat, -90.0), 90.0) for lat in lats]
     whole = [lons[0]]
     for lon in lons[1:]:
         whole.append(lon + 360 * round((whole[-1] - lon) / 360))
@@ -90,16 +100,16 @@ def footprint(outline: list[tuple[float, float]]) -> tuple[dict[str, Any], list[
     """GeoJSON geometry and bbox of an outline whose longitudes do not jump (RFC 7946, sections 3.1.9 and 5).
 
     An outline across the 180th meridian becomes a MultiPolygon that is cut there, and its bbox has west > east. An outline around a
-    pole becomes the cap that reaches to the pole.
+    pole becomes the cap that reaches to the pole, and one that is 360 degrees wide or more becomes the whole band of latitudes.
     """
     lons, lats = [p[0] for p in outline], [p[1] for p in outline]
     turn = 360 * round((lons[-1] - lons[0]) / 360)
     if turn:  # once around a pole
         pole = 90.0 if sum(lats) > 0 else -90.0
         edge = min(lats) if pole > 0 else max(lats)
-        box = [-180.0, min(edge, pole), 180.0, max(edge, pole)]
-        ring = [(-180.0, box[1]), (180.0, box[1]), (180.0, box[3]), (-180.0, box[3])]
-        return {"type": "Polygon", "coordinates": [_closed(ring)]}, box
+        return _around(min(edge, pole), max(edge, pole))
+    if max(lons) - min(lons) >= 360 - 10**-DIGITS:
+        return _around(min(lats), max(lats))
     shift = 360 * math.floor((min(lons) + 180) / 360)
     ring = [(lon - shift, lat) for lon, lat in outline]
     west, east = min(lons) - shift, max(lons) - shift
@@ -108,6 +118,24 @@ def footprint(outline: list[tuple[float, float]]) -> tuple[dict[str, Any], list[
     parts = [_beside(ring, 180.0, False), [(lon - 360, lat) for lon, lat in _beside(ring, 180.0, True)]]
     geometry = {"type": "MultiPolygon", "coordinates": [[_closed(part)] for part in parts]}
     return geometry, _rounded([west, min(lats), east - 360, max(lats)])
+
+
+def _around(south: float, north: float) -> tuple[dict[str, Any], list[float]]:
+    """Geometry and bbox of everything between two latitudes."""
+    ring = [(-180.0, south), (180.0, south), (180.0, north), (-180.0, north)]
+    return {"type": "Polygon", "coordinates": [_closed(ring)]}, _rounded([-180.0, south, 180.0, north])
+
+
+def _place(place: Any, view: View) -> dict[str, Any]:
+    """Geometry and bbox of an item; no geometry where the view has no place on the Earth, as on another body or in a local CRS."""
+    if place is None:
+        return {"geometry": None}
+    crs, corner = place
+    try:
+        geometry, box = footprint(_outline(view.size, corner, crs))
+    except PLACELESS:
+        return {"geometry": None}
+    return {"geometry": geometry, "bbox": box}
 
 
 def _rounded(values: list[float]) -> list[float]:
@@ -145,18 +173,13 @@ def stac_item(source: ImageSource, view: View, product: Path, trust: Path | None
     }  # fmt: skip
     if trust is not None:
         assets["trust"] = {"href": trust.name, "type": COG_MEDIA_TYPE, "roles": ["metadata"]}
-    item: dict[str, Any] = {
+    return {
         "type": "Feature",
         "stac_version": "1.0.0",
         "stac_extensions": [url for name, url in EXTENSIONS.items() if name in used],
         "id": product.stem,
-        "geometry": None,
+        **_place(place, view),
         "properties": properties,
         "links": [],
         "assets": assets,
     }
-    if place is not None:
-        crs, corner = place
-        with suppress(RasterioError):
-            item["geometry"], item["bbox"] = footprint(_outline(view.size, corner, crs))
-    return item

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from perigee.bitstream.metadata import Acquisition
 
 MAX_BYTES = 1 << 20
 UNKNOWN = -999.0
+LONGEST = timedelta(days=1)  # range of times that counts as the time of one acquisition
 # field: names in STAC properties, then in fMoW's JSON
 NAMES: dict[str, tuple[str, ...]] = {
     "gsd_m": ("gsd",),
@@ -39,9 +40,18 @@ def _number(properties: dict[str, Any], names: tuple[str, ...]) -> float | None:
 
 
 def _timestamp(properties: dict[str, Any]) -> datetime | None:
-    text = properties.get("datetime") or properties.get("start_datetime") or properties.get("timestamp")
-    if text is None:
+    """When the image was taken, or the start of a short range; a long range, as of an item without a time, says nothing."""
+    text = properties.get("datetime") or properties.get("timestamp")
+    if text is not None:
+        return _moment(text)
+    start, end = properties.get("start_datetime"), properties.get("end_datetime")
+    if start is None or end is None:
         return None
+    first, last = _moment(start), _moment(end)
+    return first if timedelta(0) <= last - first <= LONGEST else None
+
+
+def _moment(text: Any) -> datetime:
     try:
         moment = datetime.fromisoformat(str(text).upper().replace("Z", "+00:00"))
     except ValueError as error:
@@ -49,23 +59,34 @@ def _timestamp(properties: dict[str, Any]) -> datetime | None:
     return moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
 
 
-def _mean(points: list[Any]) -> tuple[float, float]:
-    """The mean of the corners of a ring; across the 180th meridian longitudes count from the east."""
-    flat = [p[:2] for p in points]
-    if len(flat) > 1 and flat[0] == flat[-1]:
-        flat = flat[:-1]
-    lons = [float(p[0]) for p in flat]
-    if max(lons) - min(lons) > 180:
-        lons = [lon + 360 if lon < 0 else lon for lon in lons]
-    return _wrapped(sum(lons) / len(flat)), sum(p[1] for p in flat) / len(flat)
-
-
-def _middle(polygons: list[Any]) -> tuple[float, float]:
-    """The middle of the box around the outer rings of several polygons, as of a footprint that is cut at the 180th meridian."""
-    points = [p for polygon in polygons for p in polygon[0]]
+def _unwrapped(points: list[Any]) -> tuple[list[float], list[float]]:
+    """Longitudes and latitudes of points; across the 180th meridian longitudes count from the east."""
     lons, lats = [float(p[0]) for p in points], [float(p[1]) for p in points]
     if max(lons) - min(lons) > 180:
         lons = [lon + 360 if lon < 0 else lon for lon in lons]
+    return lons, lats
+
+
+def _centroid(points: list[Any]) -> tuple[float, float]:
+    """The centroid of the area in a ring; the middle of its box where it has no area or crosses itself."""
+    lons, lats = _unwrapped(points)
+    x, y = [lon - lons[0] for lon in lons], [lat - lats[0] for lat in lats]
+    area = moment_x = moment_y = 0.0
+    for i in range(len(x)):  # the last point closes the ring, whether or not the first one is repeated
+        cross = x[i - 1] * y[i] - x[i] * y[i - 1]
+        area += cross
+        moment_x += (x[i - 1] + x[i]) * cross
+        moment_y += (y[i - 1] + y[i]) * cross
+    if area:
+        lon, lat = lons[0] + moment_x / (3 * area), lats[0] + moment_y / (3 * area)
+        if min(lons) <= lon <= max(lons) and min(lats) <= lat <= max(lats):
+            return _wrapped(lon), lat
+    return _middle(points)
+
+
+def _middle(points: list[Any]) -> tuple[float, float]:
+    """The middle of the box around points, as of a footprint that is cut at the 180th meridian."""
+    lons, lats = _unwrapped(points)
     return _wrapped((min(lons) + max(lons)) / 2), (min(lats) + max(lats)) / 2
 
 
@@ -84,9 +105,9 @@ def _centre(item: dict[str, Any], properties: dict[str, Any]) -> tuple[float, fl
         if geometry.get("type") == "Point":
             return float(geometry["coordinates"][0]), float(geometry["coordinates"][1])
         if geometry.get("type") == "Polygon":
-            return _mean(geometry["coordinates"][0])
+            return _centroid(geometry["coordinates"][0])
         if geometry.get("type") == "MultiPolygon":
-            return _middle(geometry["coordinates"])
+            return _middle([point for polygon in geometry["coordinates"] for point in polygon[0]])
         box = item.get("bbox")
         if box:
             half = len(box) // 2
@@ -96,7 +117,7 @@ def _centre(item: dict[str, Any], properties: dict[str, Any]) -> tuple[float, fl
         text = str(properties.get("raw_location", ""))
         if text.upper().startswith("POLYGON"):
             pairs = text[text.index("((") + 2 : text.index("))")].split(",")
-            return _mean([[float(v) for v in pair.split()] for pair in pairs])
+            return _centroid([[float(v) for v in pair.split()] for pair in pairs])
         lon, lat = properties.get("longitude", properties.get("lon")), properties.get("latitude", properties.get("lat"))
         return None if lon is None or lat is None else (float(lon), float(lat))
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:

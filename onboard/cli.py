@@ -15,7 +15,18 @@ from typing import Any
 from perigee.bitstream.errors import Fault, MetadataError, OutputError, PerigeeError
 from perigee.bitstream.profile import DEFAULT_PROFILE, find_profile
 from perigee.engines.choice import ENGINES, choose
-from perigee.support.command import Parser, exit_code, exit_on_sigterm, positive, prepare_streams, run
+from perigee.support.command import (
+    Parser,
+    complain,
+    exit_code,
+    exit_on_signals,
+    positive,
+    prepare_streams,
+    run,
+    say,
+    sentence,
+)
+from perigee.support.files import check_regular, destination, write_atomically
 
 PROGRAM = "onboard-encode"
 TAGS_MAX_BYTES = 4096
@@ -126,7 +137,7 @@ def _parse(argv: list[str] | None) -> Options:
 def _target(tile: Path, options: Options, written: set[Path]) -> Path:
     out = options.out or (options.out_dir or tile.parent) / (tile.stem + ".peri")
     try:
-        if out.resolve() in written:
+        if destination(out) in written:
             raise OutputError(f"{out} was written for another tile a moment ago")
         if out.exists() and not options.overwrite:
             raise OutputError(f"{out} exists; --overwrite replaces it")
@@ -144,10 +155,10 @@ def _encode_one(tile: Path, options: Options, encoder: Any, written: set[Path]) 
 
     from perigee.onboard.acquisition import read_acquisition
     from perigee.onboard.raster import Raster
-    from perigee.support.files import write_atomically
 
     if not tile.exists():
         raise FileNotFoundError(f"no such file: {tile}")
+    check_regular(tile)
     out = _target(tile, options, written)
     sidecar = tile.with_suffix(".json")
     source = options.metadata or (sidecar if sidecar.is_file() else None)
@@ -171,7 +182,7 @@ def _encode_one(tile: Path, options: Options, encoder: Any, written: set[Path]) 
             write_atomically(out, scene.data)
         except OSError as error:
             raise OutputError(f"{out} cannot be written ({error.strerror})") from error
-    written.add(out.resolve())
+    written.add(destination(out))
     header = scene.header
     return {
         "file": str(tile),
@@ -203,18 +214,6 @@ def _summary(report: dict[str, Any]) -> str:
     )
 
 
-def _say(line: str) -> int:
-    """Print a line; 0, or the exit code of an output that can no longer be written to (encoding goes on)."""
-    try:
-        print(line, flush=True)
-    except BrokenPipeError:  # whoever listened has gone, as with `| head`
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
-    except OSError as error:
-        print(f"{PROGRAM}: standard output: {error.strerror}", file=sys.stderr)
-        return os.EX_IOERR
-    return os.EX_OK
-
-
 def build_doctor_parser() -> Parser:
     """The command line of ``onboard-encode doctor``."""
     parser = Parser(
@@ -242,7 +241,7 @@ def _doctor(argv: list[str]) -> int:
         failed = False
         for finding in examine(find_profile(args.profile), args.threads):
             failed |= finding.ok is False
-            _say(json.dumps(record_of(finding)) if args.json else line_of(finding))
+            say(PROGRAM, json.dumps(record_of(finding)) if args.json else line_of(finding))
         return os.EX_UNAVAILABLE if failed else os.EX_OK
 
     return run(PROGRAM, "onboard", body)
@@ -255,7 +254,7 @@ def main(argv: list[str] | None = None) -> int:
     if argv[:1] == ["doctor"] and not Path("doctor").is_file():
         return _doctor(argv[1:])
     options = _parse(argv)
-    exit_on_sigterm()
+    exit_on_signals()
     return run(PROGRAM, "onboard", lambda: _encode_all(options))
 
 
@@ -277,16 +276,16 @@ def _encode_all(options: Options) -> int:
             code = exit_code(error)
             first_failure = first_failure or code
             kind = "internal error, please report: " if code == os.EX_SOFTWARE else ""
-            reason = f"{kind}{error if str(error) else type(error).__name__}"
-            print(f"{PROGRAM}: {tile}: {reason}", file=sys.stderr)
+            reason = f"{kind}{sentence(error)}"
+            complain(f"{PROGRAM}: {tile}: {reason}")
             if options.json:
                 data = error.data() if isinstance(error, PerigeeError) else {}
-                _say(json.dumps({"file": str(tile), "exit_code": code} | data | {"error": reason}))
+                say(PROGRAM, json.dumps({"file": str(tile), "exit_code": code} | data | {"error": reason}))
             continue
         if choice.passed_over:
             report["engines_passed_over"] = dict(choice.passed_over)
         for line in report["left_behind"]:
-            print(f"{PROGRAM}: {tile}: not carried: {line}", file=sys.stderr)
-        said = _say(json.dumps(report) if options.json else _summary(report))
+            complain(f"{PROGRAM}: {tile}: not carried: {line}")
+        said = say(PROGRAM, json.dumps(report) if options.json else _summary(report))
         first_failure = first_failure or said
     return first_failure

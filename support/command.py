@@ -24,15 +24,16 @@ from perigee.bitstream.errors import (
     ProfileError,
     UnknownProfileError,
 )
+from perigee.support.files import NotAFileError
 
-INTERRUPTED, TERMINATED = 130, 143
+INTERRUPTED = 130
 EXIT_CODES: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], int], ...] = (
     (EngineError, os.EX_UNAVAILABLE),
     ((ProfileError, UnknownProfileError), os.EX_CONFIG),
     ((OrderError, CompensationError), os.EX_USAGE),
     (OutputError, os.EX_CANTCREAT),
     (PerigeeError, os.EX_DATAERR),
-    ((FileNotFoundError, PermissionError, IsADirectoryError), os.EX_NOINPUT),
+    ((FileNotFoundError, PermissionError, IsADirectoryError, NotAFileError), os.EX_NOINPUT),
     (OSError, os.EX_IOERR),
 )  # the first that fits counts
 
@@ -46,8 +47,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print the usage and the message, and exit with 64."""
-        self.print_usage(sys.stderr)
-        self.exit(os.EX_USAGE, f"{self.prog}: {message}\n")
+        complain(f"{self.format_usage()}{self.prog}: {message}")
+        self.exit(os.EX_USAGE)
 
 
 def positive(text: str) -> int:
@@ -81,9 +82,53 @@ def missing_extra(error: ModuleNotFoundError, extra: str) -> str:
     return f"{error.name} is missing: pip install '.[{extra}]' in Perigee's checkout"
 
 
-def exit_on_sigterm() -> None:
-    """Let SIGTERM end the process through ``SystemExit``, so that temporary files are removed."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+def complain(line: str) -> None:
+    """Print a line on standard error. Where that cannot be written to, the exit code has to say it alone."""
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except OSError:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+
+
+def say(program: str, line: str) -> int:
+    """Print a line on standard output; 0, or the exit code of an output that can no longer be written to.
+
+    It is no error where whoever listened has gone, as with ``| head``.
+    """
+    try:
+        print(line, flush=True)
+    except OSError as error:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+        if isinstance(error, BrokenPipeError):
+            return os.EX_OK
+        complain(f"{program}: standard output: {error.strerror}")
+        return os.EX_IOERR
+    return os.EX_OK
+
+
+def ending_signals() -> list[signal.Signals]:
+    """SIGTERM, SIGHUP (the terminal was closed) and SIGQUIT, without those that are ignored, as ``nohup`` has it."""
+    return [
+        number
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+        if signal.getsignal(number) is not signal.SIG_IGN
+    ]
+
+
+def exit_on_signals() -> None:
+    """Let the signals that end a process do so through ``SystemExit``, so that temporary files are removed.
+
+    The exit code is 128 plus the signal's number. Further such signals do not disturb the clean-up.
+    """
+    numbers = ending_signals()
+
+    def end(number: int, _: object) -> NoReturn:
+        for other in numbers:
+            signal.signal(other, signal.SIG_IGN)
+        sys.exit(128 + number)
+
+    for number in numbers:
+        signal.signal(number, end)
 
 
 def prepare_streams() -> None:
@@ -120,8 +165,8 @@ def run(program: str, extra: str, body: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except ModuleNotFoundError as error:
-        print(f"{program}: {missing_extra(error, extra)}", file=sys.stderr)
+        complain(f"{program}: {missing_extra(error, extra)}")
         return os.EX_UNAVAILABLE
     except (PerigeeError, OSError) as error:
-        print(f"{program}: {sentence(error)}", file=sys.stderr)
+        complain(f"{program}: {sentence(error)}")
         return exit_code(error)

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -193,3 +194,70 @@ def test_an_unfinished_product_does_not_look_like_one(place, tmp_path):
     names = json.loads(result.stdout.splitlines()[0].replace("'", '"'))
     assert names and all(name.endswith(".part") for name in names)
     assert [p.name for p in tmp_path.iterdir()] == ["o.tif"]
+
+
+def shell(line, folder):
+    """A line for bash in which {encode} and {decode} are the commands."""
+    encode, decode = (f"{sys.executable} -m perigee.{room}" for room in ("onboard", "ground"))
+    line = "set -o pipefail; " + line.format(encode=encode, decode=decode)
+    return subprocess.run(["bash", "-c", line], cwd=folder, capture_output=True, text=True, timeout=120)
+
+
+LONG = "x" * 300
+CASES = {
+    "{decode} a.peri -o o.tif | true": 0,
+    "{decode} a.peri --info | true": 0,
+    "{decode} a.peri -o o.tif > /dev/full": 74,
+    "{encode} a.tif -o o.peri > /dev/full": 74,
+    "cat a.peri | {decode} /dev/stdin -o o.tif": 0,
+    "{decode} <(cat a.peri) -o o.tif": 0,
+    "{decode} /dev/zero -o o.tif": 66,
+    "{decode} fifo -o o.tif": 66,
+    "{encode} fifo -o o.peri": 66,
+    "{encode} /dev/zero -o o.peri": 66,
+    "truncate -s 5G sparse; {decode} sparse -o o.tif": 65,
+    "{decode} a.peri -o loop.tif --overwrite": 73,
+    "{encode} a.tif -o loop.tif --overwrite": 73,
+    f"{{decode}} a.peri -o {LONG}.tif": 73,
+    f"{{encode}} a.tif -o {LONG}.peri": 73,
+    "{encode} absent.tif 2> /dev/full": 66,
+    "{encode} --absent 2> /dev/full": 64,
+}
+
+
+@pytest.mark.parametrize("line", CASES, ids=range(len(CASES)))
+def test_odd_inputs_and_outputs_have_exit_codes(line, place, tmp_path):
+    for file in ("a.tif", "a.peri"):
+        shutil.copy(place / file, tmp_path)
+    (tmp_path / "loop.tif").symlink_to("loop.tif")
+    os.mkfifo(tmp_path / "fifo")
+    result = shell(line, tmp_path)
+    assert result.returncode == CASES[line], result.stderr
+    assert len(result.stderr.splitlines()) == (CASES[line] != 0 and "2>" not in line), result.stderr
+    assert not list(tmp_path.glob(".perigee-*")) and (tmp_path / "loop.tif").is_symlink()
+
+
+def ended(place, folder, number, prefix=()):
+    """The exit code of a decoding that gets a signal while its product is written."""
+    script = (
+        "import os, sys, perigee.ground.orders as orders\n"
+        "from perigee.ground.cli import main\n"
+        "write = orders.write_cog\n"
+        "def slowly(*args):\n"
+        f"    os.kill(os.getpid(), {int(number)})\n"
+        "    write(*args)\n"
+        "orders.write_cog = slowly\n"
+        f"sys.exit(main([{str(place / 'a.peri')!r}, '-o', {str(folder / 'o.tif')!r}]))\n"
+    )
+    return subprocess.run([*prefix, sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
+def test_a_signal_that_ends_a_command_leaves_no_unfinished_file(number, place, tmp_path):
+    result = ended(place, tmp_path, number)
+    assert result.returncode == 128 + number and not result.stderr and not list(tmp_path.iterdir())
+
+
+def test_nohup_is_heeded(place, tmp_path):
+    result = ended(place, tmp_path, signal.SIGHUP, ["nohup"])
+    assert result.returncode == 0 and [path.name for path in tmp_path.iterdir()] == ["o.tif"], result.stderr

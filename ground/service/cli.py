@@ -11,10 +11,23 @@ import signal
 import sys
 import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from perigee.bitstream.errors import Fault, ProfileError
 from perigee.ground.environment import own_environment
-from perigee.support.command import INTERRUPTED, Parser, positive, prepare_streams, run
+from perigee.support.command import (
+    INTERRUPTED,
+    Parser,
+    complain,
+    ending_signals,
+    exit_on_signals,
+    positive,
+    prepare_streams,
+    run,
+)
+
+if TYPE_CHECKING:
+    import uvicorn
 
 PROGRAM = "ground-serve"
 TOKEN_MIN = 16
@@ -122,6 +135,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if not _loopback(args.host) and args.auth_token_file is None and not args.no_auth:
         parser.error(f"{args.host} is not loopback: give --auth-token-file, or --no-auth if you mean it")
+    exit_on_signals()
     own_environment(PROGRAM)
     return run(PROGRAM, "ground", lambda: _serve(args))
 
@@ -131,6 +145,7 @@ def _serve(args: argparse.Namespace) -> int:
     import uvicorn
 
     from perigee.ground.service.app import create_app
+    from perigee.ground.service.connections import Seldom, connection_limits, connections_of
     from perigee.ground.service.limits import Settings
     from perigee.ground.service.workspace import close_all
 
@@ -145,31 +160,46 @@ def _serve(args: argparse.Namespace) -> int:
         write_s=args.write_seconds,
         shutdown_s=args.shutdown_seconds,
     )
-    app = create_app(settings)
-    # uvicorn raises SIGTERM once more when it has ended the service; by then there is only the clean-up left
-    signal.signal(signal.SIGTERM, lambda *_: None)
+    connections, accepted_at_once = connection_limits()
     logging.getLogger("uvicorn.error").addFilter(_OneLine())
+    logging.getLogger("asyncio").addFilter(Seldom())
     try:
-        uvicorn.run(
-            app,
-            host=args.host,
-            port=args.port,
-            log_level="info",
-            access_log=False,
-            timeout_graceful_shutdown=settings.shutdown_s,
+        server = uvicorn.Server(
+            uvicorn.Config(
+                create_app(settings),
+                host=args.host,
+                port=args.port,
+                http=connections_of(settings, connections),
+                ws="none",
+                backlog=accepted_at_once,
+                log_level="info",
+                access_log=False,
+                timeout_graceful_shutdown=settings.shutdown_s,
+            )
         )
-    except KeyboardInterrupt:  # a second SIGINT; the first one ended the service
-        return INTERRUPTED
-    except (SystemExit, OSError, UnicodeError) as error:  # uvicorn has said why: most often the port is in use
-        print(f"{PROGRAM}: cannot serve on {args.host}:{args.port} ({error})", file=sys.stderr)
-        return os.EX_UNAVAILABLE
+        # uvicorn takes SIGTERM and SIGINT while it serves, and raises them again when it has ended
+        for number in ending_signals():
+            signal.signal(number, server.handle_exit)
+        code = _run(server, f"{args.host}:{args.port}")
     finally:
         close_all()
     if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
         # a decoding that cannot be interrupted would hold the process; its workspace is gone, and a job begins again
         sys.stderr.flush()
-        os._exit(os.EX_OK)
-    return os.EX_OK
+        os._exit(code)
+    return code
+
+
+def _run(server: uvicorn.Server, address: str) -> int:
+    """Serve until a signal ends the service; the exit code."""
+    try:
+        server.run()
+    except KeyboardInterrupt:  # SIGINT ended the service, or came before it began
+        return os.EX_OK if server.started else INTERRUPTED
+    except (SystemExit, OSError, UnicodeError) as error:  # uvicorn has said why: most often the port is in use
+        complain(f"{PROGRAM}: cannot serve on {address} ({error})")
+        return os.EX_UNAVAILABLE
+    return os.EX_OK if server.started else os.EX_UNAVAILABLE
 
 
 class _OneLine(logging.Filter):

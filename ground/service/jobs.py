@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import queue
 import re
 import shutil
@@ -18,17 +19,27 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from perigee.bitstream.errors import BusyError, Fault, OutputError, PerigeeError, UnfinishedJobError, UnknownJobError
+from perigee.bitstream.errors import (
+    BusyError,
+    Fault,
+    OrderError,
+    OutputError,
+    PerigeeError,
+    UnfinishedJobError,
+    UnknownJobError,
+)
 from perigee.ground.library import Library
-from perigee.ground.orders import Order, OrderLimits, make
+from perigee.ground.orders import FORMATS, Order, OrderLimits, make
 from perigee.ground.service.problems import Problem, problem_of
 from perigee.ground.service.workspace import LOCK, hold
-from perigee.support.files import PREFIX, write_atomically
+from perigee.support.files import PREFIX, read_bounded, write_atomically
 
 OPEN, FINISHED = ("queued", "running"), ("done", "failed", "cancelled")
 ATTEMPTS = 3
 STOP_S = 5.0  # for the job under way to notice that the service ends
 FULL_RETRY_S, DISK_RETRY_S = 30, 300
+RECORD_MAX_BYTES = 1 << 20
+PROBLEM_DEPTH = 4
 IDENTIFIER = re.compile(r"[0-9a-f]{32}")
 log = logging.getLogger("perigee.jobs")
 
@@ -46,17 +57,64 @@ class State:
     problem: dict[str, Any] | None = None
     attempts: int = 0
 
+    @staticmethod
+    def from_json(text: bytes) -> State:
+        """A state that was kept. Raises ValueError, TypeError or RecursionError where a field is not what the service wrote."""
+        state = State(**json.loads(text))
+        sound = {
+            "status": state.status in (*OPEN, *FINISHED),
+            "progress": _is_number(state.progress),
+            "created": _is_number(state.created),
+            "finished": state.finished is None or _is_number(state.finished),
+            "file": state.file in (None, *(f"scene.{suffix}" for suffix in FORMATS))
+            and (state.status != "done" or state.file is not None),
+            "damage": _is_plain(state.damage, 1),
+            "problem": _is_plain(state.problem, PROBLEM_DEPTH),
+            "attempts": type(state.attempts) is int,
+        }
+        if not all(sound.values()):
+            raise ValueError(f"unusable: {', '.join(name for name, good in sound.items() if not good)}")
+        return state
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value < math.inf
+
+
+def _is_plain(value: Any, depth: int) -> bool:
+    """Whether a value is None or a JSON object of so many levels, whose texts are UTF-8."""
+    if value is not None and not isinstance(value, dict):
+        return False
+    json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    return _levels(value) <= depth
+
+
+def _levels(value: Any) -> int:
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    return 0 if parts is None else 1 + max(map(_levels, parts), default=0)
+
 
 def _told(problem: Problem) -> dict[str, Any]:
     return {"status": problem.status, "detail": problem.detail, **problem.extra}
 
 
-def _read(path: Path) -> State | None:
+def _read(path: Path) -> State:
+    """A job's state; that of a failed job where it cannot be read."""
     try:
-        return State(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        log.warning("job %s is unreadable and left alone (%s)", path.parent.name, error)
-        return None
+        return State.from_json(read_bounded(path, RECORD_MAX_BYTES))
+    except (OSError, PerigeeError, ValueError, TypeError, RecursionError) as error:
+        log.warning("the record of job %s cannot be read (%s)", path.parent.name, error)
+        now = round(time.time(), 3)
+        problem = _told(Problem(500, "the job's record cannot be read; the service's log has more"))
+        return State("failed", created=now, finished=now, problem=problem)
+
+
+def _order(path: Path) -> Order:
+    """A job's order. Raises OrderError, LimitError or OSError where it cannot be read."""
+    try:
+        return Order.from_json(read_bounded(path, RECORD_MAX_BYTES).decode())
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise OrderError(f"the order cannot be read ({error})", Fault.UNREADABLE, field="order") from error
 
 
 class _Cancelled(Exception):
@@ -89,8 +147,9 @@ class Jobs:
         self._folder_lock = lock
         for unfinished in (*folder.glob(f"*/{PREFIX}*"), *folder.glob(f"{PREFIX}*")):  # of a process that was killed
             shutil.rmtree(unfinished, ignore_errors=True) if unfinished.is_dir() else unfinished.unlink()
-        found = {path.parent.name: _read(path) for path in folder.glob("*/state.json")}
-        for name, state in sorted(((n, s) for n, s in found.items() if s), key=lambda item: item[1].created):
+        records = [path for path in folder.glob("*/state.json") if IDENTIFIER.fullmatch(path.parent.name)]
+        found = {path.parent.name: _read(path) for path in records}
+        for name, state in sorted(found.items(), key=lambda item: item[1].created):
             self._states[name] = state
             if state.status in OPEN:
                 state.status, state.progress = "queued", 0.0
@@ -160,14 +219,21 @@ class Jobs:
             return [{"id": name, **asdict(state)} for name, state in self._states.items()]
 
     def result(self, name: str) -> tuple[Path, dict[str, int] | None]:
-        """The product and its damage. Raises UnknownJobError, or UnfinishedJobError where the job is not done."""
+        """The product and its damage. Raises UnknownJobError, or UnfinishedJobError where the job is not done.
+
+        A job whose product was emptied has failed. One whose product leads out of its folder has none.
+        """
         with self._lock:
             state = self._known(name)
             if state.status != "done" or state.file is None:
                 raise UnfinishedJobError(f"job {name} is {state.status}", state.problem)
             path = self.folder / name / state.file
-        if not path.is_file():  # removed a moment ago, or by hand
+        inside = path.resolve() == self.folder.resolve() / name / path.name
+        if not inside or not path.is_file():  # removed a moment ago, or by hand
             raise UnknownJobError(f"the product of job {name} is gone", Fault.MISSING, field="job", found=name)
+        if path.stat().st_size == 0:
+            self._end(name, state, "failed", _told(Problem(500, "the job's product is empty")))
+            raise UnfinishedJobError(f"job {name} is failed", state.problem)
         return path, state.damage
 
     def cancel(self, name: str) -> str:
@@ -235,14 +301,14 @@ class Jobs:
 
     def _make(self, name: str, state: State) -> None:
         place = self.folder / name
-        order = Order.from_json((place / "order.json").read_text(encoding="utf-8"))
+        order = _order(place / "order.json")
 
         def progress(done: int, total: int) -> None:
             state.progress = round(done / max(total, 1), 4)
             if state.status == "cancelled" or self._thread is None:
                 raise _Cancelled
 
-        data = (place / "stream.peri").read_bytes()
+        data = read_bounded(place / "stream.peri")
         path = place / f"scene.{order.format}"
         made = make(order, data, self._library, dict.fromkeys(order.products, path), self._limits, progress)
         if made.value is not None:

@@ -22,7 +22,8 @@ class Settings:
     """How the service runs. Sizes are in bytes, times in seconds.
 
     ``uploads`` are bodies that may arrive at a time, ``running`` decodings that run, ``waiting`` those that wait for them.
-    ``write_s`` bounds how long a part of an answer may wait for its reader, ``shutdown_s`` how long requests may go on after SIGTERM.
+    ``head_s`` bounds how long a connection may take to send the whole head of a request, ``write_s`` how long a part of an answer may
+    wait for its reader, ``shutdown_s`` how long requests may go on after SIGTERM.
     ``jobs`` is a folder that keeps jobs over a restart; None is a temporary one. ``library`` replaces the one made of
     ``profiles`` and ``threads``.
     """
@@ -32,6 +33,7 @@ class Settings:
     upload_bytes: int = 256 << 20
     decoded_samples: int = 400_000_000
     upload_s: float = 120.0
+    head_s: float = 20.0
     write_s: float = 60.0
     shutdown_s: int = 10
     uploads: int = 32

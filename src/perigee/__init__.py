@@ -76,6 +76,7 @@ def encode(
         from perigee.onboard.acquisition import read_acquisition
         from perigee.onboard.raster import Raster
         from perigee.onboard.source import ArraySource
+        from perigee.support.files import check_regular
 
     if not 0 <= quality <= 100:
         raise ValueError(f"quality {quality}: accepted are 0 to 100")
@@ -88,6 +89,7 @@ def encode(
         return _stream(encoder, ArraySource(image, whole, valid), quality, acquisition)
     if whole is not None or valid is not None:
         raise ValueError("a GeoTIFF brings its own metadata and validity; only acquisition fields can be added")
+    check_regular(Path(image))
     with Raster(Path(image)) as raster:
         data = _stream(encoder, raster, quality, acquisition)
         for line in raster.left_behind:
@@ -175,7 +177,9 @@ def _extra(name: str) -> Iterator[None]:
 
 
 def _bytes(stream: bytes | str | Path) -> bytes:
-    return Path(stream).read_bytes() if isinstance(stream, (str, Path)) else bytes(stream)
+    from perigee.support.files import read_bounded
+
+    return read_bounded(Path(stream)) if isinstance(stream, (str, Path)) else bytes(stream)
 
 
 def _stream(encoder: Encoder, source: Source, quality: float, acquisition: Acquisition | None) -> bytes:

@@ -1,23 +1,29 @@
 """The service in operation: it ends when told to, waits for nobody for ever, and shares its folders with nobody."""
 
+import contextlib
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import httpx
 import numpy as np
 import pytest
+import uvicorn
 from hypothesis import given
 from hypothesis import strategies as st
 
 import perigee
-from perigee.bitstream.errors import OutputError
+from perigee.bitstream.errors import OutputError, UnfinishedJobError, UnknownJobError
 from perigee.ground.library import Library
 from perigee.ground.orders import Order, OrderLimits
+from perigee.ground.service.connections import connections_of
 from perigee.ground.service.jobs import Jobs
+from perigee.ground.service.limits import Settings
 from perigee.ground.service.parameters import negotiated
 from perigee.ground.service.workspace import PREFIX
 
@@ -35,7 +41,7 @@ def data():
 class Service:
     """``ground-serve`` as a process of its own."""
 
-    def __init__(self, folder, *more):
+    def __init__(self, folder, *more, descriptors=None):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
@@ -44,7 +50,8 @@ class Service:
         self.temporary.mkdir(exist_ok=True)
         command = [sys.executable, "-m", "perigee.ground.service", "--port", str(self.port), "--threads", "1", *more]
         settings = os.environ | {"TMPDIR": str(self.temporary), "OMP_NUM_THREADS": "1"}
-        self.process = subprocess.Popen(command, env=settings, stderr=subprocess.PIPE, text=True)
+        limit = [] if descriptors is None else ["sh", "-c", f'ulimit -n {descriptors} && exec "$@"', "sh"]
+        self.process = subprocess.Popen([*limit, *command], env=settings, stderr=subprocess.PIPE, text=True)
 
     def wait(self):
         for _ in range(300):
@@ -64,8 +71,8 @@ class Service:
 def service(tmp_path):
     started = []
 
-    def start(*more, folder=tmp_path):
-        started.append(Service(folder, *more))
+    def start(*more, folder=tmp_path, **settings):
+        started.append(Service(folder, *more, **settings))
         return started[-1]
 
     yield start
@@ -94,6 +101,53 @@ def test_sigterm_ends_the_service_while_a_download_stands_still(service, data, t
         running.process.send_signal(signal.SIGTERM)
         running.process.wait(15)
     assert time.monotonic() - start < 12 and running.left() == [] and running.process.returncode == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGQUIT])
+def test_a_closed_terminal_ends_the_service_like_sigterm(service, number, tmp_path):
+    running = service().wait()
+    assert running.left()
+    running.process.send_signal(number)
+    assert running.process.wait(15) == 0 and running.left() == []
+
+
+def test_connections_without_a_request_neither_fill_the_service_nor_its_log(service):
+    running = service(descriptors=128).wait()
+    with contextlib.ExitStack() as clients:
+        for _ in range(160):
+            client = clients.enter_context(socket.create_connection(("127.0.0.1", running.port), timeout=10))
+            client.sendall(b"GET /h")
+        for _ in range(5):
+            assert httpx.get(f"{running.url}/healthz", timeout=10).status_code == 200
+    running.process.terminate()
+    assert len(running.process.communicate(timeout=30)[1]) < 5000
+
+
+def test_a_request_head_that_does_not_end_is_cut_off():
+    async def answer(scope, receive, send):
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body"})
+
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        http = connections_of(Settings(head_s=0.5), 8)
+        server = uvicorn.Server(uvicorn.Config(answer, http=http, lifespan="off", log_level="error"))
+        thread = threading.Thread(target=server.run, args=([listening],))
+        thread.start()
+        try:
+            for first in (b"", b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"):
+                with socket.create_connection(listening.getsockname(), timeout=10) as client:
+                    client.sendall(first)
+                    assert not first or client.recv(1000).startswith(b"HTTP/1.1 204")
+                    with pytest.raises(OSError, match=r"reset|[Bb]roken"):
+                        for _ in range(100):
+                            client.sendall(b"G")
+                            time.sleep(0.05)
+        finally:
+            server.should_exit = True
+            thread.join(10)
+        assert not server.server_state.connections and not http.waiting
 
 
 def test_a_download_that_stands_still_is_cut_off(service, data, tmp_path):
@@ -144,6 +198,83 @@ def test_a_job_with_an_order_that_cannot_be_read_fails_with_a_reason(tmp_path):
     jobs.stop()
     problem = jobs.described(name)["problem"]
     assert problem["status"] == 422 and "cannot be read" in problem["detail"]
+
+
+def finished(jobs, name):
+    while jobs.described(name)["status"] not in ("done", "failed"):
+        time.sleep(0.02)
+    return jobs.described(name)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        b'{"created": "x"}',
+        b'{"status": "queued", "attempts": "x"}',
+        b'{"status": "done", "file": "../../secret"}',
+        b'{"status": "done"}',
+        b'{"created": NaN}',
+        b'{"status": "failed", "problem": {"detail": "\\ud800"}}',
+        b"[]",
+        b"",
+        b"\xff",
+        b"[" * 100_000,
+        bytes(2 << 20),
+        None,
+    ],
+    ids=range(12),
+)
+def test_a_damaged_record_concerns_its_own_job_alone(record, tmp_path):
+    place = tmp_path / ("a" * 32)
+    place.mkdir()
+    if record is None:
+        os.mkfifo(place / "state.json")
+    else:
+        (place / "state.json").write_bytes(record)
+    jobs = Jobs(tmp_path, Library(threads=1), OrderLimits(), 8)
+    jobs.start()
+    name = jobs.submit(Order(format="json"), perigee.encode(np.full((1, 64, 64), 9, np.uint8)))["id"]
+    assert finished(jobs, name)["status"] == "done"
+    damaged = jobs.described(place.name)
+    assert damaged["status"] == "failed" and "record" in damaged["problem"]["detail"]
+    json.dumps(jobs.all(), allow_nan=False, ensure_ascii=False).encode()
+    with pytest.raises(UnfinishedJobError):
+        jobs.result(place.name)
+    assert jobs.cancel(place.name) == "deleted" and not place.exists()
+    jobs.stop()
+
+
+@pytest.mark.parametrize("order", [b"\xff", b"[" * 100_000, b"{}}", b'{"window": "x"}', b'{"format": "../x"}', None])
+def test_a_damaged_order_concerns_its_own_job_alone(order, tmp_path):
+    jobs = Jobs(tmp_path, Library(threads=1), OrderLimits(), 8)
+    data = perigee.encode(np.full((1, 64, 64), 9, np.uint8))
+    first, second = (jobs.submit(Order(format="json"), data)["id"] for _ in range(2))
+    (tmp_path / first / "order.json").unlink()
+    if order is not None:
+        (tmp_path / first / "order.json").write_bytes(order)
+    jobs.start()
+    assert finished(jobs, second)["status"] == "done" and finished(jobs, first)["status"] == "failed"
+    jobs.stop()
+
+
+def test_a_result_that_was_emptied_or_leads_elsewhere_is_not_served(tmp_path):
+    (tmp_path / "secret").write_text("secret")
+    jobs = Jobs(tmp_path / "jobs", Library(threads=1), OrderLimits(), 8)
+    jobs.start()
+    data = perigee.encode(np.full((1, 64, 64), 9, np.uint8))
+    emptied, leading = (jobs.submit(Order(format="json"), data)["id"] for _ in range(2))
+    assert finished(jobs, emptied)["status"] == finished(jobs, leading)["status"] == "done"
+    jobs.result(emptied)[0].write_bytes(b"")
+    product = jobs.result(leading)[0]
+    product.unlink()
+    product.symlink_to(tmp_path / "secret")
+    with pytest.raises(UnfinishedJobError) as failure:
+        jobs.result(emptied)
+    assert failure.value.problem["detail"] == "the job's product is empty"
+    assert jobs.described(emptied)["status"] == "failed"
+    with pytest.raises(UnknownJobError):
+        jobs.result(leading)
+    jobs.stop()
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ from rasterio.errors import NotGeoreferencedWarning
 from rio_cogeo import cog_validate
 
 import perigee
-from perigee.bitstream.errors import MetadataError
-from perigee.bitstream.metadata import Acquisition
+from perigee.bitstream.errors import MetadataError, OrderError
+from perigee.bitstream.metadata import Acquisition, Metadata, Tag
 from perigee.bitstream.parsing import parse_stream
 from perigee.ground.decoder import SceneDecoder
 from perigee.ground.library import Library
@@ -258,6 +258,82 @@ def test_png_of_one_and_three_bands(tmp_path, rng, encoder, ground):
         with rasterio.open(tmp_path / "out.png") as out:
             assert (out.driver, out.count, out.dtypes[0]) == ("PNG", 1 if bands == 1 else 3, np.dtype(dtype).name)
         assert not (tmp_path / "out.png.aux.xml").exists()
+
+
+def test_a_png_is_refused_for_named_bands_that_it_cannot_hold_and_tells_what_it_holds_else(tmp_path, rng):
+    for bands, held in ((2, 1), (4, 3)):
+        data = perigee.encode(smooth(rng, bands, 64, 64).astype(np.uint8))
+        out = tmp_path / f"{bands}.png"
+        with pytest.raises(OrderError, match="one band or three"):
+            make(Order("png", bands=tuple(range(1, bands + 1))), data, Library(), {IMAGE: out})
+        assert not out.exists()
+        found = make(Order("png"), data, Library(), {IMAGE: out})
+        with rasterio.open(out) as product:
+            assert product.count == len(found.view.bands) == held
+
+
+@pytest.mark.parametrize("nodata", [None, 0, 65535])
+def test_valid_pixels_of_a_png_are_opaque_whatever_bits_the_source_used(tmp_path, rng, nodata):
+    valid = np.ones((1, 64, 64), bool)
+    valid[0, :20] = False
+    metadata = Metadata(nbits=12, nodata=nodata, masked=nodata is None)
+    data = perigee.encode((smooth(rng, 1, 64, 64) * 10).astype(np.uint16), metadata=metadata, valid=valid)
+    make(Order("png"), data, Library(), {IMAGE: tmp_path / "out.png"})
+    with rasterio.open(tmp_path / "out.png") as out:
+        samples, alpha = out.read()
+    assert (alpha[:20] == 0).all() and (alpha[20:] == 65535).all() and samples[20:].max() < 4096
+
+
+def test_an_alpha_band_of_fewer_bits_is_opaque_in_a_png(tmp_path, rng):
+    picture = (smooth(rng, 4, 64, 64) * 10).astype(np.uint16)
+    picture[3] = np.repeat([0, 2047, 4095, 4095], 16)
+    source = made(tmp_path / "in.tif", picture, nbits=12, photometric="RGB", alpha="YES")
+    make(Order("png"), perigee.encode(source), Library(), {IMAGE: tmp_path / "out.png"})
+    with rasterio.open(tmp_path / "out.png") as out:
+        alpha = out.read(4)
+    assert sorted(set(alpha.flat)) == [0, round(2047 * 65535 / 4095), 65535]
+
+
+def test_a_nodata_value_beyond_the_bits_of_the_samples_survives(tmp_path, rng):
+    valid = np.ones((1, 64, 64), bool)
+    valid[0, :20] = False
+    for nodata, bits in ((65535, None), (4095, "12")):
+        metadata = Metadata(nbits=12, nodata=nodata)
+        data = perigee.encode((smooth(rng, 1, 64, 64) * 10).astype(np.uint16), metadata=metadata, valid=valid)
+        make(Order(), data, Library(), {IMAGE: tmp_path / "out.tif"})
+        with rasterio.open(tmp_path / "out.tif") as out:
+            assert out.nodata == nodata and (out.read(1)[:20] == nodata).all()
+            assert np.array_equal(out.dataset_mask() > 0, valid[0])
+            assert out.tags(1, ns="IMAGE_STRUCTURE").get("NBITS") == bits
+
+
+def test_tags_that_have_the_names_of_parameters_come_back(tmp_path, rng):
+    tags = [Tag(name, f"<{name}> & {band}", band) for band in (0, 2) for name in ("ns", "bidx", "self")]
+    metadata = Metadata(tags=tuple(tags), epsg=32633, transform=(1.0, 0.0, 5e5, 0.0, -1.0, 5e6))
+    data = perigee.encode(smooth(rng, 3, 64, 64).astype(np.uint8), metadata=metadata)
+    make(Order(bands=(1, 2)), data, Library(), {IMAGE: tmp_path / "out.tif"})
+    with rasterio.open(tmp_path / "out.tif") as out:
+        for tag in tags:
+            assert out.tags(tag.band)[tag.name] == tag.value
+        assert out.crs.to_epsg() == 32633 and out.tag_namespaces() == ["IMAGE_STRUCTURE", "DERIVED_SUBDATASETS"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out.tif"]
+
+
+def test_the_provenance_of_a_product_that_is_encoded_again_is_told_apart(tmp_path, rng):
+    source = made(tmp_path / "in.tif", smooth(rng, 3, 64, 64).astype(np.uint8))
+    with rasterio.open(source, "r+") as target:
+        target.update_tags(PERIGEE_GENERATED_DETAIL="YES", PERIGEE_LOST_UNITS="1 2", PERIGEE_QUALITY="7")
+    for path in (tmp_path / "second.tif", tmp_path / "third.tif"):
+        make(Order(), perigee.encode(source, 40), Library(), {IMAGE: path})
+        source = path
+    with rasterio.open(tmp_path / "second.tif") as out:
+        tags = out.tags()
+    assert (tags["PERIGEE_QUALITY"], tags["PERIGEE_SOURCE_QUALITY"]) == ("40", "7")
+    assert "PERIGEE_LOST_UNITS" not in tags and tags["PERIGEE_SOURCE_LOST_UNITS"] == "1 2"
+    with rasterio.open(tmp_path / "third.tif") as out:
+        tags = out.tags()
+    assert tags["PERIGEE_GENERATED_DETAIL"] == "YES", "its pixels still carry it"
+    assert (tags["PERIGEE_SOURCE_QUALITY"], tags["PERIGEE_SOURCE_SOURCE_QUALITY"]) == ("40", "7")
 
 
 def test_provenance_is_in_the_product(tmp_path, rng, encoder, ground, profile):

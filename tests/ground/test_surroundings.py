@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,8 +16,11 @@ from rasterio.transform import from_origin
 
 import perigee
 from perigee.bitstream.metadata import GeoKeys, Metadata
+from perigee.bitstream.parsing import parse_stream
 from perigee.ground.cli import main
-from perigee.ground.stac import footprint
+from perigee.ground.library import Library
+from perigee.ground.stac import footprint, stac_item
+from perigee.ground.views import view_of
 from perigee.onboard.acquisition import read_acquisition
 from perigee.onboard.source import ArraySource
 
@@ -38,6 +43,7 @@ def stream(tmp_path_factory):
         {"GDAL_DATA": "/nonexistent"},
         {"GTIFF_SRS_SOURCE": "EPSG", "GDAL_TIFF_INTERNAL_MASK": "NO"},
         {"GDAL_PAM_ENABLED": "NO", "GTIFF_POINT_GEO_IGNORE": "TRUE"},
+        {"COMPRESS_OVERVIEW": "JPEG", "PREDICTOR_OVERVIEW": "3", "INTERLEAVE_OVERVIEW": "BAND"},
     ],
     ids=lambda foreign: next(iter(foreign)),
 )
@@ -82,9 +88,10 @@ def rings(geometry):
     return [polygon[0] for polygon in polygons]
 
 
-def item_of(tmp_path, epsg, transform):
+def item_of(tmp_path, crs, transform):
     path, item = tmp_path / "s.peri", tmp_path / "i.json"
-    path.write_bytes(perigee.encode(PIXELS, metadata=Metadata(epsg=epsg, transform=transform)))
+    place = {"epsg": crs} if isinstance(crs, int) else {"crs_wkt": rasterio.crs.CRS.from_user_input(crs).to_wkt()}
+    path.write_bytes(perigee.encode(PIXELS, metadata=Metadata(transform=transform, **place)))
     assert main([str(path), "-o", str(tmp_path / "o.tif"), "--stac", str(item), "--overwrite"]) == 0
     return json.loads(item.read_text())
 
@@ -102,6 +109,45 @@ def test_a_footprint_across_the_date_line_is_cut_there(tmp_path):
 def test_a_footprint_around_a_pole_reaches_it(tmp_path):
     found = item_of(tmp_path, 3031, (10000.0, 0.0, -320000.0, 0.0, -10000.0, 320000.0))
     assert found["bbox"][1] == -90 and (found["bbox"][0], found["bbox"][2]) == (-180, 180)
+
+
+@pytest.mark.parametrize(
+    ("crs", "transform"),
+    [
+        ('LOCAL_CS["site",UNIT["metre",1]]', (1.0, 0.0, 1.0, 0.0, -1.0, 1.0)),
+        ("IAU_2015:30100", (0.1, 0.0, 10.0, 0.0, -0.1, 10.0)),
+        ("IAU_2015:49910", (1000.0, 0.0, 1e5, 0.0, -1000.0, 1e5)),
+        ("+proj=geos +h=35785831 +lon_0=0 +sweep=y", (171875.0, 0.0, -5.5e6, 0.0, -171875.0, 5.5e6)),
+        ("+proj=ortho +lat_0=0 +lon_0=0", (218750.0, 0.0, -7e6, 0.0, -218750.0, 7e6)),
+        (4326, (1.0, 0.0, 0.0, 0.0, -1.0, 500.0)),
+    ],
+    ids=["local", "moon", "mars", "geostationary", "orthographic", "beyond a pole"],
+)
+def test_a_product_without_a_place_on_the_earth_has_an_item_without_geometry(tmp_path, crs, transform):
+    found = item_of(tmp_path, crs, transform)
+    assert found["geometry"] is None and "bbox" not in found
+    assert found["properties"]["proj:transform"] == list(transform)
+
+
+def test_a_transform_that_is_no_number_has_no_place():
+    pixels = perigee.encode(PIXELS, metadata=Metadata(epsg=4326))
+    source = Library(threads=1).source(parse_stream(pixels))
+    source.metadata = replace(source.metadata, transform=(float("nan"), 0.0, 0.0, 0.0, -1.0, 0.0))
+    found = stac_item(source, view_of(source), Path("o.tif"))
+    assert found["geometry"] is None and "bbox" not in found and "proj:transform" not in found["properties"]
+
+
+@pytest.mark.parametrize(
+    ("left", "top", "width", "height"), [(0, 90, 360, 180), (-180.25, 90.25, 360, 180.5), (-200, 90.5, 400, 180.5)]
+)
+def test_the_footprint_of_the_whole_world_is_the_whole_map(tmp_path, left, top, width, height):
+    found = item_of(tmp_path, 4326, (width / 64, 0.0, float(left), 0.0, -height / 64, float(top)))
+    assert found["bbox"] == [-180, -90, 180, 90] and found["geometry"]["type"] == "Polygon"
+
+
+def test_the_item_of_a_product_without_a_time_gives_no_time_when_it_is_encoded_again(tmp_path):
+    item_of(tmp_path, 32633, (10.0, 0.0, 5e5, 0.0, -10.0, 4.6e6))
+    assert read_acquisition(tmp_path / "i.json").timestamp is None
 
 
 @given(st.floats(-180, 180), st.floats(-80, 80), st.floats(0.01, 40), st.floats(0.01, 9), st.integers(-2, 2))

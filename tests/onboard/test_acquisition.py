@@ -52,12 +52,39 @@ def test_positions(tmp_path, item, centre):
 def test_unknown_values_are_absent(tmp_path):
     a = read(tmp_path, {"cloud_cover": -999, "sun_elevation_dbl": None, "gsd": "0.5"})
     assert a.cloud_cover_percent is None and a.sun_elevation_deg is None and a.gsd_m == 0.5
-    assert (
-        read(tmp_path, {"properties": {"datetime": None, "start_datetime": "2020-01-02T03:04:05+02:00"}})
-        .timestamp.utcoffset()
-        .seconds
-        == 7200
-    )
+
+
+@pytest.mark.parametrize(
+    ("end", "known"),
+    [
+        ("2020-01-02T03:04:09+02:00", True),
+        ("2020-01-03T00:00:00Z", True),
+        ("2026-01-02T03:04:05Z", False),
+        ("2019-01-02T03:04:05Z", False),
+        (None, False),
+    ],
+)
+def test_only_a_short_range_of_times_is_the_time_of_an_acquisition(tmp_path, end, known):
+    times = {"datetime": None, "start_datetime": "2020-01-02T03:04:05+02:00", "end_datetime": end}
+    found = read(tmp_path, {"properties": times}).timestamp
+    assert (found is not None) == known
+    assert not known or found.utcoffset().seconds == 7200
+
+
+@pytest.mark.parametrize(
+    ("ring", "centre"),
+    [
+        ([[x, 0] for x in range(11)] + [[10, 10], [0, 10], [0, 0]], (5, 5)),
+        ([[0, 0], [3, 0], [0, 3]], (1, 1)),
+        ([[178, 0], [179, 0], [-178, 0], [-178, 2], [178, 2], [178, 0]], (180, 1)),
+        ([[0, 0], [1, 0], [8, 0], [0, 0]], (4, 0)),
+        ([[0, 0], [4, 4], [4, 0], [0, 4], [0, 0]], (2, 2)),
+    ],
+    ids=["dense edge", "triangle", "date line", "line", "bow tie"],
+)
+def test_the_position_is_the_centroid_of_the_footprint(tmp_path, ring, centre):
+    found = read(tmp_path, {"geometry": {"type": "Polygon", "coordinates": [ring]}, "properties": {}})
+    assert (found.longitude_deg, found.latitude_deg) == pytest.approx(centre)
 
 
 @pytest.mark.parametrize(
