@@ -39,7 +39,7 @@ from perigee.ground.decoder import SceneDecoder
 from perigee.ground.library import Library
 from perigee.ground.regions import Region
 from perigee.onboard.encoder import Encoder
-from perigee.onboard.source import ArraySource, SourceInfo, Window
+from perigee.onboard.source import ArraySource, Block, SourceInfo
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = sorted((ROOT / "tests" / "golden").glob("*.peri"))
@@ -196,10 +196,10 @@ class AlphaSource:
         bands, height, width = samples.shape
         self.info = SourceInfo(width, height, bands, samples.dtype.name)
 
-    def read(self, top: int, left: int, rows: int, cols: int) -> Window:
+    def read(self, top: int, left: int, rows: int, cols: int) -> Block:
         place = np.s_[..., top : top + rows, left : left + cols]
         samples, alpha = self.samples[place], self.alpha[place]
-        return Window(samples, np.broadcast_to(alpha != 0, samples.shape), alpha)
+        return Block(samples, np.broadcast_to(alpha != 0, samples.shape), alpha)
 
 
 @lru_cache(maxsize=2)
