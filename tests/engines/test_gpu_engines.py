@@ -335,7 +335,7 @@ def test_cuda_is_asked_for_without_tf32_and_asserted(profile, flight, monkeypatc
 def test_missing_packages_are_named(bare, profile, tmp_path, monkeypatch):
     with pytest.raises(EngineError, match=r"tensorrt is missing: JetPack .* pip install '\.\[tensorrt\]'"):
         choice.load("tensorrt", profile)
-    with pytest.raises(EngineError, match=r"no CUDA provider: .*pip install '\.\[cuda\]'"):
+    with pytest.raises(EngineError, match=r"no CUDA provider; .*pip install '\.\[cuda\]'"):
         choice.load("cuda", profile)
     with pytest.raises(EngineError, match="cuda-bindings: .*pycuda: .*it needs an NVIDIA driver"):
         device.open_device()

@@ -192,7 +192,7 @@ def test_crops_are_balanced_by_source_and_stay_inside(folder, tmp_path):
     plain = 1 - NOISE_SHARE - FLAT_SHARE - COLOUR_SHARE - SATURATED_SHARE
     assert share == pytest.approx(plain * 3 * 900 / (3 * 900 + 512), abs=0.1)
     training, validation = split(images, 0.5)
-    assert len(training.images) + len(validation.images) == 5
+    assert len(training.images) + len(validation.images) == 6
     assert not set(training.names) & set(validation.names)
 
 
