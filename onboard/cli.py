@@ -20,6 +20,7 @@ from perigee.support.command import (
     complain,
     exit_code,
     exit_on_signals,
+    not_negative,
     positive,
     prepare_streams,
     run,
@@ -40,10 +41,6 @@ def _quality(text: str) -> float:
     if not 0 <= value <= 100:
         raise argparse.ArgumentTypeError(f"{text} is not a quality from 0 to 100")
     return value
-
-
-def _not_negative(text: str) -> int:
-    return 0 if text == "0" else positive(text)
 
 
 @dataclass(frozen=True)
@@ -112,7 +109,7 @@ def build_parser() -> Parser:
     )
     parser.add_argument(
         "--tags-max",
-        type=_not_negative,
+        type=not_negative,
         default=TAGS_MAX_BYTES,
         metavar="BYTES",
         help="largest size of the dataset's and bands' tags in the stream; 0 leaves them out (default %(default)s)",

@@ -62,6 +62,11 @@ def positive(text: str) -> int:
     return value
 
 
+def not_negative(text: str) -> int:
+    """An argument that is a whole number of at least 0. Raises ArgumentTypeError."""
+    return 0 if text == "0" else positive(text)
+
+
 def exit_code(error: BaseException) -> int:
     """The exit code of an error; 70 (EX_SOFTWARE) for a fault of ours."""
     for kind, code in EXIT_CODES:

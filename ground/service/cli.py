@@ -21,6 +21,7 @@ from perigee.support.command import (
     complain,
     ending_signals,
     exit_on_signals,
+    not_negative,
     positive,
     prepare_streams,
     run,
@@ -75,7 +76,7 @@ def build_parser() -> Parser:
     )
     parser.add_argument(
         "--shutdown-seconds",
-        type=_not_negative,
+        type=not_negative,
         default=10,
         metavar="N",
         help="seconds that requests may go on after SIGTERM (default %(default)s)",
@@ -89,7 +90,7 @@ def build_parser() -> Parser:
     )
     parser.add_argument(
         "--queue",
-        type=_not_negative,
+        type=not_negative,
         default=8,
         metavar="N",
         help="largest number of requests that wait; more are answered with 503 (default %(default)s)",
@@ -105,10 +106,6 @@ def _port(text: str) -> int:
     if value > 65535:
         raise argparse.ArgumentTypeError(f"{text} is not a port from 1 to 65535")
     return value
-
-
-def _not_negative(text: str) -> int:
-    return 0 if text == "0" else positive(text)
 
 
 def _token(path: Path) -> str:
