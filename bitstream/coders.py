@@ -18,8 +18,8 @@ import numpy.typing as npt
 from perigee.bitstream.arrays import IntArray
 from perigee.bitstream.compiled import NativeCoder, NativePass, NativeTables, address, library, pointer
 from perigee.bitstream.errors import SymbolError
-from perigee.bitstream.prior import Q_MAX, Q_MIN, Prediction
-from perigee.bitstream.tables import FIRST_Z_TABLE, Tables
+from perigee.bitstream.prior import Prediction
+from perigee.bitstream.tables import Tables
 
 try:
     import constriction
@@ -27,8 +27,7 @@ except ImportError:  # every aarch64 machine: no wheel there
     constriction = None
 
 PRECISION = 24
-ESCAPE_BITS_MAX = 17
-WORDS_PER_SYMBOL = 2  # more than any symbol can take: 16 bits and an escape of 37
+WORDS_PER_SYMBOL = 3  # more than any symbol can take: 16 bits, an escape of 51 and 11 bits as they are
 _MASK = (1 << PRECISION) - 1
 
 
@@ -91,23 +90,37 @@ class RunCoder(Coder):
     def pop_bit(self) -> int:
         """Pop one bit."""
 
+    @abstractmethod
+    def push_uniform(self, value: int, bits: int) -> None:
+        """Push a whole number below 2**bits, all of them equally probable."""
+
+    @abstractmethod
+    def pop_uniform(self, bits: int) -> int:
+        """Pop a whole number below 2**bits."""
+
     def push_passes(self, passes: Sequence[tuple[IntArray, Prediction]]) -> None:
         for values, prediction in reversed(passes):
             self._push_pass(values, prediction)
 
+    def _check(self, values: IntArray) -> None:
+        low, high = self._tables.latent_range
+        if values.size and (values.min() < low or values.max() > high):
+            raise SymbolError(f"a latent of {int(values.min())}..{int(values.max())} is outside {low}..{high}")
+
     def _push_pass(self, values: IntArray, prediction: Prediction) -> None:
-        if values.size and (values.min() < Q_MIN or values.max() > Q_MAX):
-            raise SymbolError(f"a latent of {int(values.min())}..{int(values.max())} is outside {Q_MIN}..{Q_MAX}")
+        self._check(values)
         order, ordered, runs = _runs(prediction.table)
-        radius = self._tables.table_radius[ordered]
-        symbols = (values - (prediction.mean >> 4)).reshape(-1)[order].astype(np.int32)
+        radius, raw = self._tables.table_radius[ordered], self._tables.raw_bits[ordered]
+        latents, mean = values.reshape(-1)[order].astype(np.int32), prediction.mean.reshape(-1)[order]
+        symbols = (latents >> raw) - (mean >> raw + 4)
         outside = (symbols < -radius) | (symbols > radius + 1)
         entries = symbols + radius
-        if outside.any():
-            where = np.flatnonzero(outside)
-            entries[where] = 2 * radius[where] + 2
-            for i in where[::-1].tolist():
-                symbol, reach = int(symbols[i]), int(radius[i])
+        entries[outside] = 2 * radius[outside] + 2
+        for i in np.flatnonzero(outside | (raw > 0))[::-1].tolist():
+            symbol, reach, bits = int(symbols[i]), int(radius[i]), int(raw[i])
+            if bits:
+                self.push_uniform(int(latents[i]) & (1 << bits) - 1, bits)
+            if outside[i]:
                 negative = symbol < 0
                 self.push_bits(_escape_bits(-symbol - reach - 1 if negative else symbol - reach - 2, negative))
         for table, start, stop in reversed(runs):
@@ -116,25 +129,30 @@ class RunCoder(Coder):
     def pop_pass(self, prediction: Prediction) -> IntArray:
         order, ordered, runs = _runs(prediction.table)
         entries = np.concatenate([self.pop_run(table, stop - start) for table, start, stop in runs])
-        radius = self._tables.table_radius[ordered]
-        symbols = entries - radius
-        for i in np.flatnonzero(entries == 2 * radius + 2).tolist():
-            excess, negative = self._pop_escape()
-            symbols[i] = -excess - int(radius[i]) - 1 if negative else excess + int(radius[i]) + 2
-        out = np.empty_like(symbols)
-        out[order] = symbols
-        values = out.reshape(prediction.table.shape) + (prediction.mean >> 4)
-        if values.min() < Q_MIN or values.max() > Q_MAX:
-            raise SymbolError(f"a latent of {int(values.min())}..{int(values.max())} is outside {Q_MIN}..{Q_MAX}")
-        return np.asarray(values)
+        radius, raw = self._tables.table_radius[ordered], self._tables.raw_bits[ordered]
+        mean = prediction.mean.reshape(-1)[order]
+        latents = (entries - radius).astype(np.int64) + (mean >> raw + 4)
+        escaped = entries == 2 * radius + 2
+        for i in np.flatnonzero(escaped | (raw > 0)).tolist():
+            if escaped[i]:
+                excess, negative = self._pop_escape()
+                symbol = -excess - int(radius[i]) - 1 if negative else excess + int(radius[i]) + 2
+                latents[i] = symbol + (int(mean[i]) >> int(raw[i]) + 4)
+            bits = int(raw[i])
+            if bits:
+                latents[i] = (latents[i] << bits) + self.pop_uniform(bits)
+        self._check(latents)
+        out = np.empty(latents.size, np.int32)
+        out[order] = latents
+        return out.reshape(prediction.table.shape)
 
     def _pop_escape(self) -> tuple[int, int]:
         negative = self.pop_bit()
         zeros = 0
         while not self.pop_bit():
             zeros += 1
-            if zeros > ESCAPE_BITS_MAX:
-                raise SymbolError(f"an escape announces more than {ESCAPE_BITS_MAX} bits")
+            if zeros > self._tables.escape_bits:
+                raise SymbolError(f"an escape announces more than {self._tables.escape_bits} bits")
         value = 1
         for _ in range(zeros):
             value = value << 1 | self.pop_bit()
@@ -211,6 +229,14 @@ class IntegerAns(RunCoder):
         self._advance(bit << (PRECISION - 1), 1 << (PRECISION - 1))
         return bit
 
+    def push_uniform(self, value: int, bits: int) -> None:
+        self._push(value << (PRECISION - bits), 1 << (PRECISION - bits))
+
+    def pop_uniform(self, bits: int) -> int:
+        value = (self._state & _MASK) >> (PRECISION - bits)
+        self._advance(value << (PRECISION - bits), 1 << (PRECISION - bits))
+        return value
+
     def to_words(self) -> npt.NDArray[np.uint32]:
         words = list(self._bulk)
         state = self._state
@@ -255,6 +281,13 @@ class ConstrictionAns(RunCoder):
     def pop_bit(self) -> int:
         return int(self._coder.decode(self._bit))
 
+    def push_uniform(self, value: int, bits: int) -> None:
+        model = constriction.stream.model.Uniform(1 << bits)
+        self._coder.encode_reverse(np.array([value], np.int32), model)
+
+    def pop_uniform(self, bits: int) -> int:
+        return int(self._coder.decode(constriction.stream.model.Uniform(1 << bits)))
+
     def to_words(self) -> npt.NDArray[np.uint32]:
         words: npt.NDArray[np.uint32] = self._coder.get_compressed()
         return words[::-1]
@@ -264,27 +297,37 @@ class ConstrictionAns(RunCoder):
         return int(self._coder.num_words())
 
 
-_NATIVE_ERRORS = {
-    -1: "a table number is out of range",
-    -2: "more words than any patch can have",
-    -3: f"an escape announces more than {ESCAPE_BITS_MAX} bits",
-    -4: f"a latent is outside {Q_MIN}..{Q_MAX}",
-    -5: "an entry is not in its table",
-}
+def _native_error(status: int, tables: Tables) -> SymbolError:
+    low, high = tables.latent_range
+    reasons = {
+        -1: "a table number is out of range",
+        -2: "more words than any patch can have",
+        -3: f"an escape announces more than {tables.escape_bits} bits",
+        -4: f"a latent is outside {low}..{high}",
+        -5: "an entry is not in its table",
+    }
+    return SymbolError(reasons[status])
 
 
 def _native_tables(tables: Tables) -> tuple[NativeTables, tuple[IntArray, ...]]:
     """The tables as ``csrc/coder.c`` wants them, and the arrays that keep them alive."""
-    rows = [tables.row(t) for t in range(FIRST_Z_TABLE + len(tables.z_frequencies))]
+    latents, hyper = tables.latent_tables, len(tables.z_frequencies)
+    numbers = [*np.unique(tables.shared).tolist(), *range(latents, latents + hyper)]
+    place = np.array([*tables.shared, *range(len(numbers) - hyper, len(numbers))])  # among those with frequencies
+    rows = [tables.row(t) for t in numbers]
     cumulated = [np.concatenate([[0], np.cumsum(row.astype(np.int64))]) for row in rows]
     steps = np.arange(256) * 256
+    starts = np.concatenate([[0], np.cumsum([len(c) for c in cumulated])[:-1]])
+    coarse = np.stack([np.searchsorted(c, steps, side="right") - 1 for c in cumulated])
     arrays = (
         np.concatenate(cumulated).astype(np.uint32),
-        np.concatenate([[0], np.cumsum([len(c) for c in cumulated])[:-1]]).astype(np.uint32),
-        np.stack([np.searchsorted(c, steps, side="right") - 1 for c in cumulated]).astype(np.uint16),
-        np.array([len(row) for row in rows], np.uint32),
+        starts[place].astype(np.uint32),
+        coarse[place].astype(np.uint16),
+        np.array([len(row) for row in rows], np.uint32)[place],
+        np.concatenate([tables.raw_bits, np.zeros(hyper)]).astype(np.uint8),
     )
-    return NativeTables(*(array.ctypes.data for array in arrays)), arrays
+    low, high = tables.latent_range
+    return NativeTables(*(array.ctypes.data for array in arrays), latents, tables.escape_bits, low, high), arrays
 
 
 class NativeAns(Coder):
@@ -294,6 +337,7 @@ class NativeAns(Coder):
         """``symbols`` bounds how many symbols will be pushed."""
         if "native" not in tables.models:
             tables.models["native"] = _native_tables(tables)
+        self._source = tables
         self._tables, self._keep = tables.models["native"]
         encoding = words is None
         self._words = np.empty(symbols * WORDS_PER_SYMBOL + 4, np.uint32) if words is None else words.astype(np.uint32)
@@ -306,7 +350,7 @@ class NativeAns(Coder):
     def _call(self, name: str, *args: Any) -> None:
         status = getattr(library, name)(ctypes.byref(self._coder), *args)
         if status < 0:
-            raise SymbolError(_NATIVE_ERRORS[status])
+            raise _native_error(status, self._source)
 
     def push_passes(self, passes: Sequence[tuple[IntArray, Prediction]]) -> None:
         kept = []

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import reduce
 from typing import Any
 
@@ -15,10 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from perigee.bitstream.arrays import IntArray
+from perigee.bitstream.component_prior import Sight, magnitude_table, planes_of
 from perigee.bitstream.errors import EngineError, Fault, UpsetError
 from perigee.bitstream.prior import (
     CONTEXT_CLAMP,
     QUALITY_STEPS,
+    SCALE_COUNT,
     Z_CLAMP,
     Layer,
     LayerShape,
@@ -32,9 +34,9 @@ from perigee.bitstream.prior import (
 
 FUNCTIONS = (
     "perigee_push_passes", "perigee_pop_pass", "perigee_push_runs", "perigee_pop_runs", "perigee_flush",
-    "perigee_prior_scratch", "perigee_prior_features", "perigee_prior_pass", "perigee_prior_packings", "perigee_abi",
+    "perigee_prior_scratch", "perigee_prior_given", "perigee_prior_features", "perigee_prior_pass", "perigee_prior_packings", "perigee_abi",
 )  # fmt: skip
-ABI = 8  # as in csrc/module.c
+ABI = 9  # as in csrc/module.c
 COLUMNS = 32  # Output channels are stored in multiples of this.
 # How many inputs lie side by side, the type of the weights, and what the kernel takes off each input.
 PACKINGS: tuple[tuple[int, Any, int], ...] = ((1, np.float32, 0), (4, np.int16, 0), (4, np.int8, 0), (4, np.int8, 128))
@@ -65,7 +67,11 @@ class NativeCoder(ctypes.Structure):
 class NativeTables(ctypes.Structure):
     """``Tables`` in ``csrc/coder.h``."""
 
-    _fields_ = _fields(ctypes.c_void_p, "cumulated starts coarse entries")
+    _fields_ = [
+        *_fields(ctypes.c_void_p, "cumulated starts coarse entries raw_bits"),
+        *_fields(ctypes.c_uint32, "latent_tables escape_bits"),
+        *_fields(ctypes.c_int32, "smallest largest"),
+    ]
 
 
 class NativePass(ctypes.Structure):
@@ -88,6 +94,7 @@ class _Model(ctypes.Structure):
 
     _fields_ = [
         *_fields(ctypes.c_int32, "latents hyper_latents hyper context head passes packing"),
+        *_fields(ctypes.c_int32, "planes references scales magnitude_max"),
         *_fields(ctypes.c_void_p, "starts layers magnitudes"),
     ]
 
@@ -96,8 +103,8 @@ class _Patch(ctypes.Structure):
     """``Patch`` in ``csrc/prior.h``."""
 
     _fields_ = [
-        *_fields(ctypes.c_void_p, "model symbols table mean features given scratch"),
-        *_fields(ctypes.c_uint32, "rows cols channels filled"),
+        *_fields(ctypes.c_void_p, "model symbols table mean shifts base views features given scratch"),
+        *_fields(ctypes.c_uint32, "rows cols channels filled shown"),
     ]
 
 
@@ -115,7 +122,7 @@ def _load() -> Any:
     loaded.perigee_abi.restype = ctypes.c_uint64
     if loaded.perigee_abi() != reduce(lambda abi, struct: abi << 8 | ctypes.sizeof(struct), structs, ABI):
         return None  # It was built from other sources, as after an update without a new installation.
-    loaded.perigee_prior_scratch.restype = ctypes.c_uint64
+    loaded.perigee_prior_scratch.restype = loaded.perigee_prior_given.restype = ctypes.c_uint64
     for function in (loaded.perigee_prior_features, loaded.perigee_prior_pass, loaded.perigee_prior_packings):
         function.restype = ctypes.c_uint32
     return loaded
@@ -134,28 +141,47 @@ def _up(n: int, multiple: int = COLUMNS) -> int:
     return -(-n // multiple) * multiple
 
 
+def _misshapen(name: str, expected: Sequence[int], found: Sequence[int]) -> EngineError:
+    return EngineError(
+        f"{name} of shape {list(found)} do not fit; expected is {list(expected)}",
+        Fault.SHAPE,
+        field=name,
+        expected=str(list(expected)),
+        found=str(list(found)),
+    )
+
+
 class _NativePasses:
     """``prior.RunPass`` for a batch of patches, which share their scratch memory."""
 
-    def __init__(self, prior: NativePrior, z: IntArray, quality_step: int) -> None:
+    def __init__(self, prior: NativePrior, z: IntArray, planes: Sequence[int], sight: Sight | None = None) -> None:
         patches, _, h, w = z.shape
         rows, cols, widths = 4 * h, 4 * w, prior.widths
-        views = 2 if widths.magnitudes else 1
         self._prior = prior  # owns the memory that the structs point to
         self._shape = (patches, widths.latents, rows, cols)
+        stride = library.perigee_prior_given(ctypes.byref(prior.model))
         self._features = np.empty((patches, rows * cols, _up(widths.hyper)), np.uint8)
-        self._given = np.empty((patches, rows * cols, _up(views * widths.latents)), np.uint8)
+        self._given = np.empty((patches, rows * cols, stride), np.uint8)
         model = ctypes.addressof(prior.model)
         size = library.perigee_prior_scratch(ctypes.byref(prior.model), ctypes.c_uint32(rows), ctypes.c_uint32(cols))
         self._scratch = np.empty(size, np.uint8)
+        self._sight: tuple[IntArray, ...] = ()
+        if sight is not None:
+            views = np.ascontiguousarray(sight.views, np.uint8)
+            if views.shape != (widths.references, widths.latents, rows, cols):
+                raise _misshapen("views", [widths.references, widths.latents, rows, cols], views.shape)
+            self._sight = (sight.shifts.astype(np.uint8), sight.base.astype(np.int16), views)
+        seen = tuple(address(part) for part in self._sight) or (None, None, None)
         self._patches = [
-            _Patch(model, None, None, None, address(features), address(given), address(self._scratch), rows, cols)
+            _Patch(
+                model, None, None, None, *seen, address(features), address(given), address(self._scratch), rows, cols
+            )
             for features, given in zip(self._features, self._given, strict=True)
         ]
         self._references = [ctypes.byref(patch) for patch in self._patches]
-        plane = ctypes.c_uint32(quality_plane_value(quality_step))
+        values = np.array(planes, np.uint8)
         for patch, one in zip(self._references, np.ascontiguousarray(z, np.int32), strict=True):
-            if library.perigee_prior_features(patch, pointer(one), plane):
+            if library.perigee_prior_features(patch, pointer(one), pointer(values)):
                 raise UpsetError("a checksum over the prior's hyper-decoder failed: a bit has flipped", field="hyper")
 
     def __call__(self, k: int, q: IntArray, channels: int | None = None) -> Prediction:
@@ -170,13 +196,7 @@ class _NativePasses:
                 found=count,
             )
         if q.shape != self._shape:
-            raise EngineError(
-                f"latents of shape {list(q.shape)} do not fit; expected is {list(self._shape)}",
-                Fault.SHAPE,
-                field="latents",
-                expected=str(list(self._shape)),
-                found=str(list(q.shape)),
-            )
+            raise _misshapen("latents", self._shape, q.shape)
         q = np.ascontiguousarray(q, np.int32)
         patches, latents, rows, cols = self._shape
         table, mean = both = np.empty((2, patches, count, rows, cols // 2), np.int32)
@@ -224,10 +244,12 @@ class NativePrior:
             *(self._layer(name, shapes[name], layers[name]) if name in shapes else _Layer() for name in names)
         )
         starts = np.array([0, *np.cumsum(widths.slices)], np.int32)
-        magnitudes = np.array(widths.magnitudes, np.uint8)
+        wide = widths.scales > SCALE_COUNT
+        magnitudes = magnitude_table(widths.magnitudes) if wide else np.array(widths.magnitudes, np.uint8)
         self._keep += [starts, magnitudes]
         self.model = _Model(
             widths.latents, widths.hyper_latents, widths.hyper, widths.context, widths.head, widths.passes, self.packing,
+            widths.planes, widths.references, widths.scales, max(len(magnitudes) - 1, 0),
             pointer(starts), ctypes.addressof(self._layers), pointer(magnitudes) if len(magnitudes) else None,
         )  # fmt: skip
 
@@ -247,7 +269,9 @@ class NativePrior:
         else:
             matrix = layer.weight[:, :, 0, 0]
             if self.widths.magnitudes and name.endswith(".context"):  # Each magnitude follows its latent.
-                matrix = np.stack(np.split(matrix, 2, axis=1), axis=2).reshape(shape.outputs, -1)
+                views = self.widths.view_inputs(int(name[len("pass") : -len(".context")]))
+                latents = np.stack(np.split(matrix[:, views:], 2, axis=1), axis=2).reshape(shape.outputs, -1)
+                matrix = np.concatenate([matrix[:, :views], latents], axis=1)
             offset = {"hyper.up1": Z_CLAMP}.get(name, CONTEXT_CLAMP if name.endswith(".context") else 0)
             group, dtype, less = PACKINGS[self.packing]
             taken = offset if group == 1 else less  # what is subtracted from each stored input
@@ -276,6 +300,15 @@ class NativePrior:
 
     def start(self, z: IntArray, quality_step: int) -> RunPass:
         """As ``prior.PriorEngine``. This and each pass raise UpsetError where a checksum over their sums fails."""
+        self._check(z, quality_step)
+        return _NativePasses(self, z, [quality_plane_value(quality_step)])
+
+    def start_component(self, z: IntArray, quality_step: int, component: int, sight: Sight) -> RunPass:
+        """As ``component_prior.ComponentPriorEngine``. This and each pass raise UpsetError as those of :meth:`start` do."""
+        self._check(z, quality_step)
+        return _NativePasses(self, z, planes_of(quality_step, component), sight)
+
+    def _check(self, z: IntArray, quality_step: int) -> None:
         if z.ndim != 4 or z.shape[1] != self.widths.hyper_latents or z.size and np.abs(z).max() > Z_CLAMP:
             expected = f"4 dimensions, {self.widths.hyper_latents} channels, values of -{Z_CLAMP} to {Z_CLAMP}"
             raise EngineError(
@@ -293,7 +326,6 @@ class NativePrior:
                 expected=f"0 to {QUALITY_STEPS}",
                 found=quality_step,
             )
-        return _NativePasses(self, z, quality_step)
 
     def all_passes(self, z: IntArray, q: IntArray, quality_step: int, latents: int | None = None) -> list[Prediction]:
         return coded_passes(self.widths, self.start(z, quality_step), q, latents)

@@ -174,7 +174,7 @@ def load_contract(path: Path) -> Contract:
             )
         magnitudes = tuple(int(v) for v in arrays["magnitudes"]) if "magnitudes" in arrays else ()
         widths = Widths(latents, hyper_latents, hyper, context, head, slices, magnitudes)
-        tables = Tables(*(arrays[f"tables.{name}"] for name in ("radius", "frequencies", "z_frequencies")))
+        tables = Tables(arrays["tables.radius"], arrays["tables.frequencies"], arrays["tables.z_frequencies"])
         names = {name.rsplit(".", 1)[0] for name in arrays if name.endswith(".weight")}
         layers = {n: Layer(arrays[f"{n}.weight"], arrays[f"{n}.bias"], arrays[f"{n}.shift"]) for n in names}
         return Contract(widths, layers, tables, arrays["gain_knots"], side)

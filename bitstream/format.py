@@ -187,11 +187,11 @@ def read_header(data: bytes | memoryview, limits: Limits = DEFAULT_LIMITS) -> tu
     """Header and the offset behind it. Raises a BitstreamError, or LimitError for sizes beyond the limits."""
     if len(data) < HEADER_FIXED.size:
         if bytes(data[:4]) != MAGIC[: len(data)]:
-            raise _not_a_stream(data)
+            raise not_a_stream(data)
         raise TruncatedError(f"{len(data)} bytes are too few for a header", field="header", offset_bytes=len(data))
     magic, version, flags, contract, kind, bands = HEADER_FIXED.unpack_from(data)
     if magic != MAGIC:
-        raise _not_a_stream(data)
+        raise not_a_stream(data)
     if version != VERSION:
         raise UnsupportedError(
             f"format version {version}, this reader knows {VERSION}",
@@ -247,7 +247,8 @@ def read_header(data: bytes | memoryview, limits: Limits = DEFAULT_LIMITS) -> tu
     return Header(contract, width, height, bands, dtype, side), offset + 4
 
 
-def _not_a_stream(data: bytes | memoryview) -> FormatError:
+def not_a_stream(data: bytes | memoryview) -> FormatError:
+    """The error of bytes that do not begin as a stream does."""
     return FormatError(
         f"not a Perigee stream: it must begin with {MAGIC!r}",
         Fault.MAGIC,

@@ -18,8 +18,12 @@ from perigee.bitstream.errors import CompensationError, Fault, PerigeeError, Pro
 MANIFEST_FILE = "manifest.json"
 MANIFEST_VERSION = 1
 MANIFEST_MAX_BYTES = 1 << 20
-PROFILE, COMPENSATOR = "profile", "compensator"
-ERRORS: dict[str, type[PerigeeError]] = {PROFILE: ProfileError, COMPENSATOR: CompensationError}
+PROFILE, COMPONENTS, COMPENSATOR = "profile", "component profile", "compensator"
+ERRORS: dict[str, type[PerigeeError]] = {
+    PROFILE: ProfileError,
+    COMPONENTS: ProfileError,
+    COMPENSATOR: CompensationError,
+}
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,7 @@ def read_manifest(folder: Path, kind: str) -> Manifest:
             found=values.get("manifest_version"),
         )
     try:
-        contracts = [values["contract"]] if kind == PROFILE else list(values["contracts"])
+        contracts = list(values["contracts"]) if kind == COMPENSATOR else [values["contract"]]
         return Manifest(
             kind,
             folder,
@@ -105,7 +109,7 @@ def read_manifest(folder: Path, kind: str) -> Manifest:
             hashlib.sha256(data).hexdigest()[:16],
         )
     except (KeyError, TypeError, ValueError, AttributeError) as fault:
-        wanted = "name, contract and files" if kind == PROFILE else "name, contracts and files"
+        wanted = "name, contracts and files" if kind == COMPENSATOR else "name, contract and files"
         raise error(
             f"{path}: a manifest needs {wanted}", Fault.MISSING, field=MANIFEST_FILE, expected=wanted
         ) from fault
@@ -118,10 +122,10 @@ def manifests_in(folder: Path) -> list[Path]:
     return [path.parent for path in sorted(folder.glob(f"*/{MANIFEST_FILE}"))]
 
 
-def is_compensator(folder: Path) -> bool:
-    """Whether a folder's manifest says that it is a compensator."""
+def kind_of(folder: Path) -> str:
+    """What a folder's manifest says that it is; a profile where it says nothing or cannot be read."""
     try:
-        read_manifest(folder, COMPENSATOR)
-    except CompensationError as error:
-        return error.fault not in (Fault.KIND, Fault.UNREADABLE)
-    return True
+        values = json.loads((folder / MANIFEST_FILE).read_bytes()[:MANIFEST_MAX_BYTES])
+    except (OSError, ValueError, RecursionError):
+        return PROFILE
+    return str(values.get("kind", PROFILE)) if isinstance(values, dict) else PROFILE

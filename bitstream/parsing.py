@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -43,6 +43,8 @@ from perigee.bitstream.format import (
     write_varint,
 )
 
+Take = Callable[[int, memoryview, int], None]  # stores a sound chunk: its type, payload and place in the stream
+
 
 def parse_stream(data: bytes | memoryview, limits: Limits = DEFAULT_LIMITS, damaged: bool = False) -> Stream:
     """Parse a whole stream into its header, segments, masks, metadata packet and coding ranges.
@@ -53,80 +55,87 @@ def parse_stream(data: bytes | memoryview, limits: Limits = DEFAULT_LIMITS, dama
     header, offset = read_header(data, limits)
     stream = Stream(header)
     most = header.units + header.units // header.groups + SPARE_CHUNKS
+
+    def take(kind: int, payload: memoryview, start: int) -> None:
+        _take(stream, kind, payload, start, limits)
+
+    read_chunks(data, offset, limits, most, take, stream.damage if damaged else None)
+    check_missing(header.units, len(stream.segments), stream.damage if damaged else None)
+    return stream
+
+
+def read_chunks(
+    data: bytes | memoryview, offset: int, limits: Limits, most: int, take: Take, damage: list[str] | None
+) -> None:
+    """Read the chunks behind a header up to the end mark, and give each sound one to ``take``.
+
+    Without ``damage`` the first fault raises. With it faults are listed there, but an UnsupportedError raises all the same.
+    """
+
+    def note(fault: BitstreamError) -> None:
+        if damage is None:
+            raise fault
+        if len(damage) < NOTES_MAX:
+            damage.append(str(fault))
+
     count, seen = 0, 0
     ended = False
     for start, fault, kind, payload in _chunks(memoryview(data), offset, limits):
         seen += 1
         if seen > most:
-            fault = FormatError(
-                f"more than {most} chunks, too many for {header.units} segments",
-                Fault.COUNT,
-                field="chunks",
-                expected=f"at most {most}",
-                found=seen,
-                offset_bytes=start,
+            note(
+                FormatError(
+                    f"more than {most} chunks, too many for this scene",
+                    Fault.COUNT,
+                    field="chunks",
+                    expected=f"at most {most}",
+                    found=seen,
+                    offset_bytes=start,
+                )
             )
-            if not damaged:
-                raise fault
-            stream.damage.append(str(fault))
             break
         if fault is not None:
-            if not damaged:
-                raise fault
-            if len(stream.damage) < NOTES_MAX:
-                stream.damage.append(str(fault))
+            note(fault)
             continue
         if kind == END and not ended:
             ended = True
             announced, stop = _whole_varint(payload, start)
             if announced != count or stop != len(payload):
-                fault = FormatError(
-                    f"the end mark counts {announced} chunks, {count} were read",
-                    Fault.COUNT,
-                    field="end mark",
-                    expected=count,
-                    found=announced,
-                    offset_bytes=start,
+                note(
+                    FormatError(
+                        f"the end mark counts {announced} chunks, {count} were read",
+                        Fault.COUNT,
+                        field="end mark",
+                        expected=count,
+                        found=announced,
+                        offset_bytes=start,
+                    )
                 )
-                if not damaged:
-                    raise fault
-                stream.damage.append(str(fault))
             continue
         if ended:
-            fault = FormatError("data follow the end mark", Fault.PLACE, field="chunk", offset_bytes=start)
-            if damaged:
-                stream.damage.append(str(fault))
-                break
-            raise fault
+            note(FormatError("data follow the end mark", Fault.PLACE, field="chunk", offset_bytes=start))
+            break
         count += 1
         try:
-            _take(stream, kind, payload, start, limits)
+            take(kind, payload, start)
         except UnsupportedError:
             raise
         except BitstreamError as error:
-            if not damaged:
-                raise
-            if len(stream.damage) < NOTES_MAX:
-                stream.damage.append(str(error))
+            note(error)
     if not ended:
-        if not damaged:
-            raise TruncatedError("the stream has no end mark", field="end mark", offset_bytes=len(data))
-        stream.damage.append("the stream has no end mark")
-    missing = header.units - len(stream.segments)
-    if missing:
-        if not damaged:
-            raise FormatError(
-                f"{missing} of {header.units} segments are missing",
-                Fault.MISSING,
-                field="segments",
-                expected=header.units,
-                found=len(stream.segments),
-            )
-        stream.damage.append(f"{missing} of {header.units} segments are missing")
-    return stream
+        note(TruncatedError("the stream has no end mark", field="end mark", offset_bytes=len(data)))
 
 
-def _leading_varint(payload: memoryview, start: int) -> tuple[int, int]:
+def check_missing(wanted: int, found: int, damage: list[str] | None) -> None:
+    """Note in ``damage`` that segments are missing. Raises FormatError where there is no such list."""
+    if found < wanted:
+        text = f"{wanted - found} of {wanted} segments are missing"
+        if damage is None:
+            raise FormatError(text, Fault.MISSING, field="segments", expected=wanted, found=found)
+        damage.append(text)
+
+
+def leading_varint(payload: memoryview, start: int) -> tuple[int, int]:
     """The number that a payload begins with; errors name the chunk's place in the stream."""
     try:
         return read_varint(payload, 0)
@@ -206,7 +215,7 @@ def _take(stream: Stream, kind: int, payload: memoryview, start: int, limits: Li
             )
         stream.segments[segment.unit] = segment
     elif kind == MASK:
-        patch, at = _leading_varint(payload, start)
+        patch, at = leading_varint(payload, start)
         if patch >= header.units // header.groups or patch in stream.masks:
             raise FormatError(
                 f"the mask of patch {patch} is out of range or comes twice",
@@ -256,7 +265,7 @@ def _take(stream: Stream, kind: int, payload: memoryview, start: int, limits: Li
 
 
 def _segment(payload: memoryview, start: int) -> Segment:
-    unit, at = _leading_varint(payload, start)
+    unit, at = leading_varint(payload, start)
     if at >= len(payload):
         raise FormatError("a segment without a mode", Fault.SIZE, field="mode", offset_bytes=start)
     mode, flags = payload[at] & 15, payload[at] & 0xF0

@@ -47,6 +47,8 @@ class Widths:
 
     ``magnitudes``: how a clamped latent's absolute value 0..127 enters the context beside the latent itself, 128 integers
     0..127 that begin with 0; empty where the prior sees latents alone.
+    ``references``: views of components that were coded before at the same place. Each pass sees the channels of its own slice
+    in each view. ``planes``: channels beside the hyper features that have one value everywhere. ``scales``: scale indices.
     """
 
     latents: int = 448
@@ -56,6 +58,9 @@ class Widths:
     head: int = 160
     slices: tuple[int, ...] = (16, 24, 40, 112, 256)
     magnitudes: tuple[int, ...] = ()
+    references: int = 0
+    planes: int = 1
+    scales: int = SCALE_COUNT
 
     @property
     def passes(self) -> int:
@@ -79,7 +84,12 @@ class Widths:
 
     def context_inputs(self, k: int) -> int:
         """How many channels the context of pass ``k`` has."""
-        return self.context_channels(k) * (2 if self.magnitudes else 1)
+        return self.view_inputs(k) + self.context_channels(k) * (2 if self.magnitudes else 1)
+
+    def view_inputs(self, k: int) -> int:
+        """How many of them come from components that were coded before."""
+        start, stop = self.slice_of(k)
+        return self.references * (stop - start)
 
 
 class LayerShape(NamedTuple):
@@ -114,7 +124,7 @@ def layer_shapes(widths: Widths) -> dict[str, LayerShape]:
         "hyper.depth1": depth(h, 3),
         "hyper.up2": point(h, 4 * h),
         "hyper.depth2": depth(h, 3),
-        "hyper.mix": point(h + 1, h),
+        "hyper.mix": point(h + widths.planes, h),
     }
     for k in range(widths.passes):
         start, stop = widths.slice_of(k)
@@ -164,7 +174,7 @@ class Ops(Protocol[Tensor]):
 
 
 def hyper_features(ops: Ops[Tensor], z: Tensor, quality_plane: Tensor) -> Tensor:
-    """Features [N, hyper, H, W] from hyper-latents [N, hyper_latents, H/4, W/4] and the quality plane [N, 1, H, W]."""
+    """Features [N, hyper, H, W] from hyper-latents [N, hyper_latents, H/4, W/4] and the planes [N, planes, H, W]."""
     x = ops.layer("hyper.depth1", ops.shuffle(ops.layer("hyper.up1", z)))
     x = ops.layer("hyper.depth2", ops.shuffle(ops.layer("hyper.up2", x)))
     return ops.layer("hyper.mix", ops.concat([x, quality_plane]))

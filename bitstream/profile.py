@@ -12,7 +12,7 @@ from pathlib import Path
 
 from perigee.bitstream.contract import Contract, load_contract, self_test
 from perigee.bitstream.errors import Fault, ProfileError
-from perigee.bitstream.manifest import MANIFEST_FILE, PROFILE, Manifest, read_manifest
+from perigee.bitstream.manifest import MANIFEST_FILE, PROFILE, Manifest, kind_of, read_manifest
 from perigee.bitstream.prior import PriorEngine
 
 CONTRACT_FILE = "contract.npz"
@@ -110,9 +110,10 @@ def shipped_folder() -> Path:
     return Path(str(resources.files("perigee.profiles")))
 
 
-def shipped_profiles() -> dict[str, Path]:
-    """Names and folders of the profiles that come with Perigee."""
-    return {path.parent.name: path.parent for path in sorted(shipped_folder().glob(f"*/{MANIFEST_FILE}"))}
+def shipped_profiles(kind: str = PROFILE) -> dict[str, Path]:
+    """Names and folders of the profiles of a kind that come with Perigee."""
+    folders = [path.parent for path in sorted(shipped_folder().glob(f"*/{MANIFEST_FILE}"))]
+    return {folder.name: folder for folder in folders if kind_of(folder) == kind}
 
 
 def find_profile(name_or_folder: str) -> Profile:

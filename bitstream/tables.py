@@ -12,11 +12,14 @@ import numpy.typing as npt
 
 from perigee.bitstream.arrays import IntArray
 from perigee.bitstream.errors import Fault, ProfileError
-from perigee.bitstream.prior import MEAN_FRACTIONS, QUALITY_STEPS, SCALE_COUNT, Z_CLAMP
+from perigee.bitstream.prior import MEAN_FRACTIONS, Q_MAX, Q_MIN, QUALITY_STEPS, SCALE_COUNT, Z_CLAMP
 
 FREQUENCY_TOTAL = 1 << 16
-FIRST_Z_TABLE = SCALE_COUNT * MEAN_FRACTIONS  # latent tables come before
 Z_BANDS_MAX = 16
+WIDE_SCALE_COUNT = 128  # of a component's contract, whose latents have any size
+OCTAVE = 6  # scale indices by which a spread doubles there: those from 64 on use the tables of 58 to 63
+WIDE_Q_MIN, WIDE_Q_MAX = -(1 << 23), (1 << 23) - 1
+ESCAPE_BITS_MAX, WIDE_ESCAPE_BITS_MAX = 17, 24
 
 
 @dataclass(frozen=True)
@@ -26,11 +29,14 @@ class Tables:
     ``radius`` uint16 [64]: table (i, f) covers the symbols -radius[i] .. radius[i] + 1, then the escape.
     ``frequencies`` uint16: all latent tables one after the other, table number 16 * i + f.
     ``z_frequencies`` uint16 [bands * hyper_latents, 129]: for z = -64..64; quality is divided into so many equal bands.
+    ``scales``: how many scale indices there are, 64, or 128 for latents of any size. An index i from 64 on has the table of
+    58 + (i - 58) % 6, which codes latents without their lowest (i - 58) // 6 bits; these follow as they are.
     """
 
     radius: IntArray
     frequencies: IntArray
     z_frequencies: IntArray
+    scales: int = SCALE_COUNT
 
     def __post_init__(self) -> None:
         if (
@@ -67,14 +73,42 @@ class Tables:
         """Without what coders keep: it has pointers, and is made again when needed."""
         return {name: value for name, value in self.__dict__.items() if name != "models"}
 
+    @property
+    def latent_tables(self) -> int:
+        """How many table numbers latents have: 16 for each scale index. The numbers of hyper-latents come behind them."""
+        return self.scales * MEAN_FRACTIONS
+
+    @property
+    def latent_range(self) -> tuple[int, int]:
+        """Smallest and largest latent."""
+        return (Q_MIN, Q_MAX) if self.scales == SCALE_COUNT else (WIDE_Q_MIN, WIDE_Q_MAX)
+
+    @property
+    def escape_bits(self) -> int:
+        """The most zeros that the code of an escape may begin with."""
+        return ESCAPE_BITS_MAX if self.scales == SCALE_COUNT else WIDE_ESCAPE_BITS_MAX
+
+    @cached_property
+    def raw_bits(self) -> npt.NDArray[np.int32]:
+        """By table number, how many of a latent's lowest bits the table does not code."""
+        index = np.arange(self.scales, dtype=np.int32)
+        first = SCALE_COUNT - OCTAVE
+        return np.repeat(np.where(index < SCALE_COUNT, 0, (index - first) // OCTAVE), MEAN_FRACTIONS)
+
+    @cached_property
+    def shared(self) -> npt.NDArray[np.int32]:
+        """By table number, the number of the table below 1024 that has its frequencies."""
+        number = np.arange(self.latent_tables, dtype=np.int32)
+        return number - self.raw_bits * (OCTAVE * MEAN_FRACTIONS)
+
     @cached_property
     def table_radius(self) -> npt.NDArray[np.int32]:
         """Radius by table number."""
-        return np.repeat(self.radius.astype(np.int32), MEAN_FRACTIONS)
+        return np.asarray(np.repeat(self.radius.astype(np.int32), MEAN_FRACTIONS)[self.shared])
 
     @cached_property
     def sizes(self) -> npt.NDArray[np.int64]:
-        """Entries of each table, escape included."""
+        """Entries of each of the 1024 tables that have frequencies, escape included."""
         return np.repeat(2 * self.radius.astype(np.int64) + 3, MEAN_FRACTIONS)
 
     @cached_property
@@ -90,11 +124,12 @@ class Tables:
     def first_z_table(self, quality_step: int, hyper_latents: int) -> int:
         """Number of the table of hyper-latent channel 0 at Q = 0..250; those of the other channels follow."""
         bands = len(self.z_frequencies) // hyper_latents
-        return FIRST_Z_TABLE + quality_step * bands // (QUALITY_STEPS + 1) * hyper_latents
+        return self.latent_tables + quality_step * bands // (QUALITY_STEPS + 1) * hyper_latents
 
     def row(self, table: int) -> IntArray:
-        """Frequencies of one table: 0..1023 for latents, from 1024 on for hyper-latents."""
-        if table >= FIRST_Z_TABLE:
-            return np.asarray(self.z_frequencies[table - FIRST_Z_TABLE])
+        """Frequencies of one table: of latents below ``latent_tables``, of hyper-latents from there on."""
+        if table >= self.latent_tables:
+            return np.asarray(self.z_frequencies[table - self.latent_tables])
+        table = int(self.shared[table])
         start = int(self.starts[table])
         return self.frequencies[start : start + int(self.sizes[table])]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from perigee.bitstream import format as fmt
 from perigee.bitstream.errors import Fault, ProfileError, UnknownProfileError
-from perigee.bitstream.manifest import is_compensator, manifests_in
+from perigee.bitstream.manifest import PROFILE, kind_of, manifests_in
 from perigee.bitstream.profile import Profile, find_profile, load_profile, shipped_profiles
 from perigee.engines.ground import GroundEngine
 from perigee.ground.compensation.compensator import Compensator, find_compensator
@@ -44,7 +44,7 @@ class Library:
                     found=str(folder),
                 )
             for path in found:
-                if not is_compensator(path):
+                if kind_of(path) == PROFILE:
                     self._add(load_profile(path))
 
     def _add(self, profile: Profile) -> None:

@@ -37,13 +37,20 @@ static uint32_t pop_entry(Coder *c, const Tables *t, uint32_t table) {
     return entry;
 }
 
-static int push_bit(Coder *c, uint64_t bit) { return push(c, bit << (PRECISION - 1), UINT64_C(1) << (PRECISION - 1)); }
-
-static int pop_bit(Coder *c) {
-    const uint64_t bit = (c->state & MASK) >> (PRECISION - 1);
-    advance(c, bit << (PRECISION - 1), UINT64_C(1) << (PRECISION - 1));
-    return (int)bit;
+/* Whole numbers below 2^bits, all of them equally probable. */
+static int push_uniform(Coder *c, uint64_t value, int bits) {
+    return push(c, value << (PRECISION - bits), UINT64_C(1) << (PRECISION - bits));
 }
+
+static uint32_t pop_uniform(Coder *c, int bits) {
+    const uint64_t value = (c->state & MASK) >> (PRECISION - bits);
+    advance(c, value << (PRECISION - bits), UINT64_C(1) << (PRECISION - bits));
+    return (uint32_t)value;
+}
+
+static int push_bit(Coder *c, uint64_t bit) { return push_uniform(c, bit, 1); }
+
+static int pop_bit(Coder *c) { return (int)pop_uniform(c, 1); }
 
 /* An escape is a sign bit and the excess in Exp-Golomb code. They are pushed so that they pop in this order. */
 static int push_escape(Coder *c, uint32_t excess, int negative) {
@@ -55,28 +62,28 @@ static int push_escape(Coder *c, uint32_t excess, int negative) {
     return status == OK ? push_bit(c, (uint64_t)negative) : status;
 }
 
-static int pop_escape(Coder *c, uint32_t *excess, int *negative) {
-    int zeros = 0;
+static int pop_escape(Coder *c, uint32_t most, uint32_t *excess, int *negative) {
+    uint32_t zeros = 0;
     uint32_t value = 1;
     *negative = pop_bit(c);
     while (!pop_bit(c))
-        if (++zeros > ESCAPE_BITS_MAX) return LONG_ESCAPE;
+        if (++zeros > most) return LONG_ESCAPE;
     while (zeros--) value = value << 1 | (uint32_t)pop_bit(c);
     *excess = value - 1;
     return OK;
 }
 
 /* Counts where the run of each table begins when the positions are sorted by table. */
-static int starts_by_table(const int32_t *table, uint32_t count, uint32_t begins[TABLES]) {
+static int starts_by_table(const Tables *t, const int32_t *table, uint32_t count, uint32_t begins[TABLES_MAX]) {
     uint32_t sum = 0;
-    for (int t = 0; t < TABLES; t++) begins[t] = 0;
+    for (uint32_t i = 0; i < t->latent_tables; i++) begins[i] = 0;
     for (uint32_t i = 0; i < count; i++) {
-        if ((uint32_t)table[i] >= TABLES) return BAD_TABLE;
+        if ((uint32_t)table[i] >= t->latent_tables) return BAD_TABLE;
         begins[table[i]]++;
     }
-    for (int t = 0; t < TABLES; t++) {
-        const uint32_t size = begins[t];
-        begins[t] = sum;
+    for (uint32_t i = 0; i < t->latent_tables; i++) {
+        const uint32_t size = begins[i];
+        begins[i] = sum;
         sum += size;
     }
     return OK;
@@ -84,27 +91,31 @@ static int starts_by_table(const int32_t *table, uint32_t count, uint32_t begins
 
 static int64_t reach_of(const Tables *t, int32_t table) { return ((int64_t)t->entries[table] - 3) / 2; }
 
-static int64_t floor_mean(int32_t mean) { return mean >= 0 ? mean / 16 : -((15 - (int64_t)mean) / 16); }
+/* Returns what a table codes of a latent: its distance from the mean, both without the bits that follow raw. */
+static int64_t symbol_of(int32_t value, int32_t mean, int raw) { return (int64_t)(value >> raw) - (mean >> (raw + 4)); }
 
 static int push_pass(Coder *c, const Tables *t, Pass pass, Sorted *sorted) {
     const int32_t *const values = pass.values, *const table = pass.table, *const mean = pass.mean;
     const uint32_t count = pass.count;
-    uint32_t next[TABLES];
-    int status = starts_by_table(table, count, next), escapes = 0;
+    uint32_t next[TABLES_MAX];
+    int status = starts_by_table(t, table, count, next), bits = 0;
     if (status != OK) return status;
     for (uint32_t i = 0; i < count; i++) {
-        if (values[i] < Q_MIN || values[i] > Q_MAX) return OUT_OF_RANGE;
-        const int64_t symbol = values[i] - floor_mean(mean[i]), reach = reach_of(t, table[i]);
+        if (values[i] < t->smallest || values[i] > t->largest) return OUT_OF_RANGE;
+        const int raw = t->raw_bits[table[i]];
+        const int64_t symbol = symbol_of(values[i], mean[i], raw), reach = reach_of(t, table[i]);
         const int outside = symbol < -reach || symbol > reach + 1;
         const uint32_t *row = t->cumulated + t->starts[table[i]] + (outside ? 2 * reach + 2 : symbol + reach);
         sorted[next[table[i]]++] = (Sorted){i, (uint16_t)row[0], (uint16_t)(row[1] - row[0] - 1)};
-        escapes |= outside;
+        bits |= outside | raw;
     }
-    for (uint32_t i = escapes ? count : 0; i-- && status == OK;) {
+    for (uint32_t i = bits ? count : 0; i-- && status == OK;) {
         const uint32_t at = sorted[i].at;
-        const int64_t symbol = values[at] - floor_mean(mean[at]), reach = reach_of(t, table[at]);
-        if (symbol < -reach) status = push_escape(c, (uint32_t)(-symbol - reach - 1), 1);
-        if (symbol > reach + 1) status = push_escape(c, (uint32_t)(symbol - reach - 2), 0);
+        const int raw = t->raw_bits[table[at]];
+        const int64_t symbol = symbol_of(values[at], mean[at], raw), reach = reach_of(t, table[at]);
+        if (raw) status = push_uniform(c, (uint64_t)values[at] & ((UINT64_C(1) << raw) - 1), raw);
+        if (status == OK && symbol < -reach) status = push_escape(c, (uint32_t)(-symbol - reach - 1), 1);
+        if (status == OK && symbol > reach + 1) status = push_escape(c, (uint32_t)(symbol - reach - 2), 0);
     }
     for (uint32_t i = count; i-- && status == OK;)
         status = push(c, (uint64_t)sorted[i].left << 8, ((uint64_t)sorted[i].less + 1) << 8);
@@ -121,25 +132,27 @@ int perigee_pop_pass(Coder *c, const Tables *t, const Pass *pass, uint32_t *orde
     int32_t *const values = pass->values;
     const int32_t *const table = pass->table, *const mean = pass->mean;
     const uint32_t count = pass->count;
-    uint32_t next[TABLES];
-    int status = starts_by_table(table, count, next);
+    uint32_t next[TABLES_MAX];
+    int status = starts_by_table(t, table, count, next);
     if (status != OK) return status;
     for (uint32_t i = 0; i < count; i++) order[next[table[i]]++] = i;
     for (uint32_t i = 0; i < count; i++) values[order[i]] = (int32_t)pop_entry(c, t, (uint32_t)table[order[i]]);
     for (uint32_t i = 0; i < count; i++) {
         const uint32_t at = order[i];
+        const int raw = t->raw_bits[table[at]];
         const int64_t reach = reach_of(t, table[at]);
-        int64_t symbol = values[at] - reach;
-        if (symbol == reach + 2) {
+        int64_t value = values[at] - reach;
+        if (value == reach + 2) {
             uint32_t excess;
             int negative;
-            if ((status = pop_escape(c, &excess, &negative)) != OK) return status;
-            symbol = negative ? -(int64_t)excess - reach - 1 : (int64_t)excess + reach + 2;
+            if ((status = pop_escape(c, t->escape_bits, &excess, &negative)) != OK) return status;
+            value = negative ? -(int64_t)excess - reach - 1 : (int64_t)excess + reach + 2;
         }
-        symbol += floor_mean(mean[at]);
-        if (symbol < Q_MIN || symbol > Q_MAX)
+        value += mean[at] >> (raw + 4);
+        if (raw) value = value * (INT64_C(1) << raw) + pop_uniform(c, raw);
+        if (value < t->smallest || value > t->largest)
             status = OUT_OF_RANGE; /* the rest is read all the same, as the definition does */
-        values[at] = (int32_t)symbol;
+        values[at] = (int32_t)value;
     }
     return status;
 }

@@ -9,7 +9,7 @@
 
 #include "api.h"
 
-enum { PRECISION = 24, TABLES = 1024, COARSE = 256, ESCAPE_BITS_MAX = 17, Q_MIN = -32768, Q_MAX = 32767 };
+enum { PRECISION = 24, TABLES_MAX = 2048, COARSE = 256 };
 enum { OK = 0, BAD_TABLE = -1, FULL = -2, LONG_ESCAPE = -3, OUT_OF_RANGE = -4, BAD_ENTRY = -5 };
 
 /* An encoder fills `words` from their end towards their front, and a decoder reads them from front to end. So the words
@@ -22,12 +22,16 @@ typedef struct {
 
 /* The profile's tables. The cumulated frequencies of a table run from 0 to 65536, one more than it has entries, and
  * begin at `cumulated[starts[table]]`. `coarse` has 256 numbers for each table: the entries that hold the multiples of
- * 256. */
+ * 256. A table does not code the lowest `raw_bits` bits of a latent, which follow as they are. Latents have the first
+ * `latent_tables` numbers and lie in `smallest` to `largest`. */
 typedef struct {
     const uint32_t *cumulated;
     const uint32_t *starts;
     const uint16_t *coarse;
     const uint32_t *entries; /* the number of entries of each table */
+    const uint8_t *raw_bits;
+    uint32_t latent_tables, escape_bits;
+    int32_t smallest, largest;
 } Tables;
 
 /* The symbols of a pass. Each of the `count` values has the number of its table and a mean in sixteenths of a step. */

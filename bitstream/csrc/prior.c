@@ -50,11 +50,12 @@ static uint32_t upsample(const Kernels *kernels, const Layer pair[2], Inputs x, 
     return wrong | damaged(&pair[1]);
 }
 
-uint32_t perigee_prior_features(const Patch *p, const int32_t *z, uint32_t quality_plane) {
+uint32_t perigee_prior_features(const Patch *p, const int32_t *z, const uint8_t *planes) {
     const Model *m = p->model;
     const Kernels *kernels = kernels_of(m->packing);
     const size_t h = p->rows / 4, w = p->cols / 4, in_stride = padded((size_t)m->hyper_latents);
-    const size_t hyper = (size_t)m->hyper, positions = (size_t)p->rows * p->cols, mix_stride = padded(hyper + 1);
+    const size_t hyper = (size_t)m->hyper, positions = (size_t)p->rows * p->cols,
+                 mix_stride = padded(hyper + (size_t)m->planes);
     uint8_t *hyper_z = p->scratch, *half = hyper_z + h * w * in_stride, *full = half + positions * mix_stride;
     uint8_t *room = full + positions * mix_stride;
     memset(hyper_z, 0, h * w * in_stride);
@@ -64,32 +65,65 @@ uint32_t perigee_prior_features(const Patch *p, const int32_t *z, uint32_t quali
     const Inputs first = {hyper_z, in_stride, h * w}, second = {half, mix_stride, positions / 4};
     uint32_t wrong = upsample(kernels, &m->layers[UP1], first, w, room, half, mix_stride);
     wrong |= upsample(kernels, &m->layers[UP2], second, 2 * w, room, full, mix_stride);
-    for (size_t i = 0; i < positions; i++) full[i * mix_stride + hyper] = (uint8_t)quality_plane;
+    for (size_t i = 0; i < positions; i++) memcpy(full + i * mix_stride + hyper, planes, (size_t)m->planes);
     const Inputs third = {full, mix_stride, positions};
     return wrong | checked(kernels->tile, &m->layers[MIX], third, p->features, padded(hyper));
 }
 
 /* --- passes ---------------------------------------------------------------------------------------------------- */
 
-/* Gives the bytes that a position takes in `given`, where the inputs of the context lie: one for each latent, and
- * behind it one for its magnitude where the model has magnitudes. */
-static size_t given_stride(const Model *m) { return padded((m->magnitudes ? 2 : 1) * (size_t)m->latents); }
+/* Where the inputs of the context lie in `given`, position by position: in front, up to the place that
+ * `views_before` gives, one byte for each view of each channel that the pass codes; then one for each latent, and
+ * behind it one for its magnitude where the model has magnitudes. A pass takes its views and what follows up to its
+ * last channel. */
+static size_t views_before(const Model *m) {
+    int32_t most = 0;
+    for (int32_t i = 0; i < m->passes / 2; i++) {
+        const int32_t size = m->starts[i + 1] - m->starts[i];
+        most = size > most ? size : most;
+    }
+    return (size_t)m->references * (size_t)most;
+}
+
+static size_t given_stride(const Model *m) {
+    return padded(views_before(m) + (m->magnitudes ? 2 : 1) * (size_t)m->latents);
+}
+
+uint64_t perigee_prior_given(const Model *m) { return given_stride(m); }
 
 /* Writes to `given` the symbols that pass k codes. */
 CLONED static void gather(const Patch *p, uint32_t k) {
-    const int32_t *starts = p->model->starts + k / 2;
-    const uint8_t *magnitudes = p->model->magnitudes;
-    const size_t rows = p->rows, cols = p->cols, stride = given_stride(p->model), step = magnitudes ? 2 : 1;
-    const size_t first = (size_t)starts[0], stop = (size_t)starts[1];
-    for (size_t c = first; c < stop; c++)
+    const Model *m = p->model;
+    const int32_t *starts = m->starts + k / 2;
+    const uint8_t *magnitudes = m->magnitudes;
+    const size_t rows = p->rows, cols = p->cols, stride = given_stride(m), step = magnitudes ? 2 : 1;
+    const size_t first = (size_t)starts[0], stop = (size_t)starts[1], before = views_before(m);
+    for (size_t c = first; c < stop; c++) {
+        const int shift = p->shifts ? p->shifts[c] : c == 0 ? DC_SHIFT : 0;
         for (size_t row = 0; row < rows; row++) {
             const int32_t *from = p->symbols + (c * rows + row) * cols;
-            uint8_t *to = p->given + row * cols * stride + step * c;
+            uint8_t *to = p->given + row * cols * stride + before + step * c;
             for (size_t col = (row + k) % 2; col < cols; col += 2) {
-                const int32_t x = clamp(from[col] >> (c == 0 ? DC_SHIFT : 0), -CONTEXT_CLAMP, CONTEXT_CLAMP);
+                const int32_t x = clamp(from[col] >> shift, -CONTEXT_CLAMP, CONTEXT_CLAMP);
+                const int32_t whole = p->shifts ? from[col] : x, size = whole < 0 ? -whole : whole;
                 to[col * stride] = (uint8_t)(x + CONTEXT_OFFSET);
-                if (magnitudes) to[col * stride + 1] = (uint8_t)(magnitudes[x < 0 ? -x : x] + CONTEXT_OFFSET);
+                if (magnitudes)
+                    to[col * stride + 1] = (uint8_t)(magnitudes[clamp(size, 0, m->magnitude_max)] + CONTEXT_OFFSET);
             }
+        }
+    }
+}
+
+/* Writes to `given` what the earlier components have in the channels of pass k. */
+CLONED static void show_views(const Patch *p, uint32_t k) {
+    const Model *m = p->model;
+    const size_t positions = (size_t)p->rows * p->cols, stride = given_stride(m), views = (size_t)m->references;
+    const size_t first = (size_t)m->starts[k / 2], size = (size_t)m->starts[k / 2 + 1] - first;
+    for (size_t view = 0; view < views; view++)
+        for (size_t c = 0; c < size; c++) {
+            const uint8_t *from = p->views + (view * (size_t)m->latents + first + c) * positions;
+            uint8_t *to = p->given + views_before(m) - views * size + view * size + c;
+            for (size_t i = 0; i < positions; i++) to[i * stride] = (uint8_t)(from[i] + CONTEXT_OFFSET);
         }
 }
 
@@ -98,28 +132,34 @@ CLONED static void gather(const Patch *p, uint32_t k) {
 static void prepare(Patch *p, uint32_t k) {
     if (p->filled == 0 || p->filled > k) {
         memset(p->given, CONTEXT_OFFSET, (size_t)p->rows * p->cols * given_stride(p->model));
-        p->filled = 1; /* Pass 0 sees nothing. */
+        p->filled = 1; /* Pass 0 sees no latents. */
+        p->shown = 0;
     }
     for (; p->filled <= k; p->filled++) gather(p, p->filled - 1);
+    if (p->model->references && p->shown != k / 2 + 1) show_views(p, k);
+    p->shown = k / 2 + 1;
 }
 
-/* Computes the 1x1 layer of the context at all positions of a map with a border of 2. */
-static uint32_t context_map(const Kernels *kernels, const Layer *layers, const Patch *p, uint8_t *map) {
+/* Computes the 1x1 layer of the context at all positions of a map with a border of 2. The pass has `seen_views` views,
+ * each channel in each of them counted. */
+static uint32_t context_map(const Kernels *kernels, const Layer *layers, const Patch *p, size_t seen_views,
+                            uint8_t *map) {
     const size_t rows = p->rows, cols = p->cols, stride = given_stride(p->model);
     const size_t context = (size_t)p->model->context, line = cols + 4;
     const Layer *l = &layers[CONTEXT];
+    const uint8_t *given = p->given + views_before(p->model) - seen_views;
     uint32_t total = 0;
     memset(map, 0, bordered(rows, cols, 2) * context);
     for (size_t row = 0; row < rows; row++) {
-        const Inputs x = {p->given + row * cols * stride, stride, cols};
+        const Inputs x = {given + row * cols * stride, stride, cols};
         total += pointwise(kernels->tile, l, ALL, x, map + ((row + 2) * line + 2) * context, context, NULL);
     }
-    const Inputs all = {p->given, stride, rows * cols};
+    const Inputs all = {given, stride, rows * cols};
     return (total - expected(l, (size_t)l->padded, all)) | damaged(l) | damaged(&layers[DEPTH]);
 }
 
-/* Puts features and context side by side for the positions that pass k codes, even rows first. Pass 0 has no context,
- * and then `map` is NULL. */
+/* Puts features and context side by side for the positions that pass k codes, even rows first. A pass that sees
+ * nothing has no context, and then `map` is NULL. */
 static void join(const Kernels *kernels, const Layer *depth, const Patch *p, uint32_t k, const uint8_t *map,
                  uint8_t *joined, size_t stride) {
     const size_t rows = p->rows, cols = p->cols, hyper = (size_t)p->model->hyper, context = (size_t)p->model->context;
@@ -137,10 +177,14 @@ static void join(const Kernels *kernels, const Layer *depth, const Patch *p, uin
         }
 }
 
+/* How many of a latent's lowest bits the tables of a scale index leave out. */
+static int raw_bits_of(int32_t index) { return index < FEW_SCALES ? 0 : (index - FEW_SCALES + OCTAVE) / OCTAVE; }
+
 /* Computes the last layer of a pass, and from it the means and table numbers. The layer's outputs are packed in blocks
  * of HALF_COLUMNS means and as many scales. `sums` has room for [ROWS][padded]. */
-static uint32_t predict(Tile *tile, const Layer *l, const Patch *p, Inputs x, int32_t *sums) {
+static uint32_t predict(Tile *tile, const Layer *l, const Patch *p, uint32_t k, Inputs x, int32_t *sums) {
     const size_t channels = p->channels, half = x.count, width = (size_t)l->padded;
+    const size_t first = (size_t)p->model->starts[k / 2];
     const size_t blocks = (channels + HALF_COLUMNS - 1) / HALF_COLUMNS * COLUMNS;
     const size_t wanted = blocks < width ? blocks : width;
     int32_t *table = p->table, *mean = p->mean;
@@ -148,13 +192,16 @@ static uint32_t predict(Tile *tile, const Layer *l, const Patch *p, Inputs x, in
     for (size_t i = 0; i < half; i += ROWS) {
         const size_t count = half - i < ROWS ? half - i : ROWS;
         total += pointwise(tile, l, wanted, (Inputs){x.bytes + i * x.stride, x.stride, count}, NULL, 0, sums);
-        for (size_t c = 0; c < channels; c++)
+        for (size_t c = 0; c < channels; c++) {
+            const int32_t base = p->base ? p->base[first + c] : 0, unit = p->shifts ? 1 << p->shifts[first + c] : 1;
             for (size_t r = 0; r < count; r++) {
                 const int32_t *block = sums + r * width + c / HALF_COLUMNS * COLUMNS + c % HALF_COLUMNS;
-                const int32_t mu = block[0], scale = block[HALF_COLUMNS];
+                const int32_t mu = block[0] * unit, scale = block[HALF_COLUMNS];
+                const int32_t index = clamp(((8 * scale + 328) >> 4) + base, 0, p->model->scales - 1);
                 mean[c * half + i + r] = mu;
-                table[c * half + i + r] = clamp((8 * scale + 328) >> 4, 0, SCALES - 1) * 16 + (mu & 15);
+                table[c * half + i + r] = index * 16 + ((mu >> raw_bits_of(index)) & 15);
             }
+        }
     }
     return (total - expected(l, wanted, x)) | damaged(l);
 }
@@ -171,12 +218,14 @@ uint32_t perigee_prior_pass(Patch *p, uint32_t k) {
 
     uint32_t wrong = 0;
     prepare(p, k);
-    if (k) wrong |= context_map(kernels, layers, p, map);
-    join(kernels, &layers[DEPTH], p, k, k ? map : NULL, joined, stride);
+    const size_t views = (size_t)m->references * (size_t)(m->starts[k / 2 + 1] - m->starts[k / 2]);
+    const int sees = k || views;
+    if (sees) wrong |= context_map(kernels, layers, p, views, map);
+    join(kernels, &layers[DEPTH], p, k, sees ? map : NULL, joined, stride);
     memset(first, 0, 2 * half * head);
     wrong |= checked(kernels->tile, &layers[HEAD1], (Inputs){joined, stride, half}, first, head);
     wrong |= checked(kernels->tile, &layers[HEAD2], (Inputs){first, head, half}, second, head);
-    wrong |= predict(kernels->tile, &layers[OUT], p, (Inputs){second, head, half}, sums);
+    wrong |= predict(kernels->tile, &layers[OUT], p, k, (Inputs){second, head, half}, sums);
     if (wrong) p->filled = 0;
     return wrong;
 }
@@ -184,8 +233,9 @@ uint32_t perigee_prior_pass(Patch *p, uint32_t k) {
 uint64_t perigee_prior_scratch(const Model *m, uint32_t rows, uint32_t cols) {
     const size_t positions = (size_t)rows * cols, half = positions / 2;
     const size_t hyper = (size_t)m->hyper, context = (size_t)m->context, head = padded((size_t)m->head);
-    const size_t features = positions / 16 * padded((size_t)m->hyper_latents) + 2 * positions * padded(hyper + 1) +
-                            positions * hyper + bordered(rows, cols, 1) * hyper;
+    const size_t features = positions / 16 * padded((size_t)m->hyper_latents) +
+                            2 * positions * padded(hyper + (size_t)m->planes) + positions * hyper +
+                            bordered(rows, cols, 1) * hyper;
     const size_t pass = bordered(rows, cols, 2) * padded(context) + half * (padded(hyper + context) + 2 * head) +
                         ROWS * sizeof(int32_t) * padded(2 * (size_t)m->latents);
     return (features > pass ? features : pass) + 64; /* `sums` begins at a multiple of 64. */

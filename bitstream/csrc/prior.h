@@ -31,8 +31,9 @@
 
 enum { ROWS = 8, COLUMNS = 32, HALF_COLUMNS = 16 };  /* A tile has 8 positions and 32 output channels. */
 enum { SINGLES, QUADS_AVX2, QUADS_VNNI, QUADS_DOT }; /* How weights are packed decides which kernels multiply them. */
-enum { Z_OFFSET = 64, CONTEXT_OFFSET = 127, CONTEXT_CLAMP = 127, DC_SHIFT = 2, SCALES = 64 };
+enum { Z_OFFSET = 64, CONTEXT_OFFSET = 127, CONTEXT_CLAMP = 127, DC_SHIFT = 2 };
 enum { OUT_MIN = -4096, OUT_MAX = 4095 };
+enum { FEW_SCALES = 64, OCTAVE = 6 };                 /* From index 64 on, a spread doubles every six indices. */
 enum { UP1, DEPTH1, UP2, DEPTH2, MIX, PASSES };       /* the layers of the hyper-decoder, before those of the passes */
 enum { CONTEXT, DEPTH, HEAD1, HEAD2, OUT, PER_PASS }; /* the layers of each pass */
 
@@ -52,9 +53,12 @@ typedef struct {
 } Layer;
 
 /* The network. `starts` has the first channel of each slice, and the end of the last slice. `magnitudes` has a value
- * for each of 0 to 127, which the context shows beside each latent; it is NULL where there are no magnitudes. */
+ * for each of 0 to `magnitude_max`, which the context shows beside each latent; it is NULL where there are no
+ * magnitudes. `planes` features have one value everywhere. The context of a pass sees the pass' own channels in
+ * `references` views of components that were coded before. There are `scales` scale indices. */
 typedef struct {
     int32_t latents, hyper_latents, hyper, context, head, passes, packing;
+    int32_t planes, references, scales, magnitude_max;
     const int32_t *starts;
     const Layer *layers;
     const uint8_t *magnitudes;
@@ -65,19 +69,27 @@ typedef struct {
     const Model *model;
     const int32_t *symbols; /* the latents q, [latents][rows][cols] */
     int32_t *table, *mean;  /* what a pass gives, [channels][rows][cols / 2] each */
+    const uint8_t *shifts;  /* bits that each channel loses in the context; NULL: 2 for the first channel, else 0 */
+    const int16_t *base;    /* what is added to the scale index of each channel; NULL: 0 */
+    const uint8_t *views;   /* [references][latents][rows][cols], or NULL where there are none */
     uint8_t *features;      /* [rows * cols][padded(hyper)] */
-    uint8_t *given;         /* [rows * cols][padded(latents)], or padded(2 * latents) with magnitudes */
+    uint8_t *given;         /* [rows * cols], as many bytes each as `given_stride` in prior.c says */
     uint8_t *scratch;       /* as many bytes as `perigee_prior_scratch` says */
     uint32_t rows, cols;
     uint32_t channels; /* how many channels of the slice a pass gives, from the first one */
     uint32_t filled;   /* for how many passes `given` is prepared; 0 in the beginning */
+    uint32_t shown;    /* the slice whose views are in `given`, counted from 1; 0 in the beginning */
 } Patch;
+
+/* Gives the bytes that each position of a patch takes in `given`. */
+API uint64_t perigee_prior_given(const Model *m);
 
 /* Gives the bytes of scratch memory that a patch needs. */
 API uint64_t perigee_prior_scratch(const Model *m, uint32_t rows, uint32_t cols);
 
-/* Computes the features from the hyper-latents z, int32 [hyper_latents][rows / 4][cols / 4]. */
-API uint32_t perigee_prior_features(const Patch *p, const int32_t *z, uint32_t quality_plane);
+/* Computes the features from the hyper-latents z, int32 [hyper_latents][rows / 4][cols / 4], and the values of the
+ * planes. */
+API uint32_t perigee_prior_features(const Patch *p, const int32_t *z, const uint8_t *planes);
 
 /* Computes table numbers and means of pass k, in the order of `half` in prior.py. The symbols must be complete for the
  * passes before it. Like `perigee_prior_features`, this returns 0 where all checksums hold; any other number means that

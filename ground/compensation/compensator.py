@@ -16,7 +16,7 @@ import numpy as np
 from perigee.bitstream.arrays import FloatArray
 from perigee.bitstream.conditions import COMPENSATION_WINDOW, FIELDS
 from perigee.bitstream.errors import CompensationError, Fault
-from perigee.bitstream.manifest import COMPENSATOR, Manifest, is_compensator, manifests_in, read_manifest
+from perigee.bitstream.manifest import COMPENSATOR, Manifest, kind_of, manifests_in, read_manifest
 from perigee.engines.onnxruntime import OnnxRuntimeGraph
 
 ONE_STEP, DIFFUSION = "one-step", "diffusion"
@@ -186,7 +186,7 @@ def find_compensator(
     """
     known = shipped_folders()
     for folder in folders:
-        known |= {place.name: place for place in manifests_in(folder) if is_compensator(place)}
+        known |= {place.name: place for place in manifests_in(folder) if kind_of(place) == COMPENSATOR}
     if name not in known:
         raise CompensationError(
             f"compensation {name!r}: accepted are none, {', '.join(known) or '(none is installed)'}",

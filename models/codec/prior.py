@@ -58,24 +58,32 @@ class PriorLayer(nn.Module):
         offset = self.shape.input_fraction - self.shape.output_fraction
         return bits.clamp(-offset, P.SHIFT_MAX - offset)
 
-    def forward(self, x: Tensor, quantised: bool) -> Tensor:
-        """Map activations [N, I, H, W] to [N, O, H, W], in integer arithmetic where ``quantised``."""
-        s = self.shape
+    def constants(self, quantised: bool) -> tuple[Tensor, Tensor]:
+        """Return weights and biases, as whole numbers of their units where ``quantised``."""
         weight: Tensor = self.weight
         bias: Tensor = self.bias
         if quantised:
             weight_unit = torch.exp2(-self.weight_bits())
             whole = round_through(weight / weight_unit[:, None, None, None]).clamp(-127, 127)
             weight = whole * weight_unit[:, None, None, None]
-            bias_unit = weight_unit * 2.0**-s.input_fraction
+            bias_unit = weight_unit * 2.0**-self.shape.input_fraction
             bias = round_through(bias / bias_unit) * bias_unit
-        groups = s.inputs if s.depthwise else 1
-        out = F.conv2d(x, weight, bias, padding=s.kernel // 2, groups=groups)
+        return weight, bias
+
+    def limited(self, out: Tensor, quantised: bool) -> Tensor:
+        """Return the sums of a layer as its outputs: rounded where ``quantised``, and within the limits."""
+        s = self.shape
         whole_per_one = 2.0**s.output_fraction
         low, high = (P.OUTPUT_MIN, P.OUTPUT_MAX) if s.final else (0, P.ACTIVATION_MAX)
         if quantised:
             out = round_through(out * whole_per_one) / whole_per_one
-        return out.clamp(low / whole_per_one, high / whole_per_one)
+        return F.hardtanh(out, low / whole_per_one, high / whole_per_one)
+
+    def forward(self, x: Tensor, quantised: bool) -> Tensor:
+        """Map activations [N, I, H, W] to [N, O, H, W], in integer arithmetic where ``quantised``."""
+        weight, bias = self.constants(quantised)
+        groups = self.shape.inputs if self.shape.depthwise else 1
+        return self.limited(F.conv2d(x, weight, bias, padding=self.shape.kernel // 2, groups=groups), quantised)
 
     def to_integers(self) -> P.Layer:
         """Return the layer in integers, as it flies.

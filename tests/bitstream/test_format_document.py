@@ -24,7 +24,7 @@ from perigee.bitstream.format import Header, Segment, read_varint, write_varint
 from perigee.bitstream.metadata import Acquisition, GeoKeys, Metadata, pack_metadata, unpack_metadata
 from perigee.bitstream.parsing import parse_stream
 from perigee.bitstream.prior import Layer, Prediction, Widths, half, layer_shapes
-from perigee.bitstream.tables import FREQUENCY_TOTAL, Tables
+from perigee.bitstream.tables import ESCAPE_BITS_MAX, FREQUENCY_TOTAL, Tables
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "format.md"
 TEXT = DOCUMENT.read_text(encoding="utf-8")
@@ -367,7 +367,7 @@ class TestPriorTables:
     def test_constants(self) -> None:
         for name, value, _ in rows("Constant", "Value"):
             assert getattr(prior, name) == int(value), name
-        assert coders.PRECISION == 24 and FREQUENCY_TOTAL == 65536 and coders.ESCAPE_BITS_MAX == 17
+        assert coders.PRECISION == 24 and FREQUENCY_TOTAL == 65536 and ESCAPE_BITS_MAX == 17
         assert (contract.BLOCK, contract.PATCH_MULTIPLE, contract.HYPER_BLOCK, contract.DIGEST_BYTES) == (16, 64, 64, 8)
 
     def test_limits(self) -> None:

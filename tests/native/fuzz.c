@@ -6,10 +6,11 @@
 #include "../../bitstream/csrc/coder.h"
 #include "random.h"
 
-enum { MOST = 96, CHANNELS = 64, WORDS = 4 * MOST + 64 };
+enum { MOST = 96, CHANNELS = 64, WORDS = 5 * MOST + 64, TABLES = 2048 };
 
 static uint32_t *cumulated, starts[TABLES + CHANNELS], entries[TABLES + CHANNELS];
 static uint16_t coarse[(TABLES + CHANNELS) * COARSE];
+static uint8_t raw_bits[TABLES + CHANNELS];
 
 /* Makes tables of random sizes. Their random frequencies are at least 1 and sum to 65536. */
 static Tables make_tables(void) {
@@ -30,7 +31,9 @@ static Tables make_tables(void) {
         }
         used += entries[t] + 1;
     }
-    return (Tables){cumulated, starts, coarse, entries};
+    for (uint32_t t = 1024; t < TABLES; t++) raw_bits[t] = (uint8_t)(1 + any(11));
+    const int32_t reach = 1 << 23;
+    return (Tables){cumulated, starts, coarse, entries, raw_bits, TABLES, 24, -reach, reach - 1};
 }
 
 static void segment(const Tables *t) {
@@ -40,8 +43,8 @@ static void segment(const Tables *t) {
     Sorted sorted[MOST];
     uint32_t order[MOST], *words = malloc(sizeof *words * WORDS);
     for (uint32_t i = 0; i < count; i++) {
-        table[i] = (int32_t)any(TABLES), mean[i] = (int32_t)any(8192) - 4096;
-        values[i] = any(20) ? mean[i] / 16 + (int32_t)any(9) - 4 : (int32_t)any(65536) - 32768;
+        table[i] = (int32_t)any(TABLES), mean[i] = (int32_t)any(1 << 27) - (1 << 26);
+        values[i] = any(20) ? mean[i] / 16 + (int32_t)any(9) - 4 : (int32_t)any(1 << 24) - (1 << 23);
     }
     for (int i = 0; i < 6; i++) z[i] = (int32_t)any(129);
     Coder c = {0, words, WORDS, WORDS};
@@ -92,6 +95,7 @@ static void prior(int32_t packing) {
     const int32_t head = 1 + (int32_t)any(70), hyper_latents = 1 + (int32_t)any(40);
     const uint32_t rows = 4 * (1 + any(4)), cols = 4 * (1 + any(4));
     const int32_t sides = 1 + (int32_t)any(2); /* the latents alone, or their magnitudes too */
+    const int32_t views = (int32_t)any(3), wide = (int32_t)any(2), planes = 1 + (int32_t)any(2);
     uint8_t magnitudes[128] = {0};
     for (int i = 1; i < 128; i++) magnitudes[i] = (uint8_t)any(128);
     int32_t first[5] = {0};
@@ -101,46 +105,64 @@ static void prior(int32_t packing) {
     layers[DEPTH1] = make_layer(packing, hyper, hyper, 3);
     layers[UP2] = make_layer(packing, hyper, 4 * hyper, 1);
     layers[DEPTH2] = make_layer(packing, hyper, hyper, 3);
-    layers[MIX] = make_layer(packing, hyper + 1, hyper, 1);
+    layers[MIX] = make_layer(packing, hyper + planes, hyper, 1);
     for (int32_t k = 0; k < 2 * slices; k++) {
-        const int32_t seen = k % 2 ? first[k / 2 + 1] : first[k / 2];
+        const int32_t own = views * (first[k / 2 + 1] - first[k / 2]);
+        const int32_t seen = own + sides * (k % 2 ? first[k / 2 + 1] : first[k / 2]);
         Layer *l = layers + PASSES + PER_PASS * k;
-        if (seen) l[CONTEXT] = make_layer(packing, sides * seen, context, 1);
+        if (seen) l[CONTEXT] = make_layer(packing, seen, context, 1);
         if (seen) l[DEPTH] = make_layer(packing, context, context, 5);
         l[HEAD1] = make_layer(packing, hyper + (seen ? context : 0), head, 1);
         l[HEAD2] = make_layer(packing, head, head, 1);
         l[OUT] = make_layer(packing, head, 2 * (first[k / 2 + 1] - first[k / 2]), 1);
     }
-    const Model m = {first[slices], hyper_latents, hyper, context, head,
-                     2 * slices,    packing,       first, layers,  sides == 2 ? magnitudes : NULL};
+    const Model m = {.latents = first[slices],
+                     .hyper_latents = hyper_latents,
+                     .hyper = hyper,
+                     .context = context,
+                     .head = head,
+                     .passes = 2 * slices,
+                     .packing = packing,
+                     .planes = planes,
+                     .references = views,
+                     .scales = wide ? 128 : 64,
+                     .magnitude_max = 127,
+                     .starts = first,
+                     .layers = layers,
+                     .magnitudes = sides == 2 ? magnitudes : NULL};
     const size_t positions = (size_t)rows * cols;
     int32_t *z = malloc(sizeof *z * positions / 16 * (size_t)hyper_latents);
     for (size_t i = 0; i < positions / 16 * (size_t)hyper_latents; i++) z[i] = (int32_t)any(129) - 64;
     int32_t *q = malloc(sizeof *q * positions * (size_t)m.latents);
     for (size_t i = 0; i < positions * (size_t)m.latents; i++) q[i] = (int32_t)any(65536) - 32768;
-    Patch p = {&m,
-               q,
-               NULL,
-               NULL,
-               random_bytes(positions * padded((size_t)hyper)),
-               random_bytes(positions * padded((size_t)(sides * m.latents))),
-               random_bytes(perigee_prior_scratch(&m, rows, cols)),
-               rows,
-               cols,
-               0,
-               0};
-    if (perigee_prior_features(&p, z, any(33))) abort(); /* a false alarm */
+    uint8_t *shifts = random_bytes((size_t)m.latents);
+    int16_t *base = malloc(sizeof *base * (size_t)m.latents);
+    for (int32_t c = 0; c < m.latents; c++) shifts[c] %= 14, base[c] = (int16_t)((int32_t)any(300) - 150);
+    uint8_t *earlier = random_bytes((size_t)(views * m.latents) * positions + 1);
+    for (size_t i = 0; i < (size_t)(views * m.latents) * positions; i++) earlier[i] %= 128;
+    Patch p = {.model = &m,
+               .symbols = q,
+               .shifts = wide ? shifts : NULL,
+               .base = wide ? base : NULL,
+               .views = views ? earlier : NULL,
+               .features = random_bytes(positions * padded((size_t)hyper)),
+               .given = random_bytes(positions * perigee_prior_given(&m)),
+               .scratch = random_bytes(perigee_prior_scratch(&m, rows, cols)),
+               .rows = rows,
+               .cols = cols};
+    const uint8_t values[2] = {(uint8_t)any(256), (uint8_t)any(256)};
+    if (perigee_prior_features(&p, z, values)) abort(); /* a false alarm */
     for (uint32_t k = 0; k < (uint32_t)m.passes; k++) {
         p.channels = 1 + any((uint32_t)(first[k / 2 + 1] - first[k / 2]));
         const size_t size = p.channels * positions / 2;
         p.table = malloc(sizeof *p.table * size), p.mean = malloc(sizeof *p.mean * size);
         if (perigee_prior_pass(&p, k)) abort(); /* a false alarm */
         for (size_t i = 0; i < size; i++)
-            if ((uint32_t)p.table[i] >= TABLES || p.mean[i] < OUT_MIN || p.mean[i] > OUT_MAX) abort();
+            if ((uint32_t)p.table[i] >= TABLES || p.mean[i] < OUT_MIN * 8192 || p.mean[i] > OUT_MAX * 8192) abort();
         free(p.table), free(p.mean);
     }
     for (int i = 0; i < PASSES + 6 * PER_PASS; i++) unpack(layers[i]);
-    free(z), free(q), free(p.scratch), free(p.features), free(p.given);
+    free(z), free(q), free(shifts), free(base), free(earlier), free(p.scratch), free(p.features), free(p.given);
 }
 
 int main(int argc, char **argv) {

@@ -1,0 +1,95 @@
+"""From bands to the integers of a patch: the lapped transform, the rounding of latents, and the hyper-latents.
+
+Everything here only chooses integers, so it may differ from machine to machine.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from perigee.bitstream.arrays import FloatArray, IntArray
+from perigee.bitstream.component_contract import ComponentContract
+from perigee.bitstream.lapped import analyse
+from perigee.bitstream.prior import Z_CLAMP
+
+PATCH_MULTIPLE = 64
+LEAK = 0.1  # of the leaky rectifiers
+DEAD_STRENGTH, DEAD_MAX = 0.1, 0.35  # how the threshold below which a latent becomes 0 rises above half a step
+NEIGHBOURS = 9  # channels
+
+
+def quantised(y: FloatArray, strength: float = DEAD_STRENGTH) -> IntArray:
+    """Latents in steps, float32 [channels, H, W], rounded to int32; what stands alone among small neighbours falls to 0.
+
+    The threshold rises from 0.5 by ``strength`` each time that the mean magnitude of the neighbourhood halves below 1.
+    """
+    size = np.abs(y)
+    around = _box(_box(size, 1, 3), 2, 3)
+    local = 0.5 * around + 0.5 * _box(around, 0, NEIGHBOURS)
+    dead = np.clip(-strength * np.log2(local + 1e-3), 0, DEAD_MAX)
+    return np.where(size < 0.5 + dead, 0, np.rint(y)).astype(np.int32)
+
+
+def _box(values: FloatArray, axis: int, width: int) -> FloatArray:
+    """Means over ``width`` neighbours along an axis, over fewer at its ends."""
+    reach = width // 2
+    length = values.shape[axis]
+    pad = [(0, 0)] * values.ndim
+    pad[axis] = (reach + 1, reach)
+    sums = np.cumsum(np.pad(values, pad), axis=axis, dtype=np.float64)
+    upper = np.take(sums, np.arange(width, width + length), axis)
+    lower = np.take(sums, np.arange(length), axis)
+    places = np.arange(length)
+    count = np.minimum(places + reach, length - 1) - np.maximum(places - reach, 0) + 1
+    shape = [1] * values.ndim
+    shape[axis] = length
+    return np.asarray((upper - lower) / count.reshape(shape), np.float32)
+
+
+class ComponentAnalysis:
+    """The analysis of one contract, with the weights of its hyper-analysis."""
+
+    def __init__(self, contract: ComponentContract, weights: dict[str, FloatArray]) -> None:
+        self._contract, self._weights = contract, weights
+        self._order = contract.order.astype(np.intp)
+
+    def coefficients(self, planes: FloatArray) -> FloatArray:
+        """Coefficients float32 [components, 256, H, W] of components [components, rows, cols], as shares of the range.
+
+        Sides that are no multiples of 64 are padded at the bottom and right by replication.
+        """
+        rows, cols = (-n % PATCH_MULTIPLE for n in planes.shape[1:])
+        padded = np.pad(planes, ((0, 0), (0, rows), (0, cols)), mode="edge") if rows or cols else planes
+        return np.stack([analyse(plane, self._order) for plane in padded])
+
+    def latents(self, coefficients: FloatArray, quality_step: int) -> tuple[IntArray, IntArray]:
+        """Latents q int32 [256, H, W] and hyper-latents z int32 [hyper_latents, H/4, W/4] of one component."""
+        low, high = self._contract.tables.latent_range
+        y = np.clip(coefficients * np.float32(2.0**32 / int(self._contract.steps[quality_step])), low, high)
+        return quantised(y), self._hyper(y)
+
+    def _hyper(self, y: FloatArray) -> IntArray:
+        x = self._point("point1", np.log1p(np.abs(y)))
+        x = self._point("point2", self._depth("depth1", _leaky(x)))
+        x = self._point("point3", self._depth("depth2", _leaky(x)))
+        return np.clip(np.rint(x), -Z_CLAMP, Z_CLAMP).astype(np.int32)
+
+    def _point(self, name: str, x: FloatArray) -> FloatArray:
+        flat = self._weights[f"{name}.weight"] @ x.reshape(len(x), -1) + self._weights[f"{name}.bias"][:, None]
+        return np.asarray(flat).reshape(-1, *x.shape[1:])
+
+    def _depth(self, name: str, x: FloatArray) -> FloatArray:
+        """A depthwise layer of stride 2 with zeros around."""
+        weight, bias = self._weights[f"{name}.weight"], self._weights[f"{name}.bias"]
+        reach = weight.shape[1] // 2
+        rows, cols = (n // 2 for n in x.shape[1:])
+        padded = np.pad(x, ((0, 0), (reach, reach), (reach, reach)))
+        out = np.repeat(bias[:, None], rows * cols, 1).reshape(-1, rows, cols)
+        for i in range(weight.shape[1]):
+            for j in range(weight.shape[2]):
+                out = out + weight[:, i, j, None, None] * padded[:, i : i + 2 * rows : 2, j : j + 2 * cols : 2]
+        return np.asarray(out, np.float32)
+
+
+def _leaky(x: FloatArray) -> FloatArray:
+    return np.maximum(x, LEAK * x)
