@@ -51,7 +51,7 @@ check-native: build/native/checkasm build/native/fuzz
 build/native/%: tests/native/%.c tests/native/random.h $(wildcard bitstream/csrc/*)
 	mkdir -p $(@D)
 	$(CC) -g -O1 -Wall -Wextra -fsanitize=address,undefined -fno-sanitize-recover=all -o $@ $< \
-	    $(filter-out %/module.c,$(filter bitstream/csrc/%.c,$^))
+	    $(filter-out %/module.c,$(filter bitstream/csrc/%.c,$^)) -lm
 
 bench: $(VENV)/dev-ready
 	$(BIN)/python -m perigee.benchmarks.flops

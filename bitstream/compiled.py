@@ -34,7 +34,8 @@ from perigee.bitstream.prior import (
 
 FUNCTIONS = (
     "perigee_push_passes", "perigee_pop_pass", "perigee_push_runs", "perigee_pop_runs", "perigee_flush",
-    "perigee_prior_scratch", "perigee_prior_given", "perigee_prior_features", "perigee_prior_pass", "perigee_prior_packings", "perigee_abi",
+    "perigee_prior_scratch", "perigee_prior_given", "perigee_prior_features", "perigee_prior_pass",
+    "perigee_prior_packings", "perigee_round", "perigee_abi",
 )  # fmt: skip
 ABI = 9  # as in csrc/module.c
 COLUMNS = 32  # Output channels are stored in multiples of this.
@@ -108,6 +109,16 @@ class _Patch(ctypes.Structure):
     ]
 
 
+class NativeCosts(ctypes.Structure):
+    """``Costs`` in ``csrc/rounding.h``."""
+
+    _fields_ = [
+        *_fields(ctypes.c_void_p, "bits starts radius centroids"),
+        ("error_bits", ctypes.c_float),
+        ("tables", ctypes.c_int32),
+    ]
+
+
 def _load() -> Any:
     found = importlib.util.find_spec("perigee.bitstream._native")
     if found is None or found.origin is None:
@@ -118,7 +129,7 @@ def _load() -> Any:
             getattr(loaded, name)
     except (OSError, AttributeError):
         return None
-    structs = (NativeCoder, NativeTables, NativePass, _Layer, _Model, _Patch)
+    structs = (NativeCoder, NativeTables, NativePass, _Layer, _Model, _Patch, NativeCosts)
     loaded.perigee_abi.restype = ctypes.c_uint64
     if loaded.perigee_abi() != reduce(lambda abi, struct: abi << 8 | ctypes.sizeof(struct), structs, ABI):
         return None  # It was built from other sources, as after an update without a new installation.

@@ -7,7 +7,7 @@ decodes to one. Components of which nothing is coded have neither hyper-latents 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,8 @@ from perigee.bitstream.component_contract import ComponentContract
 from perigee.bitstream.component_prior import VIEWS, ComponentPriorEngine, Sight, magnitudes_of
 from perigee.bitstream.errors import SymbolError
 from perigee.bitstream.prior import MEAN_FRACTIONS, PASSES_PER_SLICE, Z_CLAMP, Prediction, RunPass, half, unhalf
+
+Choose = Callable[[int, int, Prediction], IntArray]  # component, pass and prediction to latents
 
 
 class _Views:
@@ -54,9 +56,16 @@ def _sight(contract: ComponentContract, quality_step: int, offsets: IntArray, vi
 
 
 def encode_components(
-    contract: ComponentContract, prior: ComponentPriorEngine, patch: CodedComponents, kind: str = "auto"
+    contract: ComponentContract,
+    prior: ComponentPriorEngine,
+    patch: CodedComponents,
+    kind: str = "auto",
+    choose: Choose | None = None,
 ) -> npt.NDArray[np.uint32]:
-    """The words of a patch. Raises SymbolError for values that no stream can carry."""
+    """The words of a patch. ``choose`` may change the latents of each pass in ``patch.q`` once their prediction is known.
+
+    Raises SymbolError for values that no stream can carry.
+    """
     widths = contract.widths
     if patch.z.size and np.abs(patch.z).max() > Z_CLAMP:
         raise SymbolError(
@@ -70,14 +79,18 @@ def encode_components(
         if c in coded:
             sight = _sight(contract, patch.quality_steps[c], patch.offsets[c], views.views[c])
             step = prior.start_component(patch.z[c : c + 1], patch.quality_steps[c], c, sight)
-            halves = [half(q, parity)[0] for parity in (0, 1)]
             for k in range(widths.passes):
                 count = widths.coded_channels(k, patch.channels[c])
                 if count:
                     start, _ = widths.slice_of(k)
                     found = step(k, q, count)
-                    values = halves[k % 2][start : start + count]
-                    by_slice[k // PASSES_PER_SLICE].append((values, Prediction(found.table[0], found.mean[0])))
+                    prediction = Prediction(found.table[0], found.mean[0])
+                    if choose is None:
+                        values = half(q[:, start : start + count], k % 2)[0]
+                    else:
+                        values = choose(c, k, prediction)
+                        unhalf(values[None], k % 2, q[:, start : start + count])
+                    by_slice[k // PASSES_PER_SLICE].append((values, prediction))
         views.show(c, q[0], 0, widths.latents)
     passes = [one for found in by_slice for one in found]
     symbols = sum(values.size for values, _ in passes) + patch.z.size

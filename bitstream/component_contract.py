@@ -42,7 +42,7 @@ ARRAYS: dict[str, tuple[str, tuple[int | None, ...]]] = {
 class ComponentContract:
     """What satellite and ground share to code components.
 
-    ``steps`` uint32 [251]: the step size at each Q, in 2**-32 of the range; ``base`` and ``shifts`` [251, 256]: see
+    ``steps`` uint32 [251]: the step size at each Q, in 2**-28 of the range; ``base`` and ``shifts`` [251, 256]: see
     ``component_prior.Sight``; ``order`` [256]: the place 16 * u + v of each latent channel in its block; ``lap`` and ``cosine``
     int16 [16, 16]: the transform, see ``lapped``; ``centroids`` int8 [64, 32]: see ``reconstruction``.
     """

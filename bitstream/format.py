@@ -101,17 +101,26 @@ class Header:
         return -(-self.height // self.patch_side), -(-self.width // self.patch_side)
 
     @property
+    def patches(self) -> int:
+        """Number of patches."""
+        rows, cols = self.grid
+        return rows * cols
+
+    @property
     def units(self) -> int:
         """Number of segments: patches times groups."""
-        rows, cols = self.grid
-        return rows * cols * self.groups
+        return self.patches * self.groups
 
     def unit_region(self, unit: int) -> tuple[int, int, int, int, int]:
         """Group, top, left, height and width in pixels of a unit (= patch * groups + group)."""
         patch, group = divmod(unit, self.groups)
+        return group, *self.patch_region(patch)
+
+    def patch_region(self, patch: int) -> tuple[int, int, int, int]:
+        """Top, left, height and width in pixels of a patch."""
         row, col = divmod(patch, self.grid[1])
         top, left = row * self.patch_side, col * self.patch_side
-        return group, top, left, min(self.patch_side, self.height - top), min(self.patch_side, self.width - left)
+        return top, left, min(self.patch_side, self.height - top), min(self.patch_side, self.width - left)
 
     def group_bands(self, group: int) -> range:
         """Band numbers (from 0) of a group."""

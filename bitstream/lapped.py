@@ -13,6 +13,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 import numpy as np
+import numpy.typing as npt
 
 from perigee.bitstream.arrays import FloatArray, IntArray
 
@@ -59,48 +60,42 @@ COSINE = (
 # fmt: on
 
 
+def _inverse_of(matrix: tuple[tuple[int, ...], ...]) -> FloatArray:
+    return np.asarray(np.linalg.inv(np.array(matrix, np.float64).T * 2.0**-MATRIX_BITS), np.float32)
+
+
+LAP_FORWARD, COSINE_FORWARD = _inverse_of(LAP), _inverse_of(COSINE)
+
+
+def analyse(planes: FloatArray, order: IntArray) -> FloatArray:
+    """Coefficients float32 [n, len(order), rows / 16, cols / 16] of planes float32 [n, rows, cols], both multiples of 16.
+
+    ``order`` holds 16 * u + v of each channel: frequency u along the columns, v along the rows.
+    """
+    count, rows, cols = planes.shape
+    work = planes.copy()
+    inner = work[:, REACH : rows - REACH]
+    if inner.shape[1]:
+        inner[:] = np.matmul(LAP_FORWARD, inner.reshape(count, -1, BLOCK, cols)).reshape(inner.shape)
+    work = np.matmul(COSINE_FORWARD, work.reshape(count, -1, BLOCK, cols))
+    inner = work[..., REACH : cols - REACH]
+    if inner.shape[-1]:
+        inner[:] = (inner.reshape(-1, BLOCK) @ LAP_FORWARD.T).reshape(inner.shape)
+    blocks = (work.reshape(-1, BLOCK) @ COSINE_FORWARD.T).reshape(count, rows // BLOCK, BLOCK, cols // BLOCK, BLOCK)
+    ordered = blocks.transpose(0, 2, 4, 1, 3).reshape(count, BLOCK * BLOCK, rows // BLOCK, cols // BLOCK)
+    return np.ascontiguousarray(ordered[:, order])
+
+
 @lru_cache(maxsize=16)
-def synthesis_matrix(length: int) -> FloatArray:
+def synthesis_matrix(length: int) -> npt.NDArray[np.float64]:
     """The way back along one axis, float64 [length, length]: samples = matrix @ coefficients, block after block.
 
     ``length`` is a multiple of 16.
     """
-    blocks = length // BLOCK
     scale = 2.0**-MATRIX_BITS
-    matrix = np.kron(np.eye(blocks), np.array(COSINE).T * scale)
+    matrix = np.asarray(np.kron(np.eye(length // BLOCK), np.array(COSINE).T * scale), np.float64)
     lap = np.array(LAP).T * scale
     for border in range(BLOCK, length, BLOCK):
         rows = slice(border - REACH, border + REACH)
         matrix[rows] = lap @ matrix[rows]
-    matrix.setflags(write=False)
     return matrix
-
-
-@lru_cache(maxsize=16)
-def analysis_matrix(length: int) -> FloatArray:
-    """The inverse of :func:`synthesis_matrix`, float64 [length, length]: coefficients = matrix @ samples."""
-    matrix = np.linalg.inv(synthesis_matrix(length))
-    matrix.setflags(write=False)
-    return matrix
-
-
-def analyse(plane: FloatArray, order: IntArray) -> FloatArray:
-    """Coefficients [len(order), rows / 16, cols / 16] of a plane [rows, cols], both multiples of 16.
-
-    ``order`` holds 16 * u + v of each channel: frequency u along the columns, v along the rows.
-    """
-    rows, cols = plane.shape
-    left = analysis_matrix(rows).astype(plane.dtype)
-    right = analysis_matrix(cols).astype(plane.dtype)
-    blocks = (left @ plane @ right.T).reshape(rows // BLOCK, BLOCK, cols // BLOCK, BLOCK)
-    return np.ascontiguousarray(blocks.transpose(1, 3, 0, 2).reshape(BLOCK * BLOCK, rows // BLOCK, -1)[order])
-
-
-def synthesise(coefficients: FloatArray, order: IntArray) -> FloatArray:
-    """Planes [rows, cols] of coefficients [channels, rows / 16, cols / 16]: the inverse of :func:`analyse`."""
-    _, rows, cols = coefficients.shape
-    blocks = np.zeros((BLOCK * BLOCK, rows, cols), coefficients.dtype)
-    blocks[order] = coefficients
-    plane = blocks.reshape(BLOCK, BLOCK, rows, cols).transpose(2, 0, 3, 1).reshape(rows * BLOCK, cols * BLOCK)
-    left, right = (synthesis_matrix(n * BLOCK).astype(coefficients.dtype) for n in (rows, cols))
-    return np.asarray(left @ plane @ right.T)

@@ -54,7 +54,7 @@ def parse_stream(data: bytes | memoryview, limits: Limits = DEFAULT_LIMITS, dama
     """
     header, offset = read_header(data, limits)
     stream = Stream(header)
-    most = header.units + header.units // header.groups + SPARE_CHUNKS
+    most = header.units + header.patches + SPARE_CHUNKS
 
     def take(kind: int, payload: memoryview, start: int) -> None:
         _take(stream, kind, payload, start, limits)
@@ -216,12 +216,12 @@ def _take(stream: Stream, kind: int, payload: memoryview, start: int, limits: Li
         stream.segments[segment.unit] = segment
     elif kind == MASK:
         patch, at = leading_varint(payload, start)
-        if patch >= header.units // header.groups or patch in stream.masks:
+        if patch >= header.patches or patch in stream.masks:
             raise FormatError(
                 f"the mask of patch {patch} is out of range or comes twice",
                 Fault.REPEATED if patch in stream.masks else Fault.RANGE,
                 field="patch",
-                expected=f"0 to {header.units // header.groups - 1}, each once",
+                expected=f"0 to {header.patches - 1}, each once",
                 found=patch,
                 offset_bytes=start,
             )

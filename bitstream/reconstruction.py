@@ -18,7 +18,7 @@ from perigee.bitstream.samples import DTYPE_RANGE
 from perigee.bitstream.spectral import SCALE_BITS, SPECTRAL_BITS, Spectral
 
 CELL_BITS = 7  # a latent's cell is divided into 128 parts
-STEP_BITS = 32
+STEP_BITS = 28
 UNIT_BITS = 20  # components are in 2**-20 of the range
 COMPONENT_MAX = 1 << 34
 EXACT = 1 << 53  # float64 holds every whole number below
@@ -30,15 +30,17 @@ def rounded_shift(values: Wide, bits: int) -> Wide:
     return np.asarray(values + (1 << bits - 1) >> bits)
 
 
-def coefficients_of(
-    contract: ComponentContract, q: IntArray, mean: IntArray, index: IntArray, quality_step: int
-) -> Wide:
-    """Coefficients int64 [latents, H, W] of one component, within +-2**34."""
+def centroids_of(contract: ComponentContract, q: IntArray, mean: IntArray, index: IntArray) -> Wide:
+    """Where latents [latents, H, W] of one component are expected in their cells, int64 in 1/128 step."""
     distance = 16 * q.astype(np.int64) - mean
     bucket = np.minimum(np.abs(distance) + 2 >> 2, CENTROID_BUCKETS - 1)
     inward = contract.centroids.astype(np.int64)[np.minimum(index, SCALE_COUNT - 1), bucket]
     inward = np.where(index < SCALE_COUNT, inward, 0)
-    within = (q.astype(np.int64) << CELL_BITS) - np.sign(distance) * inward
+    return np.asarray((q.astype(np.int64) << CELL_BITS) - np.sign(distance) * inward)
+
+
+def coefficients_of(contract: ComponentContract, within: Wide, quality_step: int) -> Wide:
+    """Coefficients int64 [latents, H, W] of centroids in 1/128 step, in units of 2**-20 and within +-2**34."""
     whole = rounded_shift(within * int(contract.steps[quality_step]), CELL_BITS + STEP_BITS - UNIT_BITS)
     return np.clip(whole, -COMPONENT_MAX, COMPONENT_MAX)
 

@@ -21,14 +21,15 @@ from perigee.bitstream.component_profile import ANALYSIS_FILE, component_answer,
 from perigee.bitstream.manifest import COMPONENTS, MANIFEST_FILE, MANIFEST_VERSION
 from perigee.bitstream.prior import ACCUMULATOR_LIMIT, QUALITY_STEPS, SCALE_COUNT, check_accumulators
 from perigee.bitstream.profile import CONTRACT_FILE, SELF_TEST_FILE
+from perigee.bitstream.reconstruction import STEP_BITS
 from perigee.bitstream.tables import WIDE_SCALE_COUNT, Tables
 from perigee.engines.components import ComponentEngine
 from perigee.export.tables import latent_tables, z_tables
 from perigee.models.codec.component import (
-    COARSEST_STEP,
     SPREAD_MIN,
     SPREADS_PER_OCTAVE,
     STEPS_PER_OCTAVE,
+    WHOLE_STEP,
     ComponentCodec,
     quantised,
     references_of,
@@ -36,7 +37,6 @@ from perigee.models.codec.component import (
 )
 
 PATCH_SIDE = 256
-STEP_BITS = 32
 SAMPLES_MIN = 400  # latents that a centroid must be measured on
 Array = npt.NDArray[Any]
 
@@ -49,7 +49,7 @@ def make_contract(codec: ComponentCodec, crops: Sequence[FloatArray], qualities:
     """
     spreads = SPREAD_MIN * 2.0 ** (np.arange(SCALE_COUNT) / SPREADS_PER_OCTAVE)
     radius, frequencies = latent_tables(spreads)
-    steps = 2.0 ** (STEP_BITS - (COARSEST_STEP + np.arange(QUALITY_STEPS + 1)) / STEPS_PER_OCTAVE)
+    steps = 2.0 ** (STEP_BITS + (WHOLE_STEP - np.arange(QUALITY_STEPS + 1)) / STEPS_PER_OCTAVE)
     return ComponentContract(
         codec.prior.widths,
         codec.prior.to_integers(),
@@ -95,7 +95,7 @@ def centroids(codec: ComponentCodec, crops: Sequence[FloatArray], qualities: Seq
     measured = sums / np.maximum(counts, 1)
     known = counts >= SAMPLES_MIN
     table = np.where(known, measured, expected.numpy().reshape(-1))
-    return np.clip(np.rint(128 * table), -64, 64).astype(np.int8).reshape(SCALE_COUNT, CENTROID_BUCKETS)
+    return np.asarray(np.clip(np.rint(128 * table), -64, 64), np.int8).reshape(SCALE_COUNT, CENTROID_BUCKETS)
 
 
 def _self_test(contract: ComponentContract, seed: int = 22) -> dict[str, Array]:
@@ -162,9 +162,13 @@ def export_components(
     """Write the profile of a trained codec to ``folder``, and check it as it will be loaded. ``graphs`` are copied there."""
     folder.mkdir(parents=True, exist_ok=True)
     contract = make_contract(codec, crops, qualities)
-    np.savez_compressed(folder / CONTRACT_FILE, **contract.arrays())
-    np.savez_compressed(folder / ANALYSIS_FILE, **hyper_analysis_arrays(codec))
-    np.savez_compressed(folder / SELF_TEST_FILE, **_self_test(contract))
+    stored = {
+        CONTRACT_FILE: contract.arrays(),
+        ANALYSIS_FILE: hyper_analysis_arrays(codec),
+        SELF_TEST_FILE: _self_test(contract),
+    }
+    for file, arrays in stored.items():
+        np.savez_compressed(folder / file, **arrays)  # type: ignore[arg-type]  # its last argument has another type
     for graph in graphs:
         (folder / graph.name).write_bytes(graph.read_bytes())
     files = [CONTRACT_FILE, ANALYSIS_FILE, SELF_TEST_FILE, *(graph.name for graph in graphs)]

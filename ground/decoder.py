@@ -12,22 +12,19 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-import perigee
 from perigee.bitstream import format as fmt
-from perigee.bitstream.arrays import Array, BoolArray, FloatArray, IntArray, Samples
+from perigee.bitstream.arrays import FloatArray, IntArray
 from perigee.bitstream.cells import cells_of, reach_within
 from perigee.bitstream.contract import BLOCK, HYPER_BLOCK
 from perigee.bitstream.entropy import DecodedPatch, decode_symbols
 from perigee.bitstream.errors import BitstreamError, ChecksumError, Fault, FormatError
-from perigee.bitstream.masks import unpack_mask
-from perigee.bitstream.metadata import Metadata, unpack_metadata
-from perigee.bitstream.samples import DTYPE_RANGE, denormalise, is_value_of, quality_of
+from perigee.bitstream.samples import denormalise
 from perigee.engines.ground import GroundEngine
 from perigee.ground.regions import Region, squares_over
-from perigee.ground.source import Decoded, Report, acquisition_tags, has_generated_detail, source_tags
+from perigee.ground.scene import StreamSource
+from perigee.ground.source import Decoded
 
 MARGIN = 8  # latents on each side
-UNITS_NAMED = 100  # in the tags of a product
 WINDOW_PATCHES = 4  # patches on the side of a synthesis window: the margin costs little and memory stays small
 ImageOf = Callable[[int, Region], FloatArray]  # group and region to its image [3, rows, cols]
 
@@ -44,7 +41,7 @@ def synthesis_windows(start: int, length: int, patch: int) -> Iterator[tuple[int
     yield start, length
 
 
-class SceneDecoder:
+class SceneDecoder(StreamSource):
     """A parsed stream as an image source; it keeps the latents of the last few patches.
 
     With ``damaged`` patches that cannot be decoded become fill instead of raising, and are listed in ``report``. Beside
@@ -53,75 +50,13 @@ class SceneDecoder:
 
     def __init__(self, stream: fmt.Stream, engine: GroundEngine, coder: str = "auto", damaged: bool = False) -> None:
         """Raises FormatError where stream, metadata and contract do not go together."""
-        self.stream, self.engine, self.coder, self.damaged = stream, engine, coder, damaged
+        super().__init__(stream, engine.profile.contract.patch_side, damaged)
+        self.stream, self.engine, self.coder = stream, engine, coder
         self.header = stream.header
-        self.width, self.height = self.header.width, self.header.height
-        self.bands, self.dtype = self.header.bands, self.header.dtype
-        self.report = Report()
-        self.metadata: Metadata = self._metadata()
-        self._check()
+        if stream.ranges is None and self.dtype != "uint8":
+            raise FormatError(f"a stream of {self.dtype} needs coding ranges", Fault.MISSING, field="coding ranges")
         self._latents: dict[int, FloatArray | None] = {}
         self._received: dict[int, IntArray] = {}  # int16 symbols of whole units that are a rounded linear transform
-
-    def _metadata(self) -> Metadata:
-        if self.damaged and self.stream.damage:
-            self.report.notes.append("what was lost may have been a mask or the metadata: validity is not certain")
-        if self.stream.metadata is None:
-            return Metadata()
-        try:
-            return unpack_metadata(self.stream.metadata)
-        except BitstreamError as error:
-            if not self.damaged:
-                raise
-            self.report.notes.append(f"the metadata are unusable: {error}")
-            return Metadata()
-
-    def _check(self) -> None:
-        h, m = self.header, self.metadata
-        if m.alpha_band is not None and m.alpha_band > h.bands:
-            raise FormatError(
-                f"alpha band {m.alpha_band} of {h.bands + 1}",
-                field="alpha band",
-                expected=f"0 to {h.bands}",
-                found=m.alpha_band,
-            )
-        if m.nodata is not None and not is_value_of(m.nodata, h.dtype):
-            raise FormatError(
-                f"nodata {m.nodata} is not a value of {h.dtype}", field="nodata", expected=h.dtype, found=m.nodata
-            )
-        side = self.engine.profile.contract.patch_side
-        if h.patch_side != side:
-            raise FormatError(
-                f"patch side {h.patch_side}, the contract's is {side}",
-                Fault.MISFIT,
-                field="patch side",
-                expected=side,
-                found=h.patch_side,
-            )
-        if self.stream.ranges is None and h.dtype != "uint8":
-            raise FormatError(f"a stream of {h.dtype} needs coding ranges", Fault.MISSING, field="coding ranges")
-
-    @property
-    def incomplete(self) -> bool:
-        """Whether parts of the scene may have no data: a product then needs a mask of its own."""
-        return self.damaged or any(s.mode == fmt.DROPPED for s in self.stream.segments.values())
-
-    @property
-    def has_gaps(self) -> bool:
-        """Whether some samples may be invalid."""
-        empty = any(s.mode != fmt.NETWORK for s in self.stream.segments.values())
-        return self.incomplete or empty or bool(self.stream.masks)
-
-    @property
-    def sample_range(self) -> tuple[int, int]:
-        """Smallest and largest value of a sample: those of its type, or of the bits that the source used of it."""
-        low, high = DTYPE_RANGE[self.dtype]
-        return low, high if self.metadata.nbits is None else min(high, (1 << self.metadata.nbits) - 1)
-
-    @property
-    def fill(self) -> int:
-        """Value of invalid samples: nodata where declared, else 0."""
-        return 0 if self.metadata.nodata is None else int(self.metadata.nodata)
 
     # --- what only a stream has ------------------------------------------------------------------------------------
 
@@ -273,13 +208,6 @@ class SceneDecoder:
         self.settle(out, valid)
         return Decoded(out, valid, alpha)
 
-    def settle(self, samples: Samples, valid: BoolArray) -> None:
-        """Invalid samples become the fill value; valid ones must not look like nodata and move by one if they do."""
-        fill, high = self.fill, self.sample_range[1]
-        if self.metadata.nodata is not None and not self.metadata.masked:
-            samples[valid & (samples == fill)] = fill + 1 if fill < high else fill - 1
-        samples[~valid] = fill
-
     def blocks(
         self,
         region: Region | None = None,
@@ -298,84 +226,23 @@ class SceneDecoder:
                 window = Region(top, left, rows, cols)
                 yield window, self.region(window, bands, image_of)
 
-    def provenance(self) -> dict[str, str]:
-        """Tags that say where the pixels come from, those of an older generation under changed names."""
+    def _origin(self) -> dict[str, str]:
         profile = self.engine.profile
-        qualities = {s.quality_step for s in self.stream.segments.values() if s.mode == fmt.NETWORK}
-        ends = sorted({min(qualities), max(qualities)}) if qualities else []
         return {
-            "PERIGEE_SOFTWARE": f"perigee {perigee.__version__}",
             "PERIGEE_PROFILE": profile.name,
             "PERIGEE_CONTRACT": profile.contract.digest.hex(),
             "PERIGEE_ENGINE": self.engine.name,
-            "PERIGEE_QUALITY": "-".join(f"{quality_of(q):g}" for q in ends),
-            "PERIGEE_LOSSY": "YES",
-            "PERIGEE_GENERATED_DETAIL": "YES" if has_generated_detail(self.metadata) else "NO",
-        } | (acquisition_tags(self.metadata) | self._damage_tags() | source_tags(self.metadata))
+        }
 
-    def _damage_tags(self) -> dict[str, str]:
-        """What a cut or damaged stream could not give, as far as it has been read."""
-        report, notes = self.report, [*self.stream.damage, *self.report.notes]
-        if not (report.cut or report.lost or notes):
-            return {}
-        tags = {"PERIGEE_DAMAGE": f"{len(report.lost)} units lost, {len(report.cut)} cut short, {len(notes)} notes"}
-        for name, units in (("PERIGEE_LOST_UNITS", report.lost), ("PERIGEE_CUT_UNITS", report.cut)):
-            if units:
-                numbers = sorted(units)
-                more = f" and {len(numbers) - UNITS_NAMED} more" if len(numbers) > UNITS_NAMED else ""
-                tags[name] = " ".join(map(str, numbers[:UNITS_NAMED])) + more
-        return tags
-
-    # --- validity --------------------------------------------------------------------------------------------------
-
-    def _validity(self, region: Region, chosen: Sequence[int]) -> tuple[BoolArray, Array | None]:
-        """Validity bool [chosen bands, rows, cols] and alpha [rows, cols], or None, of a pixel region."""
+    def _delivered(self, patch: int) -> tuple[bool, list[int]]:
         h = self.header
-        valid = np.ones((len(chosen), region.rows, region.cols), bool)
-        alpha = None
-        if self.metadata.alpha_band is not None:
-            alpha = np.zeros((region.rows, region.cols), h.dtype)
-        for row, col, inner, outer in squares_over(region, h.patch_side):
-            part, part_alpha = self._patch_validity(row * h.grid[1] + col)
-            valid[(slice(None), *outer)] = part[list(chosen)][(slice(None), *inner)]
-            if alpha is not None and part_alpha is not None:
-                alpha[outer] = part_alpha[inner]
-        return valid, alpha
-
-    def _patch_validity(self, patch: int) -> tuple[BoolArray, Samples | None]:
-        """Validity bool [bands, rows, cols] and alpha [rows, cols], or None, of a whole patch."""
-        h = self.header
-        _, _, _, rows, cols = h.unit_region(patch * h.groups)
-        valid = np.ones((h.bands, rows, cols), bool)
-        alpha = None
-        if self.metadata.alpha_band is not None:
-            alpha = np.full((rows, cols), DTYPE_RANGE[h.dtype][1], h.dtype)
-        payload = self.stream.masks.get(patch)
-        if payload is not None:
-            try:
-                stored, stored_alpha = unpack_mask(payload, h.bands, rows, cols, h.dtype)
-                if (alpha is None) != (stored_alpha is None):
-                    raise FormatError(
-                        f"the mask of patch {patch} and the alpha band do not go together", Fault.MISFIT, field="mask"
-                    )
-                valid, alpha = stored.copy(), stored_alpha
-            except BitstreamError as error:
-                if not self.damaged:
-                    raise
-                self.report.notes.append(f"the mask of patch {patch} is unusable: {error}")
-                valid[:] = False
-        for group in range(h.groups):
-            unit = patch * h.groups + group
+        gone: list[int] = []
+        complete, some = True, False
+        for unit in range(patch * h.groups, (patch + 1) * h.groups):
             segment = self.stream.segments.get(unit)
-            if segment is None or segment.mode in (fmt.EMPTY, fmt.DROPPED) or unit in self.report.lost:
-                valid[list(h.group_bands(group))] = False
-        if alpha is not None:
-            alpha = np.where(self._sent(patch), alpha, 0).astype(alpha.dtype)
-        return valid, alpha
-
-    def _sent(self, patch: int) -> bool:
-        """Whether all units of a patch are there; alpha must not declare valid what was lost."""
-        units = range(patch * self.header.groups, (patch + 1) * self.header.groups)
-        modes = [self.stream.segments[unit].mode for unit in units if unit in self.stream.segments]
-        lost = len(modes) < len(units) or fmt.DROPPED in modes or any(unit in self.report.lost for unit in units)
-        return not lost and any(mode != fmt.EMPTY for mode in modes)
+            lost = segment is None or segment.mode == fmt.DROPPED or unit in self.report.lost
+            empty = segment is not None and segment.mode == fmt.EMPTY
+            complete, some = complete and not lost, some or not (lost or empty)
+            if lost or empty:
+                gone += h.group_bands(unit % h.groups)
+        return complete and some, gone

@@ -4,41 +4,61 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from perigee.bitstream import format as fmt
 from perigee.bitstream.metadata import Metadata, read_metadata_packet, unpack_metadata
 from perigee.bitstream.parsing import parse_stream
 from perigee.bitstream.samples import quality_of
+from perigee.bitstream.spectral import SCALE_BITS, SPECTRAL_BITS
+from perigee.bitstream.version2 import VERSION, ComponentStream, Parameters, parse_component_stream, version_of
 
 
-def inspect(stream: fmt.Stream, size_bytes: int) -> dict[str, Any]:
+def inspect(stream: fmt.Stream | ComponentStream, size_bytes: int) -> dict[str, Any]:
     """What a stream says of itself, as JSON-ready values; nothing is decoded."""
     h = stream.header
     metadata = unpack_metadata(stream.metadata) if stream.metadata is not None else Metadata()
+    segments: list[Any] = list(stream.segments.values())
     modes: dict[str, int] = {}
-    for segment in stream.segments.values():
+    for segment in segments:
         name = {fmt.NETWORK: "network", fmt.DROPPED: "dropped", fmt.EMPTY: "empty"}[segment.mode]
         modes[name] = modes.get(name, 0) + 1
-    qualities = [quality_of(s.quality_step) for s in stream.segments.values() if s.mode == fmt.NETWORK]
-    words = sum(4 * len(s.words) for s in stream.segments.values())
-    return {
-        "format_version": fmt.VERSION,
+    qualities = [quality_of(s.quality_step) for s in segments if s.mode == fmt.NETWORK]
+    found = {
+        "format_version": fmt.VERSION if isinstance(stream, fmt.Stream) else VERSION,
         "contract": h.contract.hex(),
         "width": h.width,
         "height": h.height,
         "bands": h.bands,
         "dtype": h.dtype,
         "patch_side": h.patch_side,
-        "patches": h.units // h.groups,
+        "patches": h.patches,
         "segments": modes,
-        "cut_segments": sorted(unit for unit, s in stream.segments.items() if s.cut),
+        "cut_segments": sorted(number for number, s in stream.segments.items() if s.cut),
         "quality": [min(qualities), max(qualities)] if qualities else None,
         "bytes": size_bytes,
-        "coded_bytes": words,
+        "coded_bytes": sum(4 * len(s.words) for s in segments),
         "bpp": round(8 * size_bytes / (h.width * h.height), 5),
         "masked_patches": len(stream.masks),
-        "coding_ranges": None if stream.ranges is None else stream.ranges.tolist(),
-        **_described(metadata),
-        "damage": stream.damage,
+    }
+    if isinstance(stream, fmt.Stream):
+        found["coding_ranges"] = None if stream.ranges is None else stream.ranges.tolist()
+    else:
+        found["bits_per_sample"] = round(8 * size_bytes / (h.width * h.height * h.bands), 5)
+        found["parameters"] = [_parameters(number, p) for number, p in sorted(stream.parameters.items())]
+        found["strips"] = [{"row": row, "parameters": number} for row, number in sorted(stream.strips.items())]
+    return {**found, **_described(metadata), "damage": stream.damage}
+
+
+def _parameters(number: int, parameters: Parameters) -> dict[str, Any]:
+    """A set of parameters as JSON-ready values: means and ranges in counts, and the matrix from components to bands."""
+    spectral = parameters.spectral
+    return {
+        "number": number,
+        "means": spectral.mean.tolist(),
+        "ranges": (spectral.scale / (1 << SCALE_BITS)).tolist(),
+        "matrix": None if spectral.is_identity else np.round(spectral.matrix / (1 << SPECTRAL_BITS), 5).tolist(),
+        "table_offsets": bool(parameters.offsets.any()),
     }
 
 
@@ -46,6 +66,8 @@ def inspect_bytes(data: bytes, damaged: bool = False) -> dict[str, Any]:
     """:func:`inspect` of a stream's bytes, or of a metadata packet that travelled alone. Raises a BitstreamError."""
     if data[:1] == bytes([fmt.METADATA]):
         return {"bytes": len(data)} | _described(read_metadata_packet(data))
+    if version_of(data) == VERSION:
+        return inspect(parse_component_stream(data, damaged=damaged), len(data))
     return inspect(parse_stream(data, damaged=damaged), len(data))
 
 

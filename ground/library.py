@@ -8,13 +8,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from perigee.bitstream import format as fmt
+from perigee.bitstream.component_profile import ComponentProfile, find_component_profile, load_component_profile
 from perigee.bitstream.errors import Fault, ProfileError, UnknownProfileError
-from perigee.bitstream.manifest import PROFILE, kind_of, manifests_in
+from perigee.bitstream.manifest import COMPONENTS, PROFILE, kind_of, manifests_in
 from perigee.bitstream.profile import Profile, find_profile, load_profile, shipped_profiles
+from perigee.bitstream.version2 import ComponentStream
 from perigee.engines.ground import GroundEngine
+from perigee.engines.ground_components import GroundComponents
 from perigee.ground.compensation.compensator import Compensator, find_compensator
 from perigee.ground.compensation.request import Compensation
 from perigee.ground.compensation.source import RUNS_LIMIT, CompensatedSource
+from perigee.ground.component_decoder import ComponentDecoder
 from perigee.ground.decoder import SceneDecoder
 from perigee.ground.source import Progress
 
@@ -29,10 +33,14 @@ class Library:
         self._lock = threading.Lock()
         self._engines: dict[bytes, GroundEngine] = {}
         self._folders = tuple(folders)
+        self._component_engines: dict[bytes, GroundComponents] = {}
         self._compensators: dict[tuple[str, bytes], Compensator] = {}
         self.profiles: dict[bytes, Profile] = {}
+        self.component_profiles: dict[bytes, ComponentProfile] = {}
         for name in shipped_profiles():
             self._add(find_profile(name))
+        for name in shipped_profiles(COMPONENTS):
+            self._add_components(find_component_profile(name))
         for folder in self._folders:
             found = manifests_in(folder)
             if not found:
@@ -46,9 +54,25 @@ class Library:
             for path in found:
                 if kind_of(path) == PROFILE:
                     self._add(load_profile(path))
+                elif kind_of(path) == COMPONENTS:
+                    self._add_components(load_component_profile(path))
 
     def _add(self, profile: Profile) -> None:
         self.profiles[profile.contract.digest] = profile
+
+    def _add_components(self, profile: ComponentProfile) -> None:
+        self.component_profiles[profile.contract.digest] = profile
+
+    def component_engine(self, contract: bytes) -> GroundComponents:
+        """The engine for a contract of components, self-tested. Raises UnknownProfileError, ProfileError or EngineError."""
+        profile = self.component_profiles.get(contract)
+        if profile is None:
+            known = {p.name: d.hex() for d, p in self.component_profiles.items()}
+            raise UnknownProfileError(contract.hex(), known)
+        with self._lock:
+            if contract not in self._component_engines:
+                self._component_engines[contract] = GroundComponents(profile, self._threads)
+            return self._component_engines[contract]
 
     def profile(self, contract: bytes) -> Profile:
         """The profile with this contract. Raises UnknownProfileError naming the known ones."""
@@ -72,6 +96,19 @@ class Library:
                 found = find_compensator(name, contract, self._folders, self._threads)
                 self._compensators[name, contract] = found
             return self._compensators[name, contract]
+
+    def component_source(
+        self, stream: ComponentStream, damaged: bool = False, compensation: str = NONE
+    ) -> ComponentDecoder:
+        """A stream of format version 2 as an image source. No compensator serves such streams: one that is asked for is
+        left out, and the source says so. Raises UnknownProfileError, FormatError, ProfileError or EngineError."""
+        decoder = ComponentDecoder(stream, self.component_engine(stream.header.contract), damaged=damaged)
+        if compensation != NONE:
+            name = decoder.engine.profile.name
+            decoder.left_alone = (
+                f"not compensated: {compensation} does not serve the profile {name}, whose bands stay as decoded"
+            )
+        return decoder
 
     def source(
         self,

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 from perigee.bitstream import format as fmt
 from perigee.bitstream.errors import Fault, OrderError, TooLargeError
 from perigee.bitstream.parsing import parse_stream
+from perigee.bitstream.version2 import VERSION, ComponentStream, parse_component_stream, version_of
 from perigee.ground.compensation.request import Compensation
 from perigee.ground.compensation.source import RUNS_LIMIT, CompensatedSource
-from perigee.ground.decoder import SceneDecoder
 from perigee.ground.georeference import UNKNOWN_CRS, usable_crs
 from perigee.ground.inspection import inspect
 from perigee.ground.library import NONE, Library
@@ -33,6 +33,7 @@ from perigee.ground.products import (
     write_trust,
 )
 from perigee.ground.regions import Region
+from perigee.ground.scene import StreamSource
 from perigee.ground.source import ImageSource, Progress
 from perigee.ground.stac import stac_item
 from perigee.ground.views import View, view_of
@@ -145,7 +146,7 @@ def _one_of(field: str, value: str, accepted: Mapping[str, Any] | tuple[str, ...
 class Made(NamedTuple):
     """What was made of a stream: the source with its report, the view, and the JSON value where JSON was wanted."""
 
-    source: SceneDecoder | CompensatedSource
+    source: StreamSource | CompensatedSource
     view: View
     value: dict[str, Any] | None
 
@@ -161,9 +162,7 @@ class Made(NamedTuple):
     def warnings(self) -> list[str]:
         """Lines for people: what was not compensated, was decoded from a cut, or was lost."""
         report = self.source.report
-        lines = (
-            [self.source.left_alone] if isinstance(self.source, CompensatedSource) and self.source.left_alone else []
-        )
+        lines = [self.source.left_alone] if self.source.left_alone else []
         lines += [f"segment {unit} was cut short: {passes} passes decoded" for unit, passes in report.cut.items()]
         lost = [f"segment {unit}: {reason}" for unit, reason in report.lost.items()]
         return lines + [f"damage: {reason}" for reason in (*_stream_of(self.source).damage, *lost, *report.notes)]
@@ -174,17 +173,20 @@ class Made(NamedTuple):
         return self.view.size[0] * self.view.size[1]
 
 
-def _stream_of(source: SceneDecoder | CompensatedSource) -> fmt.Stream:
-    return source.source.stream if isinstance(source, CompensatedSource) else source.stream
+def _stream_of(source: StreamSource | CompensatedSource) -> fmt.Stream | ComponentStream:
+    return source.source.stream if isinstance(source, CompensatedSource) else source.parsed
 
 
 def open_source(
     order: Order, data: bytes, library: Library, limits: OrderLimits | None = None, progress: Progress | None = None
-) -> SceneDecoder | CompensatedSource:
+) -> StreamSource | CompensatedSource:
     """The image source of a stream that the order is about. ``progress`` is told of a diffusion's sampling.
 
     Raises a BitstreamError, LimitError, CompensationError, ProfileError or EngineError.
     """
+    if version_of(data) == VERSION:
+        components = parse_component_stream(data, damaged=order.damaged)
+        return library.component_source(components, order.damaged, order.compensation)
     stream = parse_stream(data, damaged=order.damaged)
     runs = (limits or OrderLimits()).denoiser_runs
     return library.source(stream, order.damaged, order.compensation, order.wanted(), runs, progress)
@@ -247,7 +249,7 @@ def _half(progress: Progress, half: int) -> Progress:
 
 
 def _described(
-    source: SceneDecoder | CompensatedSource, view: View, size_bytes: int, progress: Progress | None
+    source: StreamSource | CompensatedSource, view: View, size_bytes: int, progress: Progress | None
 ) -> dict[str, Any]:
     """The stream, the view and the statistics of its bands as JSON-ready values."""
     statistics = statistics_of(source, view, progress)

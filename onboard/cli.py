@@ -190,7 +190,7 @@ def _encode_one(tile: Path, options: Options, encoder: Any, written: set[Path]) 
         "height": header.height,
         "bands": header.bands,
         "dtype": header.dtype,
-        "patches": header.units // header.groups,
+        "patches": header.patches,
         "quality": options.quality,
         "profile": encoder.profile.name,
         "contract": encoder.profile.contract.digest.hex(),

@@ -60,12 +60,10 @@ class ComponentAnalysis:
         """
         rows, cols = (-n % PATCH_MULTIPLE for n in planes.shape[1:])
         padded = np.pad(planes, ((0, 0), (0, rows), (0, cols)), mode="edge") if rows or cols else planes
-        return np.stack([analyse(plane, self._order) for plane in padded])
+        return analyse(padded, self._order)
 
-    def latents(self, coefficients: FloatArray, quality_step: int) -> tuple[IntArray, IntArray]:
-        """Latents q int32 [256, H, W] and hyper-latents z int32 [hyper_latents, H/4, W/4] of one component."""
-        low, high = self._contract.tables.latent_range
-        y = np.clip(coefficients * np.float32(2.0**32 / int(self._contract.steps[quality_step])), low, high)
+    def latents(self, y: FloatArray) -> tuple[IntArray, IntArray]:
+        """Latents q int32 [256, H, W] and hyper-latents z int32 [hyper_latents, H/4, W/4] of a component ``y`` in steps."""
         return quantised(y), self._hyper(y)
 
     def _hyper(self, y: FloatArray) -> IntArray:
@@ -76,7 +74,7 @@ class ComponentAnalysis:
 
     def _point(self, name: str, x: FloatArray) -> FloatArray:
         flat = self._weights[f"{name}.weight"] @ x.reshape(len(x), -1) + self._weights[f"{name}.bias"][:, None]
-        return np.asarray(flat).reshape(-1, *x.shape[1:])
+        return np.asarray(flat.reshape(-1, *x.shape[1:]), np.float32)
 
     def _depth(self, name: str, x: FloatArray) -> FloatArray:
         """A depthwise layer of stride 2 with zeros around."""
@@ -92,4 +90,4 @@ class ComponentAnalysis:
 
 
 def _leaky(x: FloatArray) -> FloatArray:
-    return np.maximum(x, LEAK * x)
+    return np.asarray(np.maximum(x, LEAK * x), np.float32)

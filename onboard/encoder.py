@@ -19,6 +19,7 @@ from perigee.bitstream.metadata import Acquisition, Metadata, pack_metadata, unp
 from perigee.bitstream.prior import Prediction, half
 from perigee.bitstream.profile import Profile
 from perigee.bitstream.samples import normalise, quality_step_of
+from perigee.bitstream.version2 import ComponentHeader
 from perigee.engines.flight import FlightEngine
 from perigee.onboard.guard import Guard
 from perigee.onboard.ranges import coding_ranges
@@ -44,7 +45,7 @@ class EncodedScene:
     """A finished stream and what it cost."""
 
     data: bytes
-    header: fmt.Header
+    header: fmt.Header | ComponentHeader
     quality_step: int
     timings: Timings
     upsets: int = 0  # found while it was encoded, and mended
@@ -184,7 +185,7 @@ class Encoder:
         header = fmt.Header(self.profile.contract.digest, info.width, info.height, info.bands, info.dtype, side)
         fmt.read_header(fmt.write_header(header))  # raises LimitError for what no reader would accept
         chunks = []
-        packet = _packet_of(source.metadata, acquisition)
+        packet = packet_of(source.metadata, acquisition)
         if packet:
             chunks.append(write_metadata_packet(packet))
         ranges = None
@@ -192,7 +193,7 @@ class Encoder:
             with timings.stage("read"):
                 ranges = coding_ranges(source, side)
             chunks.append(fmt.write_ranges(ranges))
-        patches = header.units // header.groups
+        patches = header.patches
         for patch in range(patches):
             with timings.stage("read"):
                 _, top, left, rows, cols = header.unit_region(patch * header.groups)
@@ -214,7 +215,7 @@ class Encoder:
     ) -> list[bytes]:
         """The chunks of one patch: its mask where it needs one, and a segment for each group of bands."""
         chunks = []
-        if _needs_mask(window):
+        if needs_mask(window):
             chunks.append(fmt.write_chunk(fmt.MASK, pack_mask(patch, window.valid, window.alpha)))
         for group in range(header.groups):
             unit = patch * header.groups + group
@@ -248,7 +249,7 @@ class Encoder:
         return segment
 
 
-def _packet_of(metadata: Metadata, acquisition: Acquisition | None) -> bytes:
+def packet_of(metadata: Metadata, acquisition: Acquisition | None) -> bytes:
     """The metadata packet of a scene, checked as a reader will check it. Raises MetadataError."""
     if acquisition is not None:
         metadata = replace(metadata, acquisition=merged(acquisition, metadata.acquisition))
@@ -266,7 +267,7 @@ def _packet_of(metadata: Metadata, acquisition: Acquisition | None) -> bytes:
     return packet
 
 
-def _needs_mask(window: Block) -> bool:
+def needs_mask(window: Block) -> bool:
     """Whether a patch has validity or alpha that its segments do not tell. Raises RasterError where they contradict."""
     if window.alpha is None:
         return bool(not window.valid.all() and window.valid.any())

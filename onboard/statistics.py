@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from perigee.bitstream.arrays import FloatArray, IntArray, Samples
+from perigee.bitstream.arrays import FloatArray, Samples
 from perigee.bitstream.spectral import PERCENTILES, SCALE_BITS, SPECTRAL_BITS, Spectral, identity, klt
 from perigee.onboard.source import Block, Source
 

@@ -75,7 +75,7 @@ def components_of(scaled: FloatArray, statistics: FloatArray, order: IntArray) -
     matrix = klt(statistics[:, :: max(1, statistics.shape[1] // 20000)])
     flat = scaled.reshape(len(scaled), -1)
     planes = (matrix @ (flat - flat.mean(1, keepdims=True))).reshape(scaled.shape).astype(np.float32)
-    return np.stack([analyse(plane, order) for plane in planes])
+    return analyse(planes, order)
 
 
 class ComponentSampler:

@@ -18,6 +18,8 @@ from perigee.bitstream import prior as P
 from perigee.bitstream.arrays import FloatArray
 from perigee.models.checkpoint import read_checkpoint
 from perigee.models.codec.component import (
+    STEPS_PER_OCTAVE,
+    WHOLE_STEP,
     Coded,
     ComponentCodec,
     quantised,
@@ -41,10 +43,10 @@ from perigee.training.run import (
 
 PLANES = 6  # in a training step, at least
 SIDES = (64, 128, 192)  # pixels
-RATES, RATES_SHARE = (0.02, 4.0), 0.85  # bits a sample that most crops are coded at, and the share of these crops
+RATES, RATES_SHARE = (0.004, 4.0), 0.85  # bits a sample that most crops are coded at, and the share of these crops
 BITS_OF_ERROR = 1 / 0.1155  # a squared error of one step is worth so many bits where the rate is high
 COST_FLOOR = 300.0  # bits
-VALIDATION_STEPS = (10, 40, 80, 120, 160, 200, 240)
+VALIDATION_STEPS = (20, 60, 90, 120, 160, 200, 240)
 
 
 class Batch(NamedTuple):
@@ -62,7 +64,9 @@ def drawn_quality(coefficients: FloatArray, rng: np.random.Generator) -> int:
         return int(rng.integers(P.QUALITY_STEPS + 1))
     sizes = np.abs(coefficients.reshape(-1)[:: max(1, coefficients.size // 8192)])
     steps = np.arange(0, P.QUALITY_STEPS + 1, 10)
-    guessed = [float(np.log2(1 + 1.5 * (sizes * 2 ** ((30 + q) / 20)) ** 2).mean() / 2) for q in steps]
+    guessed = [
+        float(np.log2(1 + 1.5 * (sizes * 2 ** ((q - WHOLE_STEP) / STEPS_PER_OCTAVE)) ** 2).mean() / 2) for q in steps
+    ]
     wanted = np.exp(rng.uniform(*np.log(RATES)))
     return int(
         np.clip(np.interp(np.log(wanted), np.log(np.maximum(guessed, 1e-6)), steps) + rng.uniform(-5, 5), 0, 250)

@@ -5,6 +5,7 @@
 
 #include "coder.h"
 #include "prior.h"
+#include "rounding.h"
 
 static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_native", NULL, -1, NULL, NULL, NULL, NULL, NULL};
 
@@ -15,8 +16,8 @@ enum { ABI = 9 }; /* This number must be raised with every change that Python mu
 /* The number ABI and the size of each struct that Python hands over, one byte each. Python compares it with its own, so
  * that it never calls a library that was built from other sources. */
 API uint64_t perigee_abi(void) {
-    static const size_t sizes[] = {sizeof(Coder), sizeof(Tables), sizeof(Pass),
-                                   sizeof(Layer), sizeof(Model),  sizeof(Patch)};
+    static const size_t sizes[] = {sizeof(Coder), sizeof(Tables), sizeof(Pass), sizeof(Layer),
+                                   sizeof(Model), sizeof(Patch),  sizeof(Costs)};
     uint64_t abi = ABI;
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) abi = abi << 8 | sizes[i];
     return abi;

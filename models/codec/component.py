@@ -25,7 +25,7 @@ from perigee.models.codec.prior import MAGNITUDES, PriorLayer, TrainedPrior, rou
 SCALES = 128
 SPREAD_MIN = 0.045
 SPREADS_PER_OCTAVE = 6
-COARSEST_STEP, STEPS_PER_OCTAVE = 30, 20  # the step at Q is 2**(-(30 + Q) / 20) of the range
+WHOLE_STEP, STEPS_PER_OCTAVE = 26, 16  # the step at Q is 2**((26 - Q) / 16) of the range
 BITS_MAX = 40.0  # that one latent can cost: an escape
 COMPONENT_PLANE = 16  # the plane of component n is 16 * min(n, 15)
 WIDTHS = P.Widths(
@@ -44,7 +44,7 @@ WIDTHS = P.Widths(
 
 def step_of(quality_step: Tensor) -> Tensor:
     """Return the step size, as a share of the range, at quality steps 0..250."""
-    return torch.exp2(-(COARSEST_STEP + quality_step) / STEPS_PER_OCTAVE)
+    return torch.exp2((WHOLE_STEP - quality_step) / STEPS_PER_OCTAVE)
 
 
 def spread_of(index: Tensor) -> Tensor:
