@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from perigee.bitstream.errors import Fault, MetadataError, OutputError, PerigeeError
-from perigee.bitstream.profile import DEFAULT_PROFILE, find_profile
+from perigee.bitstream.profile import DEFAULT_PROFILE, Profile, find_profile
 from perigee.engines.choice import ENGINES, choose
+from perigee.engines.flight import FlightEngine
+from perigee.onboard.encoder import Encoder
+from perigee.onboard.encoders import AUTO, Encoders, is_component_profile
 from perigee.support.command import (
     Parser,
     complain,
@@ -52,6 +55,7 @@ class Options:
     out_dir: Path | None
     quality: float
     profile: str
+    format: int | None
     analysis: str | None
     engine: str
     threads: int | None
@@ -85,7 +89,16 @@ def build_parser() -> Parser:
         "-q", "--quality", type=_quality, default=50.0, metavar="Q", help="0 to 100, continuous (default %(default)g)"
     )
     parser.add_argument(
-        "--profile", default=DEFAULT_PROFILE, metavar="NAME_OR_DIR", help="trained codec (default %(default)s)"
+        "--profile",
+        default=AUTO,
+        metavar="NAME_OR_DIR",
+        help="trained codec; auto takes flight3 for three bands of uint8 and spectral1 for everything else (default %(default)s)",
+    )
+    parser.add_argument(
+        "--format",
+        type=int,
+        choices=(1, 2),
+        help="format version of the stream: 1 for older ground software, 2 for spectral components (default: that of the profile)",
     )
     parser.add_argument(
         "--analysis",
@@ -96,8 +109,8 @@ def build_parser() -> Parser:
         "--engine",
         choices=("auto", *ENGINES),
         default="auto",
-        help="what runs the networks; auto takes the first of tensorrt (where export-engine has built plans), cuda and "
-        "onnxruntime that passes its self-test (default %(default)s)",
+        help="what runs the networks of a profile of format version 1; auto takes the first of tensorrt (where export-engine has "
+        "built plans), cuda and onnxruntime that passes its self-test (default %(default)s)",
     )
     parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads of the engine (default: all cores)")
     parser.add_argument(
@@ -147,7 +160,7 @@ def _target(tile: Path, options: Options, written: set[Path]) -> Path:
     return out
 
 
-def _encode_one(tile: Path, options: Options, encoder: Any, written: set[Path]) -> dict[str, Any]:
+def _encode_one(tile: Path, options: Options, encoders: Encoders, written: set[Path]) -> dict[str, Any]:
     from tqdm import tqdm
 
     from perigee.onboard.acquisition import read_acquisition
@@ -165,6 +178,7 @@ def _encode_one(tile: Path, options: Options, encoder: Any, written: set[Path]) 
         tqdm(unit="patch", desc=tile.name, leave=False, disable=not sys.stderr.isatty()) as bar,
     ):
         acquisition = read_acquisition(source) if source else None
+        encoder = encoders.encoder_for(raster.info)
 
         def progress(done: int, total: int) -> None:
             bar.total = total
@@ -194,7 +208,8 @@ def _encode_one(tile: Path, options: Options, encoder: Any, written: set[Path]) 
         "quality": options.quality,
         "profile": encoder.profile.name,
         "contract": encoder.profile.contract.digest.hex(),
-        "analysis": encoder.engine.analysis,
+        "format_version": 1 if isinstance(encoder, Encoder) else 2,
+        "analysis": encoder.engine.analysis if isinstance(encoder, Encoder) else "lapped",
         "engine": encoder.engine.name,
         "upsets": scene.upsets,
         "left_behind": left_behind,
@@ -257,16 +272,21 @@ def main(argv: list[str] | None = None) -> int:
 
 def _encode_all(options: Options) -> int:
     """Encode one file after the other; the first failure's exit code, or 0."""
-    from perigee.onboard.encoder import Encoder
+    passed_over: dict[str, str] = {}
 
-    profile = find_profile(options.profile)
-    choice = choose(profile, options.engine, options.threads, options.analysis)
-    encoder = Encoder(profile, choice.engine)
+    def load(profile: Profile) -> FlightEngine:
+        choice = choose(profile, options.engine, options.threads, options.analysis)
+        passed_over.update(choice.passed_over)
+        return choice.engine
+
+    encoders = Encoders(options.profile, load, options.format)
+    if options.profile != AUTO and not is_component_profile(options.profile):
+        find_profile(options.profile)  # a profile that is not there is no fault of the first file
     first_failure = os.EX_OK
     written: set[Path] = set()
     for tile in options.tiles:
         try:
-            report = _encode_one(tile, options, encoder, written)
+            report = _encode_one(tile, options, encoders, written)
         except ModuleNotFoundError:
             raise
         except Exception as error:
@@ -279,8 +299,8 @@ def _encode_all(options: Options) -> int:
                 data = error.data() if isinstance(error, PerigeeError) else {}
                 say(PROGRAM, json.dumps({"file": str(tile), "exit_code": code} | data | {"error": reason}))
             continue
-        if choice.passed_over:
-            report["engines_passed_over"] = dict(choice.passed_over)
+        if passed_over:
+            report["engines_passed_over"] = passed_over
         for line in report["left_behind"]:
             complain(f"{PROGRAM}: {tile}: not carried: {line}")
         said = say(PROGRAM, json.dumps(report) if options.json else _summary(report))

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from perigee.bitstream.metadata import Acquisition, Metadata
     from perigee.ground.library import Library
     from perigee.ground.source import Report
-    from perigee.onboard.encoder import Encoder
+    from perigee.onboard.encoders import Encoders
     from perigee.onboard.source import Source
 
 __version__ = "0.7.0"
@@ -50,7 +50,7 @@ class Image:
 def encode(
     image: Samples | str | Path,
     quality: float = 50.0,
-    profile: str | Path = "flight3",
+    profile: str | Path = "auto",
     metadata: Metadata | Acquisition | str | Path | None = None,
     *,
     valid: BoolArray | None = None,
@@ -60,7 +60,8 @@ def encode(
     """Encode an image as a complete stream, as the satellite does.
 
     ``image`` is an array, uint8, uint16 or int16 [band, row, col] or [row, col], or the path of a GeoTIFF. ``quality`` is 0 to 100,
-    continuous. ``profile`` names a shipped profile or a folder that holds one. ``metadata`` of an array may be a whole
+    continuous. ``profile`` names a shipped profile or a folder that holds one; ``auto`` takes ``flight3`` for three bands of uint8
+    and ``spectral1`` for everything else. ``metadata`` of an array may be a whole
     :class:`~perigee.bitstream.metadata.Metadata`; of either kind of image acquisition fields, or the path of a STAC item or JSON
     sidecar that has them. ``valid`` marks the samples of an array that mean something, bool [band, row, col] or [row, col].
     ``analysis`` is one of the profile's, ``threads`` the number of CPU threads (None: all cores).
@@ -80,18 +81,18 @@ def encode(
 
     if not 0 <= quality <= 100:
         raise ValueError(f"quality {quality}: accepted are 0 to 100")
-    encoder = _encoder(str(profile), analysis, threads)
+    encoders = _encoders(str(profile), analysis, threads)
     acquisition = metadata if isinstance(metadata, Acquisition) else None
     if isinstance(metadata, (str, Path)):
         acquisition = read_acquisition(Path(metadata))
     whole = metadata if isinstance(metadata, Metadata) else None
     if not isinstance(image, (str, Path)):
-        return _stream(encoder, ArraySource(image, whole, valid), quality, acquisition)
+        return _stream(encoders, ArraySource(image, whole, valid), quality, acquisition)
     if whole is not None or valid is not None:
         raise ValueError("a GeoTIFF brings its own metadata and validity; only acquisition fields can be added")
     check_regular(Path(image))
     with Raster(Path(image)) as raster:
-        data = _stream(encoder, raster, quality, acquisition)
+        data = _stream(encoders, raster, quality, acquisition)
         for line in raster.left_behind:
             warnings.warn(f"{image}: not carried: {line}", stacklevel=2)
         return data
@@ -182,19 +183,17 @@ def _bytes(stream: bytes | str | Path) -> bytes:
     return read_bounded(Path(stream)) if isinstance(stream, (str, Path)) else bytes(stream)
 
 
-def _stream(encoder: Encoder, source: Source, quality: float, acquisition: Acquisition | None) -> bytes:
-    return encoder.encode_scene(source, quality, acquisition).data
+def _stream(encoders: Encoders, source: Source, quality: float, acquisition: Acquisition | None) -> bytes:
+    return encoders.encoder_for(source.info).encode_scene(source, quality, acquisition).data
 
 
 @lru_cache(maxsize=8)
-def _encoder(profile: str, analysis: str | None, threads: int | None) -> Encoder:
-    """An encoder, kept for the next image: loading the networks takes longer than a small image."""
-    from perigee.bitstream.profile import find_profile
+def _encoders(profile: str, analysis: str | None, threads: int | None) -> Encoders:
+    """Encoders, kept for the next image: loading the networks takes longer than a small image."""
     from perigee.engines.flight import FlightEngine
-    from perigee.onboard.encoder import Encoder
+    from perigee.onboard.encoders import Encoders
 
-    found = find_profile(profile)
-    return Encoder(found, FlightEngine(found, threads, analysis=analysis))
+    return Encoders(profile, lambda found: FlightEngine(found, threads, analysis=analysis))
 
 
 @lru_cache(maxsize=8)
