@@ -12,12 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from perigee.bitstream.errors import Fault, MetadataError, OutputError, PerigeeError
+from perigee.bitstream.errors import Fault, MetadataError, OutputError, PerigeeError, ProfileError
 from perigee.bitstream.profile import DEFAULT_PROFILE, Profile, find_profile
+from perigee.bitstream.samples import quality_of
 from perigee.engines.choice import ENGINES, choose
 from perigee.engines.flight import FlightEngine
+from perigee.onboard.component_encoder import ComponentEncoder
 from perigee.onboard.encoder import Encoder
 from perigee.onboard.encoders import AUTO, Encoders, is_component_profile
+from perigee.onboard.fidelity import Fidelity
 from perigee.support.command import (
     Parser,
     complain,
@@ -46,6 +49,16 @@ def _quality(text: str) -> float:
     return value
 
 
+def _positive_numbers(text: str) -> tuple[float, ...]:
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        values = (math.nan,)
+    if not all(0 < value < math.inf for value in values):
+        raise argparse.ArgumentTypeError(f"{text} is not a list of numbers above 0, such as 2 or 1,1,2,4")
+    return values
+
+
 @dataclass(frozen=True)
 class Options:
     """Everything the command line decides."""
@@ -54,6 +67,9 @@ class Options:
     out: Path | None
     out_dir: Path | None
     quality: float
+    step: tuple[float, ...]
+    band_weights: tuple[float, ...]
+    strip_rows: int | None
     profile: str
     format: int | None
     analysis: str | None
@@ -87,6 +103,29 @@ def build_parser() -> Parser:
     where.add_argument("--out-dir", type=Path, metavar="DIR", help="folder for the outputs")
     parser.add_argument(
         "-q", "--quality", type=_quality, default=50.0, metavar="Q", help="0 to 100, continuous (default %(default)g)"
+    )
+    fidelity = parser.add_mutually_exclusive_group()
+    fidelity.add_argument(
+        "--step",
+        type=_positive_numbers,
+        default=(),
+        metavar="COUNTS[,COUNTS...]",
+        help="instead of a quality, the quantisation step in counts, for all bands or for each: errors have about 0.3 steps RMS "
+        "(component profiles)",
+    )
+    fidelity.add_argument(
+        "--band-weights",
+        type=_positive_numbers,
+        default=(),
+        metavar="W[,W...]",
+        help="how much each band's errors matter: a weight of 2 halves them (component profiles; default: 1 for each band's range)",
+    )
+    parser.add_argument(
+        "--strip-rows",
+        type=positive,
+        metavar="N",
+        help="read the scene once, in strips of N rows of patches, each coded with parameters of the strip before (component "
+        "profiles; default: read it twice and use parameters of the whole scene)",
     )
     parser.add_argument(
         "--profile",
@@ -184,7 +223,19 @@ def _encode_one(tile: Path, options: Options, encoders: Encoders, written: set[P
             bar.total = total
             bar.update(done - bar.n)
 
-        scene = encoder.encode_scene(raster, options.quality, acquisition, options.verify, progress)
+        if isinstance(encoder, ComponentEncoder):
+            fidelity = Fidelity(options.band_weights, options.step)
+            scene = encoder.encode_scene(
+                raster, options.quality, acquisition, options.verify, progress, options.strip_rows, fidelity
+            )
+        elif options.step or options.band_weights or options.strip_rows:
+            raise ProfileError(
+                f"--step, --band-weights and --strip-rows are for component profiles; this scene is coded with {encoder.profile.name}",
+                Fault.MISFIT,
+                field="profile",
+            )
+        else:
+            scene = encoder.encode_scene(raster, options.quality, acquisition, options.verify, progress)
         left_behind = list(raster.left_behind)
         if left_behind and options.strict:
             raise MetadataError(f"not carried: {'; '.join(left_behind)}", Fault.KIND, found="; ".join(left_behind))
@@ -205,7 +256,7 @@ def _encode_one(tile: Path, options: Options, encoders: Encoders, written: set[P
         "bands": header.bands,
         "dtype": header.dtype,
         "patches": header.patches,
-        "quality": options.quality,
+        "quality": quality_of(scene.quality_step),
         "profile": encoder.profile.name,
         "contract": encoder.profile.contract.digest.hex(),
         "format_version": 1 if isinstance(encoder, Encoder) else 2,

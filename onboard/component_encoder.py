@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -24,10 +24,15 @@ from perigee.bitstream.spectral import GAIN_MIN, Spectral, identity
 from perigee.engines.components import ComponentEngine
 from perigee.onboard.component_analysis import ComponentAnalysis
 from perigee.onboard.encoder import EncodedScene, Timings, fill_invalid, needs_mask, packet_of
-from perigee.onboard.source import Block, Source
+from perigee.onboard.fidelity import EVEN, Fidelity
+from perigee.onboard.source import Block, Source, SourceInfo
 from perigee.onboard.statistics import BandStatistics, spectral_of
+from perigee.onboard.strips import Strips
 
-GAIN_PATCHES = 4  # on which it is estimated what the spectral transform gains
+GAIN_PATCHES, GAIN_EVERY = (
+    4,
+    3,
+)  # on how many patches it is estimated what the spectral transform gains, and how far apart
 
 
 class ComponentEncoder:
@@ -48,48 +53,62 @@ class ComponentEncoder:
         acquisition: Acquisition | None = None,
         verify: bool = False,
         progress: Callable[[int, int], None] | None = None,
+        strip_rows: int | None = None,
+        fidelity: Fidelity = EVEN,
     ) -> EncodedScene:
-        """The stream of a whole scene; the arguments and errors are those of ``encoder.Encoder.encode_scene``."""
+        """The stream of a whole scene; the arguments and errors are those of ``encoder.Encoder.encode_scene``.
+
+        With ``strip_rows`` the scene is read once, from top to bottom, in strips of so many rows of patches. A strip is coded with
+        parameters of the strip before, the first with its own. ``fidelity`` says how much each band matters, or the step in counts;
+        then ``quality`` does not count.
+        """
         timings = Timings()
         info = source.info
-        quality_step = quality_step_of(quality)
         side = self.contract.patch_side
         header = v2.ComponentHeader(self.contract.digest, info.width, info.height, info.bands, info.dtype, side)
         v2.read_component_header(v2.write_component_header(header))  # raises LimitError for what no reader would accept
         packet = packet_of(source.metadata, acquisition)
         chunks = [write_metadata_packet(packet)] if packet else []
-        with timings.stage("read"):
-            spectral = self.spectral(source, quality_step)
-        parameters = v2.Parameters(spectral, np.zeros((info.bands, v2.LATENTS), np.int8))
-        chunks.append(v2.write_parameters(0, parameters))
-        for patch in range(header.patches):
+        strips = Strips(source, header, strip_rows)
+        quality_step = quality_step_of(quality)
+        before: list[Block] | None = None
+        for number, (first, rows) in enumerate(strips.rows):
             with timings.stage("read"):
-                window = source.read(*header.patch_region(patch))
-            chunks += self.encode_patch(patch, window, parameters, quality_step, verify, timings)
-            if progress:
-                progress(patch + 1, header.patches)
+                windows = strips.windows(first, rows)
+                seen = windows if before is None else before
+                spectral, quality_step = self.spectral(seen, info, quality_step_of(quality), fidelity)
+                before = list(windows) if strip_rows is not None else None
+            parameters = v2.Parameters(spectral, np.zeros((info.bands, v2.LATENTS), np.int8))
+            chunks.append(v2.write_parameters(number, parameters))
+            if number:
+                chunks.append(v2.write_strip(first, rows, number))
+            for patch, window in zip(strips.patches(first, rows), windows, strict=True):
+                chunks += self.encode_patch(patch, window, parameters, quality_step, verify, timings)
+                if progress:
+                    progress(patch + 1, header.patches)
         return EncodedScene(v2.write_component_stream(header, chunks), header, quality_step, timings)
 
-    def spectral(self, source: Source, quality_step: int) -> Spectral:
-        """The spectral transform of a scene: the KLT of its valid samples, or none where that would gain too little."""
-        info, side = source.info, self.contract.patch_side
+    def spectral(
+        self, windows: Iterable[Block], info: SourceInfo, quality_step: int, fidelity: Fidelity
+    ) -> tuple[Spectral, int]:
+        """The spectral transform of patches, and the quality step: the KLT of their valid samples, or none where that would gain
+        too little."""
         statistics = BandStatistics(info.bands, info.dtype, info.width * info.height)
-        grid = [(top, left) for top in range(0, info.height, side) for left in range(0, info.width, side)]
-        tried = set(range(0, len(grid), max(1, len(grid) // GAIN_PATCHES)))
         kept: list[Samples] = []
-        for number, (top, left) in enumerate(grid):
-            window = source.read(top, left, min(side, info.height - top), min(side, info.width - left))
+        for number, window in enumerate(windows):
             statistics.add(window)
-            if number in tried and window.valid.all():
+            if window.valid.all() and len(kept) < GAIN_PATCHES and number % GAIN_EVERY == 0:
                 kept.append(window.samples)
-        spectral = spectral_of(statistics)
+        mean, width = statistics.means_and_ranges()
+        scale, quality_step = fidelity.scales(width, quality_step)
+        spectral = spectral_of(statistics, mean, scale)
         plain = replace(spectral, matrix=identity(info.bands))
         if spectral.is_identity or not kept:
-            return spectral
+            return spectral, quality_step
         bits, bits_plain = (
             sum(self._guess(one.components_of(s), quality_step) for s in kept) for one in (spectral, plain)
         )
-        return spectral if bits < (1 - GAIN_MIN) * bits_plain else plain
+        return spectral if bits < (1 - GAIN_MIN) * bits_plain else plain, quality_step
 
     def _guess(self, planes: FloatArray, quality_step: int) -> float:
         """About how many bits components take."""

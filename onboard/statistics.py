@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 
 from perigee.bitstream.arrays import FloatArray, Samples
 from perigee.bitstream.spectral import PERCENTILES, SCALE_BITS, SPECTRAL_BITS, Spectral, identity, klt
-from perigee.onboard.source import Block, Source
+from perigee.onboard.source import Block
 
 PIXELS = 40_000  # that the covariance is estimated from
 VALUES = 1 << 16
-SAMPLE_PATCHES = 4  # on which the gain of a transform is estimated
 
 
 class BandStatistics:
@@ -51,9 +48,9 @@ class BandStatistics:
         return np.asarray(mean, np.float32), np.asarray(width, np.float32)
 
 
-def spectral_of(statistics: BandStatistics) -> Spectral:
-    """The spectral transform by the KLT of the statistics."""
-    mean, width = statistics.means_and_ranges()
+def spectral_of(statistics: BandStatistics, mean: FloatArray, width: FloatArray) -> Spectral:
+    """The spectral transform by the KLT of the statistics; ``mean`` and ``width`` [bands] are what bands are centred and scaled
+    by."""
     pixels = statistics.pixels
     bands = len(mean)
     matrix = identity(bands)
@@ -61,11 +58,3 @@ def spectral_of(statistics: BandStatistics) -> Spectral:
         rows = klt(np.asarray((pixels - mean[:, None]) / width[:, None], np.float32))
         matrix = np.clip(np.rint(rows.T * (1 << SPECTRAL_BITS)), -32768, 32767).astype(np.int16)
     return Spectral(np.rint(mean).astype(np.int32), np.rint(width * (1 << SCALE_BITS)).astype(np.uint32), matrix)
-
-
-def windows_of(source: Source, side: int) -> Iterator[Block]:
-    """All windows of a source, patch by patch."""
-    info = source.info
-    for top in range(0, info.height, side):
-        for left in range(0, info.width, side):
-            yield source.read(top, left, min(side, info.height - top), min(side, info.width - left))
