@@ -135,13 +135,14 @@ def check_missing(wanted: int, found: int, damage: list[str] | None) -> None:
         damage.append(text)
 
 
-def leading_varint(payload: memoryview, start: int) -> tuple[int, int]:
-    """The number that a payload begins with; errors name the chunk's place in the stream."""
+def leading_varint(payload: memoryview, start: int, at: int = 0) -> tuple[int, int]:
+    """The number that stands at ``at`` in a payload; errors name the chunk's place in the stream."""
     try:
-        return read_varint(payload, 0)
+        return read_varint(payload, at)
     except BitstreamError as error:
+        place = "begin with" if at == 0 else f"have at its byte {at}"
         raise type(error)(
-            "a chunk's payload does not begin with a whole number", error.fault, field="varint", offset_bytes=start
+            f"a chunk's payload does not {place} a whole number", error.fault, field="varint", offset_bytes=start
         ) from error
 
 

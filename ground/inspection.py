@@ -11,7 +11,8 @@ from perigee.bitstream.metadata import Metadata, read_metadata_packet, unpack_me
 from perigee.bitstream.parsing import parse_stream
 from perigee.bitstream.samples import quality_of
 from perigee.bitstream.spectral import SCALE_BITS, SPECTRAL_BITS
-from perigee.bitstream.version2 import VERSION, ComponentStream, Parameters, parse_component_stream, version_of
+from perigee.bitstream.version2 import VERSION, ComponentStream, Parameters, version_of
+from perigee.bitstream.version2_parsing import parse_component_stream
 
 
 def inspect(stream: fmt.Stream | ComponentStream, size_bytes: int) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 from perigee.bitstream import format as fmt
 from perigee.bitstream.errors import Fault, OrderError, TooLargeError
 from perigee.bitstream.parsing import parse_stream
-from perigee.bitstream.version2 import VERSION, ComponentStream, parse_component_stream, version_of
+from perigee.bitstream.version2 import VERSION, ComponentStream, version_of
+from perigee.bitstream.version2_parsing import parse_component_stream
 from perigee.ground.compensation.request import Compensation
 from perigee.ground.compensation.source import RUNS_LIMIT, CompensatedSource
 from perigee.ground.georeference import UNKNOWN_CRS, usable_crs

@@ -9,6 +9,7 @@ import numpy as np
 
 from perigee.bitstream import format as fmt
 from perigee.bitstream import version2 as v2
+from perigee.bitstream import version2_parsing as v2_parsing
 from perigee.bitstream.arrays import FloatArray, IntArray, Samples
 from perigee.bitstream.component_coding import CodedComponents, decode_components, encode_components
 from perigee.bitstream.component_profile import ComponentProfile
@@ -66,7 +67,9 @@ class ComponentEncoder:
         info = source.info
         side = self.contract.patch_side
         header = v2.ComponentHeader(self.contract.digest, info.width, info.height, info.bands, info.dtype, side)
-        v2.read_component_header(v2.write_component_header(header))  # raises LimitError for what no reader would accept
+        v2_parsing.read_component_header(
+            v2.write_component_header(header)
+        )  # raises LimitError for what no reader would accept
         packet = packet_of(source.metadata, acquisition)
         chunks = [write_metadata_packet(packet)] if packet else []
         strips = Strips(source, header, strip_rows)
