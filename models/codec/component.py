@@ -2,7 +2,7 @@
 
 The transform is fixed (``bitstream.lapped``) and one step size serves all channels, so the latents of a training image are
 plain integers, and nothing but their prediction is learned here. Planes of coefficients are [N, H/16, W/16, 256], in
-quantisation steps. Q is a number from 0 to 250.
+quantisation steps; latents are in half steps. Q is a number from 0 to 250.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from perigee.bitstream import prior as P
 from perigee.bitstream.component_prior import MAGNITUDE_MAX, magnitude_table
 from perigee.models.codec.analysis import HyperAnalysis
 from perigee.models.codec.codec import LOG2, Z_BANDS, HyperPrior
-from perigee.models.codec.prior import MAGNITUDES, PriorLayer, TrainedPrior, round_through
+from perigee.models.codec.prior import PriorLayer, TrainedPrior, round_through
 
 SCALES = 128
 SPREAD_MIN = 0.045
@@ -28,6 +28,7 @@ SPREADS_PER_OCTAVE = 6
 WHOLE_STEP, STEPS_PER_OCTAVE = 26, 16  # the step at Q is 2**((26 - Q) / 16) of the range
 BITS_MAX = 40.0  # that one latent can cost: an escape
 COMPONENT_PLANE = 16  # the plane of component n is 16 * min(n, 15)
+HALF_MAGNITUDES = tuple(round(8 * math.log2(1 + n / 2)) for n in range(P.CONTEXT_CLAMP + 1))  # of latents in half steps
 WIDTHS = P.Widths(
     latents=256,
     hyper_latents=32,
@@ -35,7 +36,7 @@ WIDTHS = P.Widths(
     context=96,
     head=128,
     slices=(1, 2, 3, 6, 12, 24, 48, 64, 96),
-    magnitudes=MAGNITUDES,
+    magnitudes=HALF_MAGNITUDES,
     references=2,
     planes=2,
     scales=SCALES,
@@ -52,7 +53,8 @@ def spread_of(index: Tensor) -> Tensor:
     return SPREAD_MIN * torch.exp2(index / SPREADS_PER_OCTAVE)
 
 
-MAGNITUDE_TABLE = torch.from_numpy(magnitude_table(MAGNITUDES)).float()
+MAGNITUDE_TABLE = torch.from_numpy(magnitude_table(HALF_MAGNITUDES)).float()
+TRELLIS_LEVEL = 0.31  # mean magnitude, in steps, from which latents are coded on a trellis
 
 
 def magnitude_of(q: Tensor) -> Tensor:
@@ -60,10 +62,12 @@ def magnitude_of(q: Tensor) -> Tensor:
     return MAGNITUDE_TABLE.to(q.device)[q.detach().abs().clamp_max(MAGNITUDE_MAX).long()]
 
 
-def quantised(y: Tensor, strength: float = 0.1) -> Tensor:
-    """Return latents in steps rounded to integers, where what stands alone among small neighbours falls to 0.
+def quantised(y: Tensor, strength: float = 0.1, generator: torch.Generator | None = None) -> Tensor:
+    """Return latents in half steps for values ``y`` in steps, about as the encoder chooses them.
 
-    The threshold rises from 0.5 by ``strength`` each time that the mean magnitude of the neighbourhood halves below 1.
+    Where neighbours are large a trellis decides between whole and half steps; here chance does. Elsewhere latents are whole steps,
+    and what stands alone among small neighbours falls to 0: the threshold rises from 0.5 by ``strength`` each time that the mean
+    magnitude of the neighbourhood halves below 1.
     """
     size = y.abs()
     around = F.avg_pool2d(size.permute(0, 3, 1, 2), 3, 1, 1, count_include_pad=False).permute(0, 2, 3, 1)
@@ -71,7 +75,9 @@ def quantised(y: Tensor, strength: float = 0.1) -> Tensor:
         y
     )
     dead = (-strength * torch.log2(local + 1e-3)).clamp(0, 0.35)
-    return torch.where(size < 0.5 + dead, 0.0, torch.round(y))
+    whole = torch.where(size < 0.5 + dead, 0.0, torch.round(y))
+    odd = (torch.rand(y.shape, generator=generator) < 0.5).float()
+    return torch.where(local < TRELLIS_LEVEL, 2 * whole, 2 * torch.round(y - odd / 2) + odd)
 
 
 class Coded(NamedTuple):
@@ -189,12 +195,12 @@ class ComponentCodec(nn.Module):
     def forward(
         self, y: Tensor, q: Tensor, quality_step: Tensor, component: Tensor, references: Tensor, noise: bool = True
     ) -> Coded:
-        """Return the cost and the prediction of planes of coefficients ``y`` that were rounded to ``q``, both in steps."""
+        """Return the cost and the prediction of planes of coefficients ``y``, in steps, whose latents are ``q``, in half steps."""
         z = self.hyper(y.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         z_hat = z + (torch.round(z).clamp(-P.Z_CLAMP, P.Z_CLAMP) - z).detach()
         mean, index = self.prior.predict(z_hat, q, quality_step, component, references)
         spread = spread_of(index)
-        distance = (q - mean).abs()
+        distance = (q / 2 - mean).abs()
         # sigmoid(a) - sigmoid(b) = sigmoid(a) * sigmoid(-b) * (1 - exp(b - a)), which keeps its tails in float32
         log_p = F.logsigmoid((0.5 - distance) / spread) + F.logsigmoid((0.5 + distance) / spread)
         log_p = log_p + torch.log(-torch.expm1(-1 / spread))
@@ -205,14 +211,14 @@ class ComponentCodec(nn.Module):
         return Coded(bits_y, bits_z, mean, spread)
 
     def reconstructed(self, q: Tensor, mean: Tensor, spread: Tensor, narrow: bool = True) -> Tensor:
-        """Return the centroid of the predicted distribution in the cell of each latent, in steps."""
+        """Return the centroid of the predicted distribution in the cell of each latent ``q``, in half steps; all else in steps."""
         width = 1 / (spread * torch.exp(self.narrowing) if narrow else spread)
-        distance = q - mean
+        distance = q / 2 - mean
         near = ((distance.abs() - 0.5) * width).clamp_max(8.0)
         far = near + width
         part = F.softplus(-near) - F.softplus(-far) + near * torch.sigmoid(-near) - far * torch.sigmoid(-far)
         inside = part / (torch.sigmoid(-near) - torch.sigmoid(-far)).clamp_min(1e-6) - near
-        return q + torch.where(spread > 8.0, 0.0, torch.sign(distance) * (inside / width - 0.5))
+        return q / 2 + torch.where(spread > 8.0, 0.0, torch.sign(distance) * (inside / width - 0.5))
 
 
 def references_of(q: Tensor) -> Tensor:
