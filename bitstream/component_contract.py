@@ -1,6 +1,6 @@
 """The contract of a component profile: all integers by which latents of components are decoded and turned into samples.
 
-It is the file ``contract.npz`` of such a profile. ``docs/format.md``, sections 19 and 20, are the specification.
+It is the file ``contract.npz`` of such a profile. ``docs/format2.md``, sections 19 and 20, are the specification.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from perigee.bitstream.tables import WIDE_SCALE_COUNT, Z_BANDS_MAX, Tables
 LATENTS = BLOCK * BLOCK
 CENTROID_BUCKETS = 32
 SHIFT_MAX = 13
-BASE_MAX = 127
+MATRIX_SUM_MAX = 1 << 17  # of the absolute values in a column: sums stay within 64 bits
 Q_COUNT = QUALITY_STEPS + 1
 # type and shape of the arrays beside the layers and tables; None: any size
 ARRAYS: dict[str, tuple[str, tuple[int | None, ...]]] = {
@@ -76,6 +76,8 @@ class ComponentContract:
             or self.steps[0] >= 1 << 31,
             "shifts": int(self.shifts.max()) > SHIFT_MAX,
             "order": len(set(self.order.tolist())) < LATENTS,
+            "lap": np.abs(self.lap.astype(np.int64)).sum(0).max() >= MATRIX_SUM_MAX,
+            "cosine": np.abs(self.cosine.astype(np.int64)).sum(0).max() >= MATRIX_SUM_MAX,
             "centroids": int(self.centroids.min()) < -64 or int(self.centroids.max()) > 64,
         }
         for name, fault in faults.items():

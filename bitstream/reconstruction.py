@@ -2,7 +2,7 @@
 
 Three steps, each exact on every machine: the centroid of each latent in its cell and the step size; the inverse lapped
 transform of each component; the inverse spectral transform. Components are in units of 2**-20 of the range.
-``docs/format.md``, section 21, is the specification.
+``docs/format2.md``, section 21, is the specification.
 """
 
 from __future__ import annotations
@@ -65,14 +65,14 @@ def _inverse(contract: ComponentContract, values: Wide) -> Wide:
 
 
 def plane_of(contract: ComponentContract, coefficients: Wide) -> Wide:
-    """One component int64 [16 H, 16 W] of its coefficients [latents, H, W], within +-2**34."""
+    """One component int64 [16 H, 16 W] of its coefficients [latents, H, W], within 32 bits."""
     _, rows, cols = coefficients.shape
     blocks = np.empty_like(coefficients)
     blocks[contract.order] = coefficients
     values = blocks.reshape(BLOCK, BLOCK, rows, cols).transpose(2, 0, 3, 1).reshape(rows * BLOCK, cols * BLOCK)
     columns = _inverse(contract, values)
     plane = _inverse(contract, np.ascontiguousarray(columns.T)).T
-    return np.clip(plane, -COMPONENT_MAX, COMPONENT_MAX)
+    return np.clip(plane, -(1 << 31), (1 << 31) - 1)
 
 
 def samples_of(spectral: Spectral, planes: Wide, dtype: str, limits: tuple[int, int] | None = None) -> Samples:

@@ -1,4 +1,4 @@
-"""Format version 2: a scene as spectral components, in strips that own their parameters. ``docs/format.md``, part two.
+"""Format version 2: a scene as spectral components, in strips that own their parameters. ``docs/format2.md``.
 
 A stream is framed as in version 1 (``format.py``): a header, checked chunks, an end mark. Here are the parts that differ
 and their writer; ``version2_parsing.py`` is their reader.

@@ -122,7 +122,7 @@ class ComponentDecoder(StreamSource):
         for c, step in enumerate(quality_steps):
             within = centroids_of(contract, decoded.q[c], decoded.mean[c], decoded.scale_index[c])
             plane = plane_of(contract, coefficients_of(contract, within, step))
-            planes[c] = np.clip(plane, -(1 << 31), (1 << 31) - 1)
+            planes[c] = plane
             if self.synthesises:
                 centroids[c] = np.clip(within, -(1 << 14), 1 << 14) / np.float32(1 << CELL_BITS)
         return _Patch(centroids, decoded.scale_index.astype(np.uint8), planes, quality_steps)
