@@ -18,8 +18,8 @@ import numpy.typing as npt
 from perigee.bitstream.arrays import IntArray
 from perigee.bitstream.compiled import NativeCoder, NativePass, NativeTables, address, library, pointer
 from perigee.bitstream.errors import SymbolError
-from perigee.bitstream.prior import Prediction
-from perigee.bitstream.tables import Tables
+from perigee.bitstream.prior import SCALE_COUNT, Prediction
+from perigee.bitstream.tables import TRELLIS, Tables
 
 try:
     import constriction
@@ -29,6 +29,7 @@ except ImportError:  # every aarch64 machine: no wheel there
 PRECISION = 24
 WORDS_PER_SYMBOL = 3  # more than any symbol can take: 16 bits, an escape of 51 and 11 bits as they are
 _MASK = (1 << PRECISION) - 1
+SORTED = np.dtype("V12")  # ``Sorted`` in ``csrc/coder.h``
 
 
 class Coder(ABC):
@@ -90,14 +91,6 @@ class RunCoder(Coder):
     def pop_bit(self) -> int:
         """Pop one bit."""
 
-    @abstractmethod
-    def push_uniform(self, value: int, bits: int) -> None:
-        """Push a whole number below 2**bits, all of them equally probable."""
-
-    @abstractmethod
-    def pop_uniform(self, bits: int) -> int:
-        """Pop a whole number below 2**bits."""
-
     def push_passes(self, passes: Sequence[tuple[IntArray, Prediction]]) -> None:
         for values, prediction in reversed(passes):
             self._push_pass(values, prediction)
@@ -110,43 +103,38 @@ class RunCoder(Coder):
     def _push_pass(self, values: IntArray, prediction: Prediction) -> None:
         self._check(values)
         order, ordered, runs = _runs(prediction.table)
-        radius, raw = self._tables.table_radius[ordered], self._tables.raw_bits[ordered]
-        latents, mean = values.reshape(-1)[order].astype(np.int32), prediction.mean.reshape(-1)[order]
-        symbols = (latents >> raw) - (mean >> raw + 4)
+        radius = self._tables.table_radius[ordered]
+        symbols = (values - (prediction.mean >> 4)).reshape(-1)[order].astype(np.int32)
         outside = (symbols < -radius) | (symbols > radius + 1)
         entries = symbols + radius
-        entries[outside] = 2 * radius[outside] + 2
-        for i in np.flatnonzero(outside | (raw > 0))[::-1].tolist():
-            symbol, reach, bits = int(symbols[i]), int(radius[i]), int(raw[i])
-            if bits:
-                self.push_uniform(int(latents[i]) & (1 << bits) - 1, bits)
-            if outside[i]:
-                negative = symbol < 0
-                self.push_bits(_escape_bits(-symbol - reach - 1 if negative else symbol - reach - 2, negative))
+        if outside.any():
+            where = np.flatnonzero(outside)
+            entries[where] = 2 * radius[where] + 2
+            for i in where[::-1].tolist():
+                self.push_bits(_escape_of(int(symbols[i]), int(radius[i])))
         for table, start, stop in reversed(runs):
             self.push_run(entries[start:stop], table)
 
     def pop_pass(self, prediction: Prediction) -> IntArray:
         order, ordered, runs = _runs(prediction.table)
         entries = np.concatenate([self.pop_run(table, stop - start) for table, start, stop in runs])
-        radius, raw = self._tables.table_radius[ordered], self._tables.raw_bits[ordered]
-        mean = prediction.mean.reshape(-1)[order]
-        latents = (entries - radius).astype(np.int64) + (mean >> raw + 4)
-        escaped = entries == 2 * radius + 2
-        for i in np.flatnonzero(escaped | (raw > 0)).tolist():
-            if escaped[i]:
-                excess, negative = self._pop_escape()
-                symbol = -excess - int(radius[i]) - 1 if negative else excess + int(radius[i]) + 2
-                latents[i] = symbol + (int(mean[i]) >> int(raw[i]) + 4)
-            bits = int(raw[i])
-            if bits:
-                latents[i] = (latents[i] << bits) + self.pop_uniform(bits)
-        self._check(latents)
-        out = np.empty(latents.size, np.int32)
-        out[order] = latents
-        return out.reshape(prediction.table.shape)
+        radius = self._tables.table_radius[ordered]
+        symbols = entries - radius
+        for i in np.flatnonzero(entries == 2 * radius + 2).tolist():
+            symbols[i] = self._pop_escape(int(radius[i]))
+        out = np.empty_like(symbols)
+        out[order] = symbols
+        values = out.reshape(prediction.table.shape) + (prediction.mean >> 4)
+        self._check(values)
+        return np.asarray(values)
 
-    def _pop_escape(self) -> tuple[int, int]:
+    def _check(self, values: IntArray) -> None:
+        low, high = self._tables.latent_range
+        if values.size and (values.min() < low or values.max() > high):
+            raise SymbolError(f"a latent of {int(values.min())}..{int(values.max())} is outside {low}..{high}")
+
+    def _pop_escape(self, radius: int) -> int:
+        """The symbol that an escape stands for."""
         negative = self.pop_bit()
         zeros = 0
         while not self.pop_bit():
@@ -156,7 +144,7 @@ class RunCoder(Coder):
         value = 1
         for _ in range(zeros):
             value = value << 1 | self.pop_bit()
-        return value - 1, negative
+        return -radius - value if negative else radius + 1 + value
 
 
 def _runs(tables: IntArray) -> tuple[IntArray, IntArray, list[tuple[int, int, int]]]:
@@ -171,9 +159,11 @@ def _runs(tables: IntArray) -> tuple[IntArray, IntArray, list[tuple[int, int, in
     return order, ordered, list(zip(numbers, starts, stops, strict=True))
 
 
-def _escape_bits(excess: int, negative: bool) -> list[int]:
-    digits = bin(excess + 1)[2:]
-    return [int(negative), *([0] * (len(digits) - 1)), *map(int, digits)]
+def _escape_of(symbol: int, radius: int) -> list[int]:
+    """The bits of a symbol outside -radius..radius + 1."""
+    excess = -symbol - radius if symbol < 0 else symbol - radius - 1
+    digits = bin(excess)[2:]
+    return [int(symbol < 0), *([0] * (len(digits) - 1)), *map(int, digits)]
 
 
 class IntegerAns(RunCoder):
@@ -207,18 +197,80 @@ class IntegerAns(RunCoder):
             self._state = self._state << 32 | self._bulk.pop()
 
     def push_run(self, entries: npt.NDArray[np.int32], table: int) -> None:
-        row = self._row(table)
         for entry in entries[::-1].tolist():
-            self._push(row[entry], row[entry + 1] - row[entry])
+            self._push_entry(entry, table)
 
     def pop_run(self, table: int, count: int) -> npt.NDArray[np.int32]:
+        return np.array([self._pop_entry(table) for _ in range(count)], np.int32)
+
+    def _push_entry(self, entry: int, table: int) -> None:
         row = self._row(table)
-        out = np.empty(count, np.int32)
-        for i in range(count):
-            entry = bisect_right(row, self._state & _MASK) - 1
-            out[i] = entry
-            self._advance(row[entry], row[entry + 1] - row[entry])
-        return out
+        self._push(row[entry], row[entry + 1] - row[entry])
+
+    def _pop_entry(self, table: int) -> int:
+        row = self._row(table)
+        entry = bisect_right(row, self._state & _MASK) - 1
+        self._advance(row[entry], row[entry + 1] - row[entry])
+        return entry
+
+    # Latents of components, which count half steps, one by one: the table of each may depend on the one before it.
+
+    def _push_pass(self, values: IntArray, prediction: Prediction) -> None:
+        if self._tables.scales == SCALE_COUNT:
+            return super()._push_pass(values, prediction)
+        self._check(values)
+        order = np.argsort(prediction.table.reshape(-1), kind="stable").tolist()
+        latents, mean, number = (part.reshape(-1).tolist() for part in (values, prediction.mean, prediction.table))
+        pushed: list[tuple[int, int]] = []
+        followed: list[tuple[int, int, int, int]] = []  # symbol, radius, raw bits and their number
+        state = 0
+        for i in order:
+            place = self._tables.place_of(number[i], mean[i], state)
+            steps, odd = divmod(latents[i], 2)
+            if odd != place.odd:
+                raise SymbolError("a latent is not on its trellis")
+            symbol = (steps >> place.raw) - place.mean
+            inside = -place.radius <= symbol <= place.radius + 1
+            pushed.append((symbol + place.radius if inside else 2 * place.radius + 2, place.table))
+            if place.on_trellis:
+                state = TRELLIS[state][steps & 1 if inside else 0]
+            if place.raw or not inside:
+                followed.append((symbol, place.radius, steps & (1 << place.raw) - 1, place.raw))
+        for symbol, radius, value, bits in reversed(followed):
+            if bits:
+                self._push(value << (PRECISION - bits), 1 << (PRECISION - bits))
+            if not -radius <= symbol <= radius + 1:
+                self.push_bits(_escape_of(symbol, radius))
+        for entry, table in reversed(pushed):
+            self._push_entry(entry, table)
+        return None
+
+    def pop_pass(self, prediction: Prediction) -> IntArray:
+        if self._tables.scales == SCALE_COUNT:
+            return super().pop_pass(prediction)
+        order = np.argsort(prediction.table.reshape(-1), kind="stable").tolist()
+        mean, number = (part.reshape(-1).tolist() for part in (prediction.mean, prediction.table))
+        places, entries = [], []
+        state = 0
+        for i in order:
+            place = self._tables.place_of(number[i], mean[i], state)
+            entry = self._pop_entry(place.table)
+            if place.on_trellis:
+                inside = entry < 2 * place.radius + 2
+                state = TRELLIS[state][(entry - place.radius + place.mean) & 1 if inside else 0]
+            places.append(place)
+            entries.append(entry)
+        out = np.empty(len(order), np.int64)
+        for i, place, entry in zip(order, places, entries, strict=True):
+            escaped = entry == 2 * place.radius + 2
+            steps = (self._pop_escape(place.radius) if escaped else entry - place.radius) + place.mean
+            if place.raw:
+                value = (self._state & _MASK) >> (PRECISION - place.raw)
+                self._advance(value << (PRECISION - place.raw), 1 << (PRECISION - place.raw))
+                steps = (steps << place.raw) + value
+            out[i] = 2 * steps + place.odd
+        self._check(out)
+        return out.astype(np.int32).reshape(prediction.table.shape)
 
     def push_bits(self, bits: Sequence[int]) -> None:
         for bit in reversed(bits):
@@ -228,14 +280,6 @@ class IntegerAns(RunCoder):
         bit = (self._state & _MASK) >> (PRECISION - 1)
         self._advance(bit << (PRECISION - 1), 1 << (PRECISION - 1))
         return bit
-
-    def push_uniform(self, value: int, bits: int) -> None:
-        self._push(value << (PRECISION - bits), 1 << (PRECISION - bits))
-
-    def pop_uniform(self, bits: int) -> int:
-        value = (self._state & _MASK) >> (PRECISION - bits)
-        self._advance(value << (PRECISION - bits), 1 << (PRECISION - bits))
-        return value
 
     def to_words(self) -> npt.NDArray[np.uint32]:
         words = list(self._bulk)
@@ -281,13 +325,6 @@ class ConstrictionAns(RunCoder):
     def pop_bit(self) -> int:
         return int(self._coder.decode(self._bit))
 
-    def push_uniform(self, value: int, bits: int) -> None:
-        model = constriction.stream.model.Uniform(1 << bits)
-        self._coder.encode_reverse(np.array([value], np.int32), model)
-
-    def pop_uniform(self, bits: int) -> int:
-        return int(self._coder.decode(constriction.stream.model.Uniform(1 << bits)))
-
     def to_words(self) -> npt.NDArray[np.uint32]:
         words: npt.NDArray[np.uint32] = self._coder.get_compressed()
         return words[::-1]
@@ -305,6 +342,7 @@ def _native_error(status: int, tables: Tables) -> SymbolError:
         -3: f"an escape announces more than {tables.escape_bits} bits",
         -4: f"a latent is outside {low}..{high}",
         -5: "an entry is not in its table",
+        -6: "a latent is not on its trellis",
     }
     return SymbolError(reasons[status])
 
@@ -361,7 +399,7 @@ class NativeAns(Coder):
                 )
             kept.append([np.ascontiguousarray(a, np.int32) for a in (values, *prediction)])
         described = (NativePass * len(kept))(*(NativePass(*map(address, arrays), arrays[0].size) for arrays in kept))
-        room = np.empty(max((arrays[0].size for arrays in kept), default=0), np.uint64)
+        room = np.empty(max((arrays[0].size for arrays in kept), default=0), SORTED)
         tables, count = ctypes.byref(self._tables), ctypes.c_uint32(len(kept))
         self._call("perigee_push_passes", tables, count, described, pointer(room))
 
@@ -369,7 +407,7 @@ class NativeAns(Coder):
         table, mean = (np.ascontiguousarray(a, np.int32) for a in prediction)
         if table.shape != mean.shape:
             raise SymbolError(f"{list(table.shape)} tables and {list(mean.shape)} means")
-        values, order = np.empty(table.shape, np.int32), np.empty(table.size, np.uint32)
+        values, order = np.empty(table.shape, np.int32), np.empty(table.size, SORTED)
         described = NativePass(address(values), address(table), address(mean), table.size)
         self._call("perigee_pop_pass", ctypes.byref(self._tables), ctypes.byref(described), pointer(order))
         return values
@@ -406,9 +444,9 @@ def memory_of(tables: Tables, kind: str = "auto") -> tuple[IntArray, ...]:
     return kept
 
 
-def available_coders() -> list[str]:
-    """Coders that work here, the preferred first: ``native``, ``constriction``, ``integer``."""
-    faster = [("native", library), ("constriction", constriction)]
+def available_coders(components: bool = False) -> list[str]:
+    """Coders that work here, the preferred first: ``native``, ``constriction`` (not for components), ``integer``."""
+    faster = [("native", library), *([] if components else [("constriction", constriction)])]
     return [name for name, module in faster if module is not None] + ["integer"]
 
 
@@ -421,7 +459,10 @@ def new_coder(
     """
     if words is not None and len(words) and not words[0]:
         raise SymbolError("the first word of the coder is zero, which no encoder writes")
-    kind = available_coders()[0] if kind == "auto" else kind
+    components = tables.scales > SCALE_COUNT
+    kind = available_coders(components)[0] if kind == "auto" else kind
     if kind == "native":
         return NativeAns(tables, words, symbols)
-    return ConstrictionAns(tables, words) if kind == "constriction" else IntegerAns(tables, words)
+    if kind == "constriction" and not components:
+        return ConstrictionAns(tables, words)
+    return IntegerAns(tables, words)

@@ -35,7 +35,7 @@ from perigee.bitstream.prior import (
 FUNCTIONS = (
     "perigee_push_passes", "perigee_pop_pass", "perigee_push_runs", "perigee_pop_runs", "perigee_flush",
     "perigee_prior_scratch", "perigee_prior_given", "perigee_prior_features", "perigee_prior_pass",
-    "perigee_prior_packings", "perigee_round", "perigee_abi",
+    "perigee_prior_packings", "perigee_choose", "perigee_abi",
 )  # fmt: skip
 ABI = 9  # as in csrc/module.c
 COLUMNS = 32  # Output channels are stored in multiples of this.
@@ -115,7 +115,6 @@ class NativeCosts(ctypes.Structure):
     _fields_ = [
         *_fields(ctypes.c_void_p, "bits starts radius centroids"),
         ("error_bits", ctypes.c_float),
-        ("tables", ctypes.c_int32),
     ]
 
 

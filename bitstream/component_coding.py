@@ -40,7 +40,7 @@ class _Views:
 
 @dataclass(frozen=True)
 class CodedComponents:
-    """What is coded of a patch. ``q`` int32 [components, latents, H, W]; ``z`` int32 [components, hyper_latents, h, w];
+    """What is coded of a patch. ``q`` int32 [components, latents, H, W], in half steps; ``z`` int32 [components, hyper_latents, h, w];
     ``channels`` [components]: how many leading channels of each are coded; ``quality_steps`` [components]; ``offsets`` int8
     [components, latents] are added to the scale indices."""
 
@@ -104,7 +104,7 @@ def encode_components(
 
 @dataclass(frozen=True)
 class DecodedComponents:
-    """Latents of a patch: ``q`` int32 [components, latents, H, W]; ``mean`` (1/16) and ``scale_index`` of the coded channels, of
+    """Latents of a patch: ``q`` int32 [components, latents, H, W], in half steps; ``mean`` (1/16) and ``scale_index`` of the coded channels, of
     the same shape; ``passes``: how many passes of all components count."""
 
     q: IntArray
@@ -160,7 +160,7 @@ def decode_components(
                 if not wanted:
                     continue
                 found = steps[c](k, q[c : c + 1], wanted)
-                values = found.mean[0] + 8 >> 4  # the mean, rounded: stands for what was cut off
+                values = 2 * (found.mean[0] + 8 >> 4)  # the mean in whole steps: stands for what was cut off
                 if not dry:
                     try:
                         decoded = coder.pop_pass(Prediction(found.table[0], found.mean[0]))
@@ -172,7 +172,7 @@ def decode_components(
                     if not dry:
                         values, complete = decoded, complete + 1
                 low, high = tables.latent_range
-                unhalf(np.clip(values, low, high)[None], k % 2, q[c : c + 1, start : start + wanted])
+                unhalf(np.clip(values, low, high - 1)[None], k % 2, q[c : c + 1, start : start + wanted])
                 unhalf(found.mean, k % 2, means[c : c + 1, start : start + wanted])
                 unhalf(found.table // MEAN_FRACTIONS, k % 2, indices[c : c + 1, start : start + wanted])
             views.show(c, q[c], start, stop)

@@ -31,12 +31,12 @@ def rounded_shift(values: Wide, bits: int) -> Wide:
 
 
 def centroids_of(contract: ComponentContract, q: IntArray, mean: IntArray, index: IntArray) -> Wide:
-    """Where latents [latents, H, W] of one component are expected in their cells, int64 in 1/128 step."""
-    distance = 16 * q.astype(np.int64) - mean
+    """Where latents [latents, H, W] of one component, in half steps, are expected in their cells, int64 in 1/128 step."""
+    distance = 8 * q.astype(np.int64) - mean
     bucket = np.minimum(np.abs(distance) + 2 >> 2, CENTROID_BUCKETS - 1)
     inward = contract.centroids.astype(np.int64)[np.minimum(index, SCALE_COUNT - 1), bucket]
     inward = np.where(index < SCALE_COUNT, inward, 0)
-    return np.asarray((q.astype(np.int64) << CELL_BITS) - np.sign(distance) * inward)
+    return np.asarray((q.astype(np.int64) << CELL_BITS - 1) - np.sign(distance) * inward)
 
 
 def coefficients_of(contract: ComponentContract, within: Wide, quality_step: int) -> Wide:

@@ -1,7 +1,12 @@
-"""Rounding of latents by what they cost, for encoders: an error is weighed against the bits that it saves.
+"""The choice of latents by what they cost, for encoders: an error is weighed against the bits that it saves.
 
-Each latent is rounded to the nearest integer, to the next one towards its mean, or to 0, whichever costs least by the contract's own
-tables and centroids. Any decoder reads the result. It only chooses integers, so it may differ from machine to machine.
+A latent whose distribution is narrow becomes the nearest whole step, the next one towards its mean, or 0, whichever costs least by the
+contract's own tables and centroids. The others are coded on a trellis: they alternate between whole and half steps by a rule that both
+sides follow, so that the encoder has twice as many values to choose from as it pays for. It looks for the cheapest way through the
+trellis (trellis-coded quantisation, Marcellin and Fischer 1990, with the eight states of dependent quantisation in video coding).
+
+Any decoder reads the result. The choice may differ from machine to machine, and without the compiled library it is not searched for:
+each latent then takes the nearest value that the trellis allows.
 """
 
 from __future__ import annotations
@@ -14,11 +19,11 @@ from perigee.bitstream.arrays import FloatArray, IntArray
 from perigee.bitstream.compiled import NativeCosts, address, library
 from perigee.bitstream.component_contract import ComponentContract
 from perigee.bitstream.prior import MEAN_FRACTIONS, SCALE_COUNT, Prediction
-from perigee.bitstream.tables import FREQUENCY_TOTAL
+from perigee.bitstream.tables import FREQUENCY_TOTAL, TRELLIS, TRELLIS_FROM
 
 BITS_OF_ERROR = 10.0  # what a squared error of one step is worth
-INDEX_MAX = 58  # of the scale: wider distributions are rounded to the nearest
 BUCKET_MAX = 31
+REACHED = np.dtype("V40")  # ``Reached`` in ``csrc/rounding.h``
 
 
 class Rounding:
@@ -32,28 +37,39 @@ class Rounding:
         self._centroids = np.ascontiguousarray(contract.centroids)
         self._error_bits = error_bits
         arrays = (self._bits, self._starts, self._radius, self._centroids)
-        self._native = NativeCosts(*(address(a) for a in arrays), error_bits, INDEX_MAX * MEAN_FRACTIONS)
+        self._native = NativeCosts(*(address(a) for a in arrays), error_bits)
 
     def choose(self, y: FloatArray, prediction: Prediction) -> IntArray:
-        """Latents int32 for values ``y`` float32 in steps, of the shape of the prediction."""
+        """Latents int32, in half steps, for values ``y`` float32 in steps, of the shape of the prediction."""
         y = np.ascontiguousarray(y, np.float32)
         table, mean = (np.ascontiguousarray(part, np.int32) for part in prediction)
+        order = np.argsort(table.reshape(-1).astype(np.uint16), kind="stable").astype(np.uint32)
         if library is None:
-            return self._choose(y, table, mean)
-        out = np.empty(y.shape, np.int32)
-        parts = (ctypes.c_void_p(address(a)) for a in (y, table, mean, out))
-        library.perigee_round(ctypes.byref(self._native), ctypes.c_uint32(y.size), *parts)
+            return self._choose(y, table, mean, order)
+        out, reached = np.empty(y.shape, np.int32), np.empty(y.size, REACHED)
+        parts = (ctypes.c_void_p(address(a)) for a in (y, table, mean, order, reached, out))
+        library.perigee_choose(ctypes.byref(self._native), ctypes.c_uint32(y.size), *parts)
         return out
 
-    def _choose(self, y: FloatArray, table: IntArray, mean: IntArray) -> IntArray:
-        nearest = np.rint(y).astype(np.int32)
-        distance = MEAN_FRACTIONS * nearest - mean
-        nearer = np.where(np.abs(distance) > MEAN_FRACTIONS // 2, nearest - np.sign(distance), nearest)
-        narrow = table < INDEX_MAX * MEAN_FRACTIONS
+    def _choose(self, y: FloatArray, table: IntArray, mean: IntArray, order: IntArray) -> IntArray:
+        whole = np.rint(y).astype(np.int32)
+        distance = MEAN_FRACTIONS * whole - mean
+        nearer = np.where(np.abs(distance) > MEAN_FRACTIONS // 2, whole - np.sign(distance), whole)
+        narrow = table < TRELLIS_FROM * MEAN_FRACTIONS
         safe = np.where(narrow, table, 0)
-        candidates = (nearest, nearer, np.zeros_like(nearest))
+        candidates = (whole, nearer, np.zeros_like(whole))
         best = np.argmin(np.stack([self._costs(y, safe, mean, q) for q in candidates]), axis=0)
-        return np.where(narrow, np.choose(best, candidates), nearest).astype(np.int32)
+        out = (2 * np.where(narrow, np.choose(best, candidates), whole)).astype(np.int32)
+        flat, state = out.reshape(-1), 0
+        on_trellis = (~narrow & (table < SCALE_COUNT * MEAN_FRACTIONS)).reshape(-1)
+        values, numbers, means = y.reshape(-1), table.reshape(-1), mean.reshape(-1)
+        for i in order[on_trellis[order]].tolist():
+            odd = state & 1
+            steps = round(float(values[i]) - odd / 2)
+            flat[i] = 2 * steps + odd
+            symbol, radius = steps - (int(means[i]) - MEAN_FRACTIONS // 2 * odd >> 4), int(self._radius[numbers[i]])
+            state = TRELLIS[state][steps & 1 if -radius <= symbol <= radius + 1 else 0]
+        return out
 
     def _costs(self, y: FloatArray, table: IntArray, mean: IntArray, q: IntArray) -> FloatArray:
         distance = MEAN_FRACTIONS * q - mean

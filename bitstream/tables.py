@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +18,23 @@ FREQUENCY_TOTAL = 1 << 16
 Z_BANDS_MAX = 16
 WIDE_SCALE_COUNT = 128  # of a component's contract, whose latents have any size
 OCTAVE = 6  # scale indices by which a spread doubles there: those from 64 on use the tables of 58 to 63
+TRELLIS_FROM = 14  # the scale index from which, up to 63, latents are coded on a trellis
+# The state behind each of the eight states, by the parity of the whole steps that were coded; odd states code half steps.
+TRELLIS = ((0, 2), (5, 7), (1, 3), (6, 4), (2, 0), (4, 6), (3, 1), (7, 5))
 WIDE_Q_MIN, WIDE_Q_MAX = -(1 << 23), (1 << 23) - 1
 ESCAPE_BITS_MAX, WIDE_ESCAPE_BITS_MAX = 17, 24
+
+
+class Place(NamedTuple):
+    """How a latent of a component is coded: its table and that table's radius, the mean in units of what the table codes, how many
+    raw bits follow, whether the latent is odd, and whether it moves the trellis on."""
+
+    table: int
+    radius: int
+    mean: int
+    raw: int
+    odd: int
+    on_trellis: bool
 
 
 @dataclass(frozen=True)
@@ -29,8 +44,9 @@ class Tables:
     ``radius`` uint16 [64]: table (i, f) covers the symbols -radius[i] .. radius[i] + 1, then the escape.
     ``frequencies`` uint16: all latent tables one after the other, table number 16 * i + f.
     ``z_frequencies`` uint16 [bands * hyper_latents, 129]: for z = -64..64; quality is divided into so many equal bands.
-    ``scales``: how many scale indices there are, 64, or 128 for latents of any size. An index i from 64 on has the table of
-    58 + (i - 58) % 6, which codes latents without their lowest (i - 58) // 6 bits; these follow as they are.
+    ``scales``: how many scale indices there are, 64, or 128 for components, whose latents have any size and count half steps. An
+    index i from 64 on has the table of 58 + (i - 58) % 6, which codes whole steps without their lowest (i - 58) // 6 bits; these
+    follow as they are. Indices 14 to 63 are coded on a trellis: its state says whether a latent is odd.
     """
 
     radius: IntArray
@@ -100,6 +116,16 @@ class Tables:
         """By table number, the number of the table below 1024 that has its frequencies."""
         number = np.arange(self.latent_tables, dtype=np.int32)
         return number - self.raw_bits * (OCTAVE * MEAN_FRACTIONS)
+
+    def place_of(self, number: int, mean: int, state: int) -> Place:
+        """How a latent of a component is coded whose table number and mean (1/16 step) were predicted, in a state of the trellis."""
+        index = number // MEAN_FRACTIONS
+        on_trellis = TRELLIS_FROM <= index < SCALE_COUNT
+        odd = state & 1 if on_trellis else 0
+        raw = int(self.raw_bits[number])
+        below = mean - MEAN_FRACTIONS // 2 * odd
+        table = int(self.shared[index * MEAN_FRACTIONS]) + (below >> raw & MEAN_FRACTIONS - 1)
+        return Place(table, int(self.table_radius[number]), below >> raw + 4, raw, odd, on_trellis)
 
     @cached_property
     def table_radius(self) -> npt.NDArray[np.int32]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,25 @@ import torch
 import perigee
 from perigee.bitstream import lapped
 from perigee.bitstream.arrays import FloatArray
+from perigee.bitstream.compiled import NativePrior
+from perigee.bitstream.component_coding import CodedComponents, encode_components
 from perigee.bitstream.component_contract import CENTROID_BUCKETS, ComponentContract
 from perigee.bitstream.component_prior import magnitudes_of
 from perigee.bitstream.component_profile import ANALYSIS_FILE, component_answer, load_component_profile
 from perigee.bitstream.manifest import COMPONENTS, MANIFEST_FILE, MANIFEST_VERSION
-from perigee.bitstream.prior import ACCUMULATOR_LIMIT, QUALITY_STEPS, SCALE_COUNT, check_accumulators
+from perigee.bitstream.prior import (
+    ACCUMULATOR_LIMIT,
+    MEAN_FRACTIONS,
+    QUALITY_STEPS,
+    SCALE_COUNT,
+    Z_CLAMP,
+    Prediction,
+    check_accumulators,
+    half,
+)
 from perigee.bitstream.profile import CONTRACT_FILE, SELF_TEST_FILE
 from perigee.bitstream.reconstruction import STEP_BITS
+from perigee.bitstream.rounding import Rounding
 from perigee.bitstream.tables import WIDE_SCALE_COUNT, Tables
 from perigee.engines.components import ComponentEngine
 from perigee.export.tables import latent_tables, z_tables
@@ -31,13 +44,11 @@ from perigee.models.codec.component import (
     STEPS_PER_OCTAVE,
     WHOLE_STEP,
     ComponentCodec,
-    quantised,
-    references_of,
-    step_of,
 )
 
 PATCH_SIDE = 256
 SAMPLES_MIN = 400  # latents that a centroid must be measured on
+CENTROID_ROUNDS = 2
 Array = npt.NDArray[Any]
 
 
@@ -50,7 +61,7 @@ def make_contract(codec: ComponentCodec, crops: Sequence[FloatArray], qualities:
     spreads = SPREAD_MIN * 2.0 ** (np.arange(SCALE_COUNT) / SPREADS_PER_OCTAVE)
     radius, frequencies = latent_tables(spreads)
     steps = 2.0 ** (STEP_BITS + (WHOLE_STEP - np.arange(QUALITY_STEPS + 1)) / STEPS_PER_OCTAVE)
-    return ComponentContract(
+    contract = ComponentContract(
         codec.prior.widths,
         codec.prior.to_integers(),
         Tables(radius, frequencies, z_tables(codec.hyper_prior), WIDE_SCALE_COUNT),
@@ -60,42 +71,64 @@ def make_contract(codec: ComponentCodec, crops: Sequence[FloatArray], qualities:
         codec.order.numpy().astype(np.uint8),
         np.array(lapped.LAP, np.int16),
         np.array(lapped.COSINE, np.int16),
-        centroids(codec, crops, qualities),
+        _centroid_table(_expected(codec, spreads)),
         PATCH_SIDE,
     )
+    for _ in range(CENTROID_ROUNDS):  # what an encoder chooses depends on the centroids
+        contract = replace(contract, centroids=_centroid_table(_measured(contract, codec, crops, qualities)))
+    return contract
 
 
-@torch.no_grad()
-def centroids(codec: ComponentCodec, crops: Sequence[FloatArray], qualities: Sequence[int]) -> Array:
-    """Return how far latents lie inwards of the middle of their cell, int8 [64, 32] in 1/128 step.
+def _expected(codec: ComponentCodec, spreads: Array) -> Array:
+    """Return the centroids of logistic distributions of these spreads, as :func:`_measured` does."""
+    far = torch.arange(CENTROID_BUCKETS).float()[None] / 4
+    spread = torch.from_numpy(spreads).float()[:, None]
+    inward = far - codec.reconstructed(2 * far, torch.zeros(1), spread, narrow=False)
+    return inward.numpy()
 
-    Rows are scale indices, columns distances from the mean in quarters of a step. Where too few latents were seen, the centroid
-    of the logistic distribution stands.
+
+def _centroid_table(inward: Array) -> Array:
+    return np.clip(np.rint(128 * inward), -64, 64).astype(np.int8)
+
+
+def _measured(
+    contract: ComponentContract, codec: ComponentCodec, crops: Sequence[FloatArray], qualities: Sequence[int]
+) -> Array:
+    """Return how far values lie inwards of the latents that an encoder chooses for them, in steps, [64, 32].
+
+    Rows are scale indices, columns distances of the latent from its mean in quarters of a step. Where too few latents were seen, the
+    contract's own centroid stands.
     """
-    codec.prior.quantised = True
-    sums, counts = np.zeros(SCALE_COUNT * CENTROID_BUCKETS), np.zeros(SCALE_COUNT * CENTROID_BUCKETS)
+    sums, counts = (np.zeros(SCALE_COUNT * CENTROID_BUCKETS) for _ in range(2))
+    rounding, prior = Rounding(contract), NativePrior(contract.widths, contract.layers)
     for crop in crops:
         for quality_step in qualities:
-            quality = torch.full((len(crop),), quality_step)
-            y = torch.from_numpy(crop).permute(0, 2, 3, 1) / step_of(quality.double())[:, None, None, None]
-            y = y.float()
-            q = quantised(y)
-            coded = codec(y, q, quality, torch.arange(len(crop)), references_of(q), noise=False)
-            index = torch.round(SPREADS_PER_OCTAVE * torch.log2(coded.spread / SPREAD_MIN)).long()
-            distance = torch.round(16 * (q - coded.mean))
-            bucket = torch.div(distance.abs() + 2, 4, rounding_mode="floor").clamp_max(CENTROID_BUCKETS - 1).long()
-            inward = (torch.sign(distance) * (q - y)).double()
-            used = (index < SCALE_COUNT) & (distance != 0)
-            place = (index * CENTROID_BUCKETS + bucket)[used].numpy()
-            sums += np.bincount(place, inward[used].numpy(), len(sums))
-            counts += np.bincount(place, minlength=len(sums))
-    spread = torch.from_numpy(SPREAD_MIN * 2.0 ** (np.arange(SCALE_COUNT) / SPREADS_PER_OCTAVE)).float()
-    far = torch.arange(CENTROID_BUCKETS).float()[None] / 4
-    expected = -codec.reconstructed(far, torch.zeros(1), spread[:, None], narrow=False) + far
-    measured = sums / np.maximum(counts, 1)
+            y = crop * np.float32(2.0**STEP_BITS / int(contract.steps[quality_step]))
+            z = torch.round(codec.hyper(torch.from_numpy(y))).clamp(-Z_CLAMP, Z_CLAMP).numpy().astype(np.int32)
+
+            def choose(component: int, k: int, prediction: Prediction, y: FloatArray = y) -> Array:
+                start, _ = contract.widths.slice_of(k)
+                values = half(y[component][None], k % 2)[0][start : start + len(prediction.mean)]
+                chosen = rounding.choose(values, prediction)
+                index, distance = prediction.table // MEAN_FRACTIONS, 8 * chosen - prediction.mean
+                place = index * CENTROID_BUCKETS + np.minimum(np.abs(distance) + 2 >> 2, CENTROID_BUCKETS - 1)
+                used = (index < SCALE_COUNT) & (distance != 0)
+                inward = np.sign(distance) * (chosen / 2 - values)
+                sums.__iadd__(np.bincount(place[used], inward[used], len(sums)))
+                counts.__iadd__(np.bincount(place[used], minlength=len(sums)))
+                return chosen
+
+            patch = CodedComponents(
+                np.zeros(y.shape, np.int32),
+                z,
+                (y.shape[1],) * len(y),
+                (quality_step,) * len(y),
+                np.zeros(y.shape[:2], np.int8),
+            )
+            encode_components(contract, prior, patch, choose=choose)
     known = counts >= SAMPLES_MIN
-    table = np.where(known, measured, expected.numpy().reshape(-1))
-    return np.asarray(np.clip(np.rint(128 * table), -64, 64), np.int8).reshape(SCALE_COUNT, CENTROID_BUCKETS)
+    measured = np.where(known, sums / np.maximum(counts, 1), contract.centroids.reshape(-1) / 128)
+    return measured.reshape(SCALE_COUNT, CENTROID_BUCKETS)
 
 
 def _self_test(contract: ComponentContract, seed: int = 22) -> dict[str, Array]:

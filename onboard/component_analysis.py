@@ -1,4 +1,4 @@
-"""From bands to the integers of a patch: the lapped transform, the rounding of latents, and the hyper-latents.
+"""From components to what is coded of a patch: the lapped transform, the channels that are worth coding, and the hyper-latents.
 
 Everything here only chooses integers, so it may differ from machine to machine.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from perigee.bitstream.arrays import FloatArray, IntArray
+from perigee.bitstream.arrays import BoolArray, FloatArray, IntArray
 from perigee.bitstream.component_contract import ComponentContract
 from perigee.bitstream.lapped import analyse
 from perigee.bitstream.prior import Z_CLAMP
@@ -16,18 +16,6 @@ PATCH_MULTIPLE = 64
 LEAK = 0.1  # of the leaky rectifiers
 DEAD_STRENGTH, DEAD_MAX = 0.1, 0.35  # how the threshold below which a latent becomes 0 rises above half a step
 NEIGHBOURS = 9  # channels
-
-
-def quantised(y: FloatArray, strength: float = DEAD_STRENGTH) -> IntArray:
-    """Latents in steps, float32 [channels, H, W], rounded to int32; what stands alone among small neighbours falls to 0.
-
-    The threshold rises from 0.5 by ``strength`` each time that the mean magnitude of the neighbourhood halves below 1.
-    """
-    size = np.abs(y)
-    around = _box(_box(size, 1, 3), 2, 3)
-    local = 0.5 * around + 0.5 * _box(around, 0, NEIGHBOURS)
-    dead = np.clip(-strength * np.log2(local + 1e-3), 0, DEAD_MAX)
-    return np.where(size < 0.5 + dead, 0, np.rint(y)).astype(np.int32)
 
 
 def _box(values: FloatArray, axis: int, width: int) -> FloatArray:
@@ -62,11 +50,17 @@ class ComponentAnalysis:
         padded = np.pad(planes, ((0, 0), (0, rows), (0, cols)), mode="edge") if rows or cols else planes
         return analyse(padded, self._order)
 
-    def latents(self, y: FloatArray) -> tuple[IntArray, IntArray]:
-        """Latents q int32 [256, H, W] and hyper-latents z int32 [hyper_latents, H/4, W/4] of a component ``y`` in steps."""
-        return quantised(y), self._hyper(y)
+    def significant(self, y: FloatArray) -> BoolArray:
+        """Which latents of a component ``y`` [256, H, W], in steps, are worth coding: one that stands alone among small neighbours
+        is not. The threshold rises from 0.5 each time that the mean magnitude of the neighbourhood halves below 1."""
+        size = np.abs(y)
+        around = _box(_box(size, 1, 3), 2, 3)
+        local = 0.5 * around + 0.5 * _box(around, 0, NEIGHBOURS)
+        dead = np.clip(-DEAD_STRENGTH * np.log2(local + 1e-3), 0, DEAD_MAX)
+        return np.asarray(size >= 0.5 + dead)
 
-    def _hyper(self, y: FloatArray) -> IntArray:
+    def hyper_latents(self, y: FloatArray) -> IntArray:
+        """Hyper-latents int32 [hyper_latents, H/4, W/4] of a component ``y`` [256, H, W] in steps."""
         x = self._point("point1", np.log1p(np.abs(y)))
         x = self._point("point2", self._depth("depth1", _leaky(x)))
         x = self._point("point3", self._depth("depth2", _leaky(x)))

@@ -10,7 +10,7 @@ import numpy as np
 from perigee.bitstream import format as fmt
 from perigee.bitstream import version2 as v2
 from perigee.bitstream import version2_parsing as v2_parsing
-from perigee.bitstream.arrays import FloatArray, IntArray, Samples
+from perigee.bitstream.arrays import BoolArray, FloatArray, IntArray, Samples
 from perigee.bitstream.component_coding import CodedComponents, decode_components, encode_components
 from perigee.bitstream.component_profile import ComponentProfile
 from perigee.bitstream.contract import HYPER_BLOCK
@@ -151,11 +151,11 @@ class ComponentEncoder:
         self, patch: int, coefficients: FloatArray, parameters: v2.Parameters, quality_step: int, timings: Timings
     ) -> v2.ComponentSegment:
         with timings.stage("analysis"):
-            scale = self._per_step(quality_step)
-            values = np.clip(coefficients * scale, *self.contract.tables.latent_range)
-            found = [self.analysis.latents(y) for y in values]
-            q, z = (np.stack(part) for part in zip(*found, strict=True))
-            channels = tuple(coded_channels(latents) for latents in q)
+            low, high = self.contract.tables.latent_range  # in half steps
+            values = np.clip(coefficients * self._per_step(quality_step), low / 2 + 1, high / 2 - 1)
+            z = np.stack([self.analysis.hyper_latents(y) for y in values])
+            channels = tuple(coded_channels(self.analysis.significant(y)) for y in values)
+        q = np.zeros(values.shape, np.int32)
         halves: dict[tuple[int, int], FloatArray] = {}
 
         def choose(component: int, k: int, prediction: Prediction) -> IntArray:
@@ -186,7 +186,7 @@ class ComponentEncoder:
             raise UpsetError(f"segment {segment.patch} does not decode to the latents that were encoded")
 
 
-def coded_channels(q: IntArray) -> int:
-    """How many leading channels of latents [channels, H, W] are to be coded: a multiple of 8, 0 where all are 0."""
-    used = np.flatnonzero(q.reshape(len(q), -1).any(axis=1))
+def coded_channels(significant: BoolArray) -> int:
+    """How many leading channels [channels, H, W] are to be coded: a multiple of 8, 0 where nothing is significant."""
+    used = np.flatnonzero(significant.reshape(len(significant), -1).any(axis=1))
     return (int(used[-1]) // fmt.CHANNEL_STEP + 1) * fmt.CHANNEL_STEP if len(used) else 0

@@ -89,33 +89,54 @@ static int starts_by_table(const Tables *t, const int32_t *table, uint32_t count
     return OK;
 }
 
-static int64_t reach_of(const Tables *t, int32_t table) { return ((int64_t)t->entries[table] - 3) / 2; }
+const uint8_t trellis[8][2] = {{0, 2}, {5, 7}, {1, 3}, {6, 4}, {2, 0}, {4, 6}, {3, 1}, {7, 5}};
 
-/* Returns what a table codes of a latent: its distance from the mean, both without the bits that follow raw. */
-static int64_t symbol_of(int32_t value, int32_t mean, int raw) { return (int64_t)(value >> raw) - (mean >> (raw + 4)); }
+/* How a latent is coded: its row of frequencies, the row's reach, the mean in units of what the row codes, how many raw
+ * bits follow, whether the latent is odd, and whether it moves the trellis on. */
+typedef struct {
+    uint32_t table;
+    int32_t reach, mean;
+    int raw, odd, moves;
+} Place;
+
+static Place place_of(const Tables *t, int32_t table, int32_t mean, int state) {
+    const int raw = t->raw_bits[table], moves = on_trellis(t, table), odd = moves ? state & 1 : 0;
+    const int32_t below = mean - 8 * odd;
+    const uint32_t row = odd ? ((uint32_t)table & ~15u) | ((uint32_t)below & 15u) : (uint32_t)table;
+    return (Place){row, (int32_t)(t->entries[table] - 3) / 2, below >> (raw + 4), raw, odd, moves};
+}
+
+/* Latents of components count half steps, so that `halves` is 1 there. */
+static int halves_of(const Tables *t) { return t->latent_tables > TRELLIS_STOP; }
 
 static int push_pass(Coder *c, const Tables *t, Pass pass, Sorted *sorted) {
     const int32_t *const values = pass.values, *const table = pass.table, *const mean = pass.mean;
     const uint32_t count = pass.count;
+    const int halves = halves_of(t);
     uint32_t next[TABLES_MAX];
-    int status = starts_by_table(t, table, count, next), bits = 0;
+    int status = starts_by_table(t, table, count, next), more = 0, state = 0;
     if (status != OK) return status;
+    for (uint32_t i = 0; i < count; i++) sorted[next[table[i]]++].at = i;
     for (uint32_t i = 0; i < count; i++) {
-        if (values[i] < t->smallest || values[i] > t->largest) return OUT_OF_RANGE;
-        const int raw = t->raw_bits[table[i]];
-        const int64_t symbol = symbol_of(values[i], mean[i], raw), reach = reach_of(t, table[i]);
-        const int outside = symbol < -reach || symbol > reach + 1;
-        const uint32_t *row = t->cumulated + t->starts[table[i]] + (outside ? 2 * reach + 2 : symbol + reach);
-        sorted[next[table[i]]++] = (Sorted){i, (uint16_t)row[0], (uint16_t)(row[1] - row[0] - 1)};
-        bits |= outside | raw;
-    }
-    for (uint32_t i = bits ? count : 0; i-- && status == OK;) {
         const uint32_t at = sorted[i].at;
-        const int raw = t->raw_bits[table[at]];
-        const int64_t symbol = symbol_of(values[at], mean[at], raw), reach = reach_of(t, table[at]);
-        if (raw) status = push_uniform(c, (uint64_t)values[at] & ((UINT64_C(1) << raw) - 1), raw);
-        if (status == OK && symbol < -reach) status = push_escape(c, (uint32_t)(-symbol - reach - 1), 1);
-        if (status == OK && symbol > reach + 1) status = push_escape(c, (uint32_t)(symbol - reach - 2), 0);
+        if (values[at] < t->smallest || values[at] > t->largest) return OUT_OF_RANGE;
+        const Place p = place_of(t, table[at], mean[at], state);
+        if (halves && (values[at] & 1) != p.odd) return OFF_TRELLIS;
+        const int32_t steps = values[at] >> halves, symbol = (steps >> p.raw) - p.mean;
+        const int outside = symbol < -p.reach || symbol > p.reach + 1;
+        const uint32_t *row = t->cumulated + t->starts[p.table] + (outside ? 2 * p.reach + 2 : symbol + p.reach);
+        sorted[i].left = (uint16_t)row[0], sorted[i].less = (uint16_t)(row[1] - row[0] - 1);
+        if (p.moves) state = trellis[state][outside ? 0 : steps & 1];
+        sorted[i].odd = (uint8_t)p.odd;
+        more |= outside | p.raw;
+    }
+    for (uint32_t i = more ? count : 0; i-- && status == OK;) {
+        const uint32_t at = sorted[i].at;
+        const Place p = place_of(t, table[at], mean[at], sorted[i].odd);
+        const int32_t steps = values[at] >> halves, symbol = (steps >> p.raw) - p.mean;
+        if (p.raw) status = push_uniform(c, (uint64_t)steps & ((UINT64_C(1) << p.raw) - 1), p.raw);
+        if (status == OK && symbol < -p.reach) status = push_escape(c, (uint32_t)(-symbol - p.reach - 1), 1);
+        if (status == OK && symbol > p.reach + 1) status = push_escape(c, (uint32_t)(symbol - p.reach - 2), 0);
     }
     for (uint32_t i = count; i-- && status == OK;)
         status = push(c, (uint64_t)sorted[i].left << 8, ((uint64_t)sorted[i].less + 1) << 8);
@@ -128,28 +149,36 @@ int perigee_push_passes(Coder *c, const Tables *t, uint32_t passes, const Pass *
     return status;
 }
 
-int perigee_pop_pass(Coder *c, const Tables *t, const Pass *pass, uint32_t *order) {
+int perigee_pop_pass(Coder *c, const Tables *t, const Pass *pass, Sorted *order) {
     int32_t *const values = pass->values;
     const int32_t *const table = pass->table, *const mean = pass->mean;
     const uint32_t count = pass->count;
+    const int halves = halves_of(t);
     uint32_t next[TABLES_MAX];
-    int status = starts_by_table(t, table, count, next);
+    int status = starts_by_table(t, table, count, next), state = 0;
     if (status != OK) return status;
-    for (uint32_t i = 0; i < count; i++) order[next[table[i]]++] = i;
-    for (uint32_t i = 0; i < count; i++) values[order[i]] = (int32_t)pop_entry(c, t, (uint32_t)table[order[i]]);
+    for (uint32_t i = 0; i < count; i++) order[next[table[i]]++].at = i;
     for (uint32_t i = 0; i < count; i++) {
-        const uint32_t at = order[i];
-        const int raw = t->raw_bits[table[at]];
-        const int64_t reach = reach_of(t, table[at]);
-        int64_t value = values[at] - reach;
-        if (value == reach + 2) {
+        const uint32_t at = order[i].at;
+        const Place p = place_of(t, table[at], mean[at], state);
+        const int32_t entry = (int32_t)pop_entry(c, t, p.table);
+        if (p.moves) state = trellis[state][entry == 2 * p.reach + 2 ? 0 : (entry - p.reach + p.mean) & 1];
+        order[i].odd = (uint8_t)p.odd;
+        values[at] = entry;
+    }
+    for (uint32_t i = 0; i < count; i++) {
+        const uint32_t at = order[i].at;
+        const Place p = place_of(t, table[at], mean[at], order[i].odd);
+        int64_t value = (int64_t)values[at] - p.reach;
+        if (value == p.reach + 2) {
             uint32_t excess;
             int negative;
-            if ((status = pop_escape(c, t->escape_bits, &excess, &negative)) != OK) return status;
-            value = negative ? -(int64_t)excess - reach - 1 : (int64_t)excess + reach + 2;
+            if (pop_escape(c, t->escape_bits, &excess, &negative) != OK) return LONG_ESCAPE;
+            value = negative ? -(int64_t)excess - p.reach - 1 : (int64_t)excess + p.reach + 2;
         }
-        value += mean[at] >> (raw + 4);
-        if (raw) value = value * (INT64_C(1) << raw) + pop_uniform(c, raw);
+        value += p.mean;
+        if (p.raw) value = value * (INT64_C(1) << p.raw) + pop_uniform(c, p.raw);
+        if (halves) value = 2 * value + p.odd;
         if (value < t->smallest || value > t->largest)
             status = OUT_OF_RANGE; /* the rest is read all the same, as the definition does */
         values[at] = (int32_t)value;

@@ -10,7 +10,8 @@
 #include "api.h"
 
 enum { PRECISION = 24, TABLES_MAX = 2048, COARSE = 256 };
-enum { OK = 0, BAD_TABLE = -1, FULL = -2, LONG_ESCAPE = -3, OUT_OF_RANGE = -4, BAD_ENTRY = -5 };
+enum { TRELLIS_FROM = 14 * 16, TRELLIS_STOP = 64 * 16 }; /* the numbers of tables that are coded on the trellis */
+enum { OK = 0, BAD_TABLE = -1, FULL = -2, LONG_ESCAPE = -3, OUT_OF_RANGE = -4, BAD_ENTRY = -5, OFF_TRELLIS = -6 };
 
 /* An encoder fills `words` from their end towards their front, and a decoder reads them from front to end. So the words
  * are always in reading order. `position` is the word that was written last, or the one that will be read next. */
@@ -23,7 +24,8 @@ typedef struct {
 /* The profile's tables. The cumulated frequencies of a table run from 0 to 65536, one more than it has entries, and
  * begin at `cumulated[starts[table]]`. `coarse` has 256 numbers for each table: the entries that hold the multiples of
  * 256. A table does not code the lowest `raw_bits` bits of a latent, which follow as they are. Latents have the first
- * `latent_tables` numbers and lie in `smallest` to `largest`. */
+ * `latent_tables` numbers and lie in `smallest` to `largest`. Where there are more than 1024 of them, latents count half
+ * steps, and the tables from TRELLIS_FROM to TRELLIS_STOP are coded on a trellis. */
 typedef struct {
     const uint32_t *cumulated;
     const uint32_t *starts;
@@ -45,14 +47,23 @@ typedef struct {
 typedef struct {
     uint32_t at;
     uint16_t left, less; /* the cumulated frequency before the symbol, and the symbol's own frequency less 1 */
+    uint8_t odd;         /* whether the latent is odd in half steps */
 } Sorted;
+
+/* The state of the trellis behind each state, by the parity of the whole steps that were coded. Odd states code latents
+ * that are odd in half steps. */
+INTERNAL extern const uint8_t trellis[8][2];
+
+static inline int on_trellis(const Tables *t, int32_t table) {
+    return t->latent_tables > TRELLIS_STOP && table >= TRELLIS_FROM && table < TRELLIS_STOP;
+}
 
 /* Pushes the passes of a patch, which are given in the order in which they will be read. `sorted` has room for the
  * largest pass. */
 API int perigee_push_passes(Coder *c, const Tables *t, uint32_t passes, const Pass *pass, Sorted *sorted);
 
-/* Reads the values of a pass. `order` has room for one number for each value. */
-API int perigee_pop_pass(Coder *c, const Tables *t, const Pass *pass, uint32_t *order);
+/* Reads the values of a pass. `order` has room for as many as there are values. */
+API int perigee_pop_pass(Coder *c, const Tables *t, const Pass *pass, Sorted *order);
 
 /* Push or read `runs` runs of `count` entries each. The first run uses `table`, the next one the table after it, and so
  * on. The hyper-latents are coded in this way, channel by channel. */

@@ -86,7 +86,8 @@ static size_t views_before(const Model *m) {
 }
 
 static size_t given_stride(const Model *m) {
-    return padded(views_before(m) + (m->magnitudes ? 2 : 1) * (size_t)m->latents);
+    const size_t beyond = m->references ? 3 : 0; /* Kernels read four inputs at a time, from where the views begin. */
+    return padded(views_before(m) + (m->magnitudes ? 2 : 1) * (size_t)m->latents + beyond);
 }
 
 uint64_t perigee_prior_given(const Model *m) { return given_stride(m); }

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from perigee.bitstream import format as fmt
 from perigee.bitstream import version2 as v2
 from perigee.bitstream import version2_parsing as v2_parsing
-from perigee.bitstream.coders import available_coders
+from perigee.bitstream.coders import IntegerAns, available_coders, new_coder
 from perigee.bitstream.compiled import NativePrior, packings
 from perigee.bitstream.component_coding import CodedComponents, decode_components, encode_components
 from perigee.bitstream.component_contract import ComponentContract, load_component_contract
@@ -30,7 +30,7 @@ from perigee.bitstream.errors import (
 from perigee.bitstream.format import read_header
 from perigee.bitstream.lapped import analyse
 from perigee.bitstream.parsing import parse_stream
-from perigee.bitstream.prior import Prediction
+from perigee.bitstream.prior import Prediction, half
 from perigee.bitstream.reconstruction import centroids_of, coefficients_of, plane_of, samples_of
 from perigee.bitstream.rounding import Rounding
 from perigee.bitstream.spectral import Spectral, identity, klt
@@ -49,18 +49,28 @@ def contract(profile: ComponentProfile) -> ComponentContract:
 
 
 def patch_of(contract: ComponentContract, seed: int, components: int, size: float, side: int = 8) -> CodedComponents:
+    """Random latents of about this size, chosen as an encoder does."""
     rng = np.random.default_rng(seed)
     falling = np.exp(-np.arange(256) / 40)[:, None, None]
-    q = np.rint(rng.laplace(0, size * falling, (components, 256, side, side))).astype(np.int32)
-    z = rng.integers(-4, 5, (components, contract.widths.hyper_latents, side // 4, side // 4)).astype(np.int32)
+    y = (
+        rng.laplace(0, size * falling, (components, 256, side, side))
+        .clip(9 - MOST / 2, MOST / 2 - 9)
+        .astype(np.float32)
+    )
     channels = tuple(int(rng.integers(0, 33)) * 8 for _ in range(components))
-    for c, count in enumerate(channels):
-        q[c, count:] = 0
-        if not count:
-            z[c] = 0
+    z = rng.integers(-4, 5, (components, contract.widths.hyper_latents, side // 4, side // 4)).astype(np.int32)
+    z[np.array(channels) == 0] = 0
     offsets = rng.integers(-6, 7, (components, 256)).astype(np.int8)
     steps = tuple(rng.integers(0, 251, components).tolist())
-    return CodedComponents(q.clip(-MOST - 1, MOST), z, channels, steps, offsets)
+    patch = CodedComponents(np.zeros(y.shape, np.int32), z, channels, steps, offsets)
+    rounding = Rounding(contract)
+
+    def choose(component: int, k: int, prediction: Prediction) -> np.ndarray:
+        start, _ = contract.widths.slice_of(k)
+        return rounding.choose(half(y[component][None], k % 2)[0][start : start + len(prediction.mean)], prediction)
+
+    encode_components(contract, contract.reference(np.float64), patch, choose=choose)
+    return patch
 
 
 class TestCoding:
@@ -70,10 +80,10 @@ class TestCoding:
         patch = patch_of(contract, components, components, size)
         priors = [contract.reference(np.float64)]
         priors += [NativePrior(contract.widths, contract.layers, packing) for packing in packings()]
-        words = [encode_components(contract, prior, patch, kind) for prior in priors for kind in available_coders()]
+        words = [encode_components(contract, prior, patch, kind) for prior in priors for kind in available_coders(True)]
         assert all(np.array_equal(words[0], other) for other in words)
         arguments = (patch.channels, patch.quality_steps, patch.offsets, (2, 2))
-        for kind in available_coders():
+        for kind in available_coders(True):
             found = decode_components(contract, priors[-1], words[0], *arguments, kind=kind)
             assert np.array_equal(found.q, patch.q)
 
@@ -85,13 +95,12 @@ class TestCoding:
     def test_latents_beyond_24_bits_are_refused(self, contract):
         patch = patch_of(contract, 1, 1, 1.0)
         patch = replace(patch, q=np.full_like(patch.q, MOST + 1), channels=(256,))
-        for kind in available_coders():
-            with pytest.raises(SymbolError, match="outside -8388608..8388607"):
+        for kind in available_coders(True):
+            with pytest.raises(SymbolError, match=r"outside -8388608\.\.8388607"):
                 encode_components(contract, contract.reference(np.float64), patch, kind)
 
     def test_a_cut_segment_keeps_the_coarse_picture_of_all_components(self, contract):
-        patch = patch_of(contract, 3, 3, 10.0)
-        patch = replace(patch, channels=(256, 256, 256))
+        patch = next(p for p in (patch_of(contract, seed, 3, 10.0) for seed in range(99)) if min(p.channels) > 160)
         prior = contract.reference(np.float64)
         words = encode_components(contract, prior, patch)
         arguments = (patch.channels, patch.quality_steps, patch.offsets, (2, 2))
@@ -100,9 +109,9 @@ class TestCoding:
             found = decode_components(contract, prior, words[:kept], *arguments, cut=True)
             passes.append(found.passes)
             right = (found.q == patch.q).all((0, 2, 3))
-            whole = found.passes // 6  # slices of which both passes of all three components count
+            whole = min(found.passes // 6, 7)  # slices of which both passes of all three components count
             assert right[: contract.widths.slice_of(2 * whole)[0]].all()
-        assert passes == sorted(passes) and passes[0] == 0 < passes[-2] < 54 > passes[-1]
+        assert passes == sorted(passes) and passes[0] == 0 < passes[-2] <= passes[-1] < 54
 
     def test_words_too_many_or_too_few_are_refused(self, contract):
         patch = patch_of(contract, 4, 2, 10.0)
@@ -182,13 +191,13 @@ class TestReconstruction:
         assert np.array_equal(plane_of(contract, small), synthesis_of(contract, small))
 
     def test_centroids_lie_within_half_a_step_and_towards_the_mean(self, contract):
-        q = np.arange(-5, 6, dtype=np.int32)[:, None, None] * np.ones((11, 4, 4), np.int32)
+        q = 2 * np.arange(-5, 6, dtype=np.int32)[:, None, None] * np.ones((11, 4, 4), np.int32)
         for index in (0, 20, 63, 64, 127):
             found = centroids_of(contract, q, np.zeros_like(q), np.full_like(q, index))
-            assert (np.abs(found - 128 * q) <= 64).all()
-            assert (np.abs(found) <= np.abs(128 * q) + 3).all()
+            assert (np.abs(found - 64 * q) <= 64).all()
+            assert (np.abs(found) <= np.abs(64 * q) + 3).all()
             if index >= 64:
-                assert np.array_equal(found, 128 * q)
+                assert np.array_equal(found, 64 * q)
 
     def test_hostile_latents_do_not_overflow(self, contract):
         q = np.full((256, 4, 4), -MOST - 1, np.int32)
@@ -233,16 +242,35 @@ def synthesis_of(contract: ComponentContract, coefficients: np.ndarray) -> np.nd
 
 
 class TestRounding:
-    def test_compiled_and_numpy_choose_alike(self, contract):
+    def test_the_trellis_halves_no_cell_and_beats_rounding(self, contract):
+        """Latents on the trellis keep their rate and have about a decibel less error; those with narrow tables are whole steps."""
         rng = np.random.default_rng(3)
-        y = rng.laplace(0, 3, (96, 16, 8)).astype(np.float32)
-        table, mean = rng.integers(0, 2048, y.shape), rng.integers(-60, 60, y.shape)
-        rounding = Rounding(contract)
-        chosen = rounding.choose(y, Prediction(table.astype(np.int32), mean.astype(np.int32)))
-        again = rounding._choose(y, table.astype(np.int32), mean.astype(np.int32))
-        assert (chosen != again).mean() < 1e-3
-        assert (np.abs(chosen) <= np.abs(np.rint(y)) + 1).all()
-        assert (chosen[table >= 928] == np.rint(y)[table >= 928]).all()
+        y = rng.laplace(0, 30, (96, 16, 8)).astype(np.float32)
+        table, mean = np.full(y.shape, 16 * 50, np.int32), np.zeros(y.shape, np.int32)
+        chosen = Rounding(contract).choose(y, Prediction(table, mean))
+        assert np.square(chosen / 2 - y).mean() < 0.85 * np.square(np.rint(y) - y).mean()
+        for narrow in (0, 16 * 13, 16 * 64, 2047):
+            whole = Rounding(contract).choose(y / 10, Prediction(np.full_like(table, narrow), mean))
+            assert not (whole & 1).any()
+
+    def test_without_the_compiled_library_the_trellis_is_kept_to(self, contract):
+        rng = np.random.default_rng(4)
+        y = rng.laplace(0, 3, (64, 8, 4)).astype(np.float32)
+        table, mean = rng.integers(0, 2048, y.shape).astype(np.int32), rng.integers(-60, 60, y.shape).astype(np.int32)
+        table = table // 16 * 16 + np.where(table >= 1024, 0, mean & 15)
+        order = np.argsort(table.reshape(-1), kind="stable").astype(np.uint32)
+        chosen = Rounding(contract)._choose(y, table, mean, order)
+        assert (np.abs(chosen / 2 - y)[table >= 16 * 14] <= 0.5).all()
+        coder = IntegerAns(contract.tables)
+        coder.push_passes([(chosen, Prediction(table, mean))])
+        assert np.array_equal(IntegerAns(contract.tables, coder.to_words()).pop_pass(Prediction(table, mean)), chosen)
+
+    def test_a_latent_off_the_trellis_is_refused(self, contract):
+        table = np.full((1, 4, 4), 16 * 30, np.int32)
+        for kind in available_coders(True):
+            coder = new_coder(contract.tables, kind=kind, symbols=16)
+            with pytest.raises(SymbolError, match="not on its trellis"):
+                coder.push_passes([(np.ones_like(table), Prediction(table, table * 0))])
 
 
 class TestKlt:

@@ -16,8 +16,10 @@ static uint8_t raw_bits[TABLES + CHANNELS];
 static Tables make_tables(void) {
     size_t used = 0;
     cumulated = malloc(sizeof *cumulated * (TABLES + CHANNELS) * 1032);
+    uint32_t wide = 1; /* The sixteen tables of a scale index have one size. */
     for (uint32_t t = 0; t < TABLES + CHANNELS; t++) {
-        const uint32_t reach = t < TABLES ? 1 + any(t % 16 ? 12 : 500) : 63;
+        if (t % 16 == 0) wide = 1 + any(any(16) ? 12 : 500);
+        const uint32_t reach = t < TABLES ? wide : 63;
         uint32_t left = 65536, *row = cumulated + used;
         entries[t] = 2 * reach + 3, starts[t] = (uint32_t)used, row[0] = 0;
         for (uint32_t e = 0; e < entries[t]; e++) {
@@ -41,10 +43,16 @@ static void segment(const Tables *t) {
     int32_t values[MOST], table[MOST], mean[MOST], z[6], got[MOST], got_z[6];
     Pass pass = {values, table, mean, count};
     Sorted sorted[MOST];
-    uint32_t order[MOST], *words = malloc(sizeof *words * WORDS);
+    uint32_t *words = malloc(sizeof *words * WORDS);
     for (uint32_t i = 0; i < count; i++) {
-        table[i] = (int32_t)any(TABLES), mean[i] = (int32_t)any(1 << 27) - (1 << 26);
-        values[i] = any(20) ? mean[i] / 16 + (int32_t)any(9) - 4 : (int32_t)any(1 << 24) - (1 << 23);
+        table[i] = (int32_t)any(TABLES), mean[i] = any(9) ? (int32_t)any(1 << 12) - (1 << 11) : (int32_t)any(1 << 25) - (1 << 24);
+    }
+    /* Noise decodes to latents that are on the trellis, or to what no encoder writes. */
+    for (uint32_t i = 0; i < WORDS; i++) words[i] = any(0xFFFFFFFFu);
+    Coder noise = {UINT64_C(1) << 40 | any(0xFFFFFFFFu), words, 0, WORDS};
+    if (perigee_pop_pass(&noise, t, &pass, sorted)) {
+        free(words);
+        return;
     }
     for (int i = 0; i < 6; i++) z[i] = (int32_t)any(129);
     Coder c = {0, words, WORDS, WORDS};
@@ -68,7 +76,7 @@ static void segment(const Tables *t) {
     while (d.position < kept && d.state < UINT64_C(1) << 32) d.state = d.state << 32 | cut[d.position++];
     perigee_pop_runs(&d, t, first, 2, 3, got_z);
     pass.values = got;
-    const int status = perigee_pop_pass(&d, t, &pass, order);
+    const int status = perigee_pop_pass(&d, t, &pass, sorted);
     if (kind == 0 && (status || memcmp(got, values, sizeof *got * count) || memcmp(got_z, z, sizeof z))) abort();
     if (kind == 7) perigee_push_passes(&d, t, 1, &pass, sorted);
     free(cut), free(words);
