@@ -95,11 +95,6 @@ class RunCoder(Coder):
         for values, prediction in reversed(passes):
             self._push_pass(values, prediction)
 
-    def _check(self, values: IntArray) -> None:
-        low, high = self._tables.latent_range
-        if values.size and (values.min() < low or values.max() > high):
-            raise SymbolError(f"a latent of {int(values.min())}..{int(values.max())} is outside {low}..{high}")
-
     def _push_pass(self, values: IntArray, prediction: Prediction) -> None:
         self._check(values)
         order, ordered, runs = _runs(prediction.table)

@@ -88,7 +88,7 @@ def _expected(codec: ComponentCodec, spreads: Array) -> Array:
 
 
 def _centroid_table(inward: Array) -> Array:
-    return np.clip(np.rint(128 * inward), -64, 64).astype(np.int8)
+    return np.asarray(np.clip(np.rint(128 * inward), -64, 64), np.int8)
 
 
 def _measured(

@@ -24,8 +24,8 @@ typedef struct {
 /* The profile's tables. The cumulated frequencies of a table run from 0 to 65536, one more than it has entries, and
  * begin at `cumulated[starts[table]]`. `coarse` has 256 numbers for each table: the entries that hold the multiples of
  * 256. A table does not code the lowest `raw_bits` bits of a latent, which follow as they are. Latents have the first
- * `latent_tables` numbers and lie in `smallest` to `largest`. Where there are more than 1024 of them, latents count half
- * steps, and the tables from TRELLIS_FROM to TRELLIS_STOP are coded on a trellis. */
+ * `latent_tables` numbers and lie in `smallest` to `largest`. Where there are more than 1024 of them, latents count
+ * half steps, and the tables from TRELLIS_FROM to TRELLIS_STOP are coded on a trellis. */
 typedef struct {
     const uint32_t *cumulated;
     const uint32_t *starts;

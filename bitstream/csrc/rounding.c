@@ -61,7 +61,8 @@ static Branches branches_of(const Costs *c, float y, int32_t table, int32_t mean
     Branches b = {{{0}}, {{FLT_MAX, FLT_MAX}, {FLT_MAX, FLT_MAX}}};
     for (int32_t odd = 0; odd < 2; odd++) {
         const int32_t below = (int32_t)floorf(y - (float)odd / 2);
-        for (int32_t k = below; k <= below + 1; k++) consider(&b, choice_of(c, y, table, mean, 2 * k + odd), 2 * k + odd);
+        for (int32_t k = below; k <= below + 1; k++)
+            consider(&b, choice_of(c, y, table, mean, 2 * k + odd), 2 * k + odd);
         if (odd == 0 && below != 0 && below != -1) consider(&b, choice_of(c, y, table, mean, 0), 0);
     }
     return b;

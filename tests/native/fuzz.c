@@ -45,7 +45,8 @@ static void segment(const Tables *t) {
     Sorted sorted[MOST];
     uint32_t *words = malloc(sizeof *words * WORDS);
     for (uint32_t i = 0; i < count; i++) {
-        table[i] = (int32_t)any(TABLES), mean[i] = any(9) ? (int32_t)any(1 << 12) - (1 << 11) : (int32_t)any(1 << 25) - (1 << 24);
+        table[i] = (int32_t)any(TABLES),
+        mean[i] = any(9) ? (int32_t)any(1 << 12) - (1 << 11) : (int32_t)any(1 << 25) - (1 << 24);
     }
     /* Noise decodes to latents that are on the trellis, or to what no encoder writes. */
     for (uint32_t i = 0; i < WORDS; i++) words[i] = any(0xFFFFFFFFu);
