@@ -18,7 +18,6 @@ from perigee.bitstream.prior import PASSES_PER_SLICE
 from perigee.bitstream.profile import CONTRACT_FILE, SELF_TEST_FILE, shipped_profiles
 
 ANALYSIS_FILE = "analysis.npz"
-SYNTHESIS_FILE = "synthesis.onnx"
 DEFAULT_COMPONENTS = "spectral1"
 
 

@@ -13,8 +13,8 @@ from perigee.bitstream.errors import Fault, ProfileError, UnknownProfileError
 from perigee.bitstream.manifest import COMPONENTS, PROFILE, kind_of, manifests_in
 from perigee.bitstream.profile import Profile, find_profile, load_profile, shipped_profiles
 from perigee.bitstream.version2 import ComponentStream
+from perigee.engines.components import ComponentEngine
 from perigee.engines.ground import GroundEngine
-from perigee.engines.ground_components import GroundComponents
 from perigee.ground.compensation.compensator import Compensator, find_compensator
 from perigee.ground.compensation.request import Compensation
 from perigee.ground.compensation.source import RUNS_LIMIT, CompensatedSource
@@ -33,7 +33,7 @@ class Library:
         self._lock = threading.Lock()
         self._engines: dict[bytes, GroundEngine] = {}
         self._folders = tuple(folders)
-        self._component_engines: dict[bytes, GroundComponents] = {}
+        self._component_engines: dict[bytes, ComponentEngine] = {}
         self._compensators: dict[tuple[str, bytes], Compensator] = {}
         self.profiles: dict[bytes, Profile] = {}
         self.component_profiles: dict[bytes, ComponentProfile] = {}
@@ -63,7 +63,7 @@ class Library:
     def _add_components(self, profile: ComponentProfile) -> None:
         self.component_profiles[profile.contract.digest] = profile
 
-    def component_engine(self, contract: bytes) -> GroundComponents:
+    def component_engine(self, contract: bytes) -> ComponentEngine:
         """The engine for a contract of components, self-tested. Raises UnknownProfileError, ProfileError or EngineError."""
         profile = self.component_profiles.get(contract)
         if profile is None:
@@ -71,7 +71,7 @@ class Library:
             raise UnknownProfileError(contract.hex(), known)
         with self._lock:
             if contract not in self._component_engines:
-                self._component_engines[contract] = GroundComponents(profile, self._threads)
+                self._component_engines[contract] = ComponentEngine(profile)
             return self._component_engines[contract]
 
     def profile(self, contract: bytes) -> Profile:

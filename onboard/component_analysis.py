@@ -1,4 +1,4 @@
-"""From components to what is coded of a patch: the lapped transform, the channels that are worth coding, and the hyper-latents.
+"""From components to what is coded of a patch: the lapped transform and the hyper-latents.
 
 Everything here only chooses integers, so it may differ from machine to machine.
 """
@@ -7,31 +7,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from perigee.bitstream.arrays import BoolArray, FloatArray, IntArray
+from perigee.bitstream.arrays import FloatArray, IntArray
 from perigee.bitstream.component_contract import ComponentContract
 from perigee.bitstream.lapped import analyse
 from perigee.bitstream.prior import Z_CLAMP
 
 PATCH_MULTIPLE = 64
 LEAK = 0.1  # of the leaky rectifiers
-DEAD_STRENGTH, DEAD_MAX = 0.1, 0.35  # how the threshold below which a latent becomes 0 rises above half a step
-NEIGHBOURS = 9  # channels
-
-
-def _box(values: FloatArray, axis: int, width: int) -> FloatArray:
-    """Means over ``width`` neighbours along an axis, over fewer at its ends."""
-    reach = width // 2
-    length = values.shape[axis]
-    pad = [(0, 0)] * values.ndim
-    pad[axis] = (reach + 1, reach)
-    sums = np.cumsum(np.pad(values, pad), axis=axis, dtype=np.float64)
-    upper = np.take(sums, np.arange(width, width + length), axis)
-    lower = np.take(sums, np.arange(length), axis)
-    places = np.arange(length)
-    count = np.minimum(places + reach, length - 1) - np.maximum(places - reach, 0) + 1
-    shape = [1] * values.ndim
-    shape[axis] = length
-    return np.asarray((upper - lower) / count.reshape(shape), np.float32)
 
 
 class ComponentAnalysis:
@@ -49,15 +31,6 @@ class ComponentAnalysis:
         rows, cols = (-n % PATCH_MULTIPLE for n in planes.shape[1:])
         padded = np.pad(planes, ((0, 0), (0, rows), (0, cols)), mode="edge") if rows or cols else planes
         return analyse(padded, self._order)
-
-    def significant(self, y: FloatArray) -> BoolArray:
-        """Which latents of a component ``y`` [256, H, W], in steps, are worth coding: one that stands alone among small neighbours
-        is not. The threshold rises from 0.5 each time that the mean magnitude of the neighbourhood halves below 1."""
-        size = np.abs(y)
-        around = _box(_box(size, 1, 3), 2, 3)
-        local = 0.5 * around + 0.5 * _box(around, 0, NEIGHBOURS)
-        dead = np.clip(-DEAD_STRENGTH * np.log2(local + 1e-3), 0, DEAD_MAX)
-        return np.asarray(size >= 0.5 + dead)
 
     def hyper_latents(self, y: FloatArray) -> IntArray:
         """Hyper-latents int32 [hyper_latents, H/4, W/4] of a component ``y`` [256, H, W] in steps."""

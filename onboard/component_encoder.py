@@ -10,7 +10,7 @@ import numpy as np
 from perigee.bitstream import format as fmt
 from perigee.bitstream import version2 as v2
 from perigee.bitstream import version2_parsing as v2_parsing
-from perigee.bitstream.arrays import BoolArray, FloatArray, IntArray, Samples
+from perigee.bitstream.arrays import FloatArray, IntArray, Samples
 from perigee.bitstream.component_coding import CodedComponents, decode_components, encode_components
 from perigee.bitstream.component_profile import ComponentProfile
 from perigee.bitstream.contract import HYPER_BLOCK
@@ -30,6 +30,7 @@ from perigee.onboard.source import Block, Source, SourceInfo
 from perigee.onboard.statistics import BandStatistics, spectral_of
 from perigee.onboard.strips import Strips
 
+SIGNIFICANT = 0.75  # steps: what is smaller and stands alone becomes 0
 GAIN_PATCHES, GAIN_EVERY = (
     4,
     3,
@@ -154,7 +155,7 @@ class ComponentEncoder:
             low, high = self.contract.tables.latent_range  # in half steps
             values = np.clip(coefficients * self._per_step(quality_step), low / 2 + 1, high / 2 - 1)
             z = np.stack([self.analysis.hyper_latents(y) for y in values])
-            channels = tuple(coded_channels(self.analysis.significant(y)) for y in values)
+            channels = tuple(coded_channels(y) for y in values)
         q = np.zeros(values.shape, np.int32)
         halves: dict[tuple[int, int], FloatArray] = {}
 
@@ -186,7 +187,8 @@ class ComponentEncoder:
             raise UpsetError(f"segment {segment.patch} does not decode to the latents that were encoded")
 
 
-def coded_channels(significant: BoolArray) -> int:
-    """How many leading channels [channels, H, W] are to be coded: a multiple of 8, 0 where nothing is significant."""
-    used = np.flatnonzero(significant.reshape(len(significant), -1).any(axis=1))
+def coded_channels(y: FloatArray) -> int:
+    """How many leading channels of ``y`` [channels, H, W], in steps, are to be coded: a multiple of 8, 0 where none has a value that
+    is worth its bits."""
+    used = np.flatnonzero(np.abs(y).reshape(len(y), -1).max(axis=1) >= SIGNIFICANT)
     return (int(used[-1]) // fmt.CHANNEL_STEP + 1) * fmt.CHANNEL_STEP if len(used) else 0
