@@ -190,9 +190,8 @@ def export_components(
     crops: Sequence[FloatArray],
     qualities: Sequence[int],
     training: dict[str, Any],
-    graphs: Sequence[Path] = (),
-) -> None:
-    """Write the profile of a trained codec to ``folder``, and check it as it will be loaded. ``graphs`` are copied there."""
+) -> ComponentContract:
+    """Write the profile of a trained codec to ``folder``, check it as it will be loaded, and return its contract."""
     folder.mkdir(parents=True, exist_ok=True)
     contract = make_contract(codec, crops, qualities)
     stored = {
@@ -202,9 +201,6 @@ def export_components(
     }
     for file, arrays in stored.items():
         np.savez_compressed(folder / file, **arrays)  # type: ignore[arg-type]  # its last argument has another type
-    for graph in graphs:
-        (folder / graph.name).write_bytes(graph.read_bytes())
-    files = [CONTRACT_FILE, ANALYSIS_FILE, SELF_TEST_FILE, *(graph.name for graph in graphs)]
     bounds = check_accumulators(contract.widths, contract.layers)
     manifest = {
         "manifest_version": MANIFEST_VERSION,
@@ -214,7 +210,8 @@ def export_components(
         "contract": contract.digest.hex(),
         "training": training,
         "accumulator_proof": {"limit": ACCUMULATOR_LIMIT, "largest": max(bounds.values()), "by_layer": bounds},
-        "files": {file: hashlib.sha256((folder / file).read_bytes()).hexdigest() for file in files},
+        "files": {file: hashlib.sha256((folder / file).read_bytes()).hexdigest() for file in stored},
     }
     (folder / MANIFEST_FILE).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     ComponentEngine(load_component_profile(folder))
+    return contract

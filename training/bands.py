@@ -140,3 +140,14 @@ class ComponentSampler:
             flat = raster.samples[chosen].reshape(len(chosen), -1)
             statistics = (flat[:, :: max(1, flat.shape[1] // 20000)] - low[:, 0]) / width[:, 0]
         return components_of(scaled, statistics, self.order)
+
+
+def validation_crops(rasters: list[Raster], order: IntArray, side: int) -> list[FloatArray]:
+    """The coefficients of the upper left corner of each file, as :meth:`ComponentSampler.crop` gives them."""
+    crops = []
+    for raster in rasters:
+        size = min(side, *raster.samples.shape[1:]) // 64 * 64
+        window = raster.samples[:, :size, :size]
+        scaled = ((window - raster.low[:, None, None]) / raster.width[:, None, None]).astype(np.float32)
+        crops.append(components_of(scaled, scaled.reshape(len(scaled), -1), order))
+    return crops

@@ -46,6 +46,7 @@ SIDES = (64, 128, 192)  # pixels
 RATES, RATES_SHARE = (0.004, 4.0), 0.85  # bits a sample that most crops are coded at, and the share of these crops
 BITS_OF_ERROR = 1 / 0.1155  # a squared error of one step is worth so many bits where the rate is high
 COST_FLOOR = 300.0  # bits
+STATISTICS_CROPS = 800
 VALIDATION_STEPS = (20, 60, 90, 120, 160, 200, 240)
 
 
@@ -99,6 +100,27 @@ def batches(sampler: ComponentSampler, rng: np.random.Generator) -> Iterator[Bat
             yield batch_of(waiting.pop(coefficients.shape[2]))
 
 
+class Statistics(NamedTuple):
+    """What a prior starts from: the order of the channels, the strongest first; typical and large magnitudes of latents, in steps, at each
+    quality step and channel [251, 256]."""
+
+    order: np.ndarray[Any, Any]
+    levels: np.ndarray[Any, Any]
+    amplitudes: np.ndarray[Any, Any]
+
+
+def statistics_of(sampler: ComponentSampler, rng: np.random.Generator) -> Statistics:
+    """Return the statistics of random crops; ``sampler`` must have the order 0..255."""
+    crops = [sampler.crop(SIDES[-1], rng) for _ in range(STATISTICS_CROPS)]
+    power = np.stack([np.square(crop).mean((0, 2, 3)) for crop in crops])
+    order = np.argsort(-np.log(power + 1e-9).mean(0), kind="stable")
+    sizes = np.concatenate([np.abs(crop).mean((2, 3)) for crop in crops])[:, order]
+    largest = np.concatenate([np.abs(crop).max((2, 3)) for crop in crops])[:, order]
+    per_step = 2.0 ** ((np.arange(P.QUALITY_STEPS + 1) - WHOLE_STEP) / STEPS_PER_OCTAVE)[:, None]
+    typical = np.exp(np.log(sizes + 1e-6).mean(0))
+    return Statistics(order, typical * per_step, np.percentile(largest, 99, axis=0) * per_step)
+
+
 class Costs(NamedTuple):
     """Of each crop [crops]: bits, squared error in steps, and the number of samples."""
 
@@ -140,10 +162,11 @@ class ComponentTrainer:
         self.clock = Clock(minutes, 5.0)
         self.step = 0
 
-    def start(
-        self, order: np.ndarray[Any, Any], levels: np.ndarray[Any, Any], amplitudes: np.ndarray[Any, Any]
-    ) -> None:
-        """Resume from the folder's checkpoint where there is one, else start with these statistics."""
+    def start(self, statistics: Statistics, start_from: Path | None = None) -> None:
+        """Resume from the folder's checkpoint where there is one, else start with the statistics, or from another run's weights.
+
+        Raises CheckpointError where a checkpoint does not fit.
+        """
         path = self.folder / CHECKPOINT_FILE
         if path.is_file():
             state = read_checkpoint(path, torch.device("cpu"))
@@ -152,9 +175,12 @@ class ComponentTrainer:
             self.optimiser.load_state_dict(state["optimiser"])
             self.step, self.clock.seconds = state["step"], state["seconds"]
             return
+        base, shifts = tables_from(statistics.amplitudes, statistics.levels)
         for codec in (self.codec, self.mean):
-            codec.order.copy_(torch.from_numpy(order))
-            base, shifts = tables_from(amplitudes, levels)
+            if start_from is not None:
+                codec.load_state_dict(read_checkpoint(start_from, torch.device("cpu"))["mean"])
+                continue
+            codec.order.copy_(torch.from_numpy(statistics.order))
             codec.prior.base.copy_(base)
             codec.prior.shifts.copy_(shifts)
 
@@ -186,36 +212,40 @@ class ComponentTrainer:
         self.step += 1
         return float((costs.bits.detach() / costs.samples).mean()), float(torch.log(cost.detach()).mean())
 
-    def run(self, sampler: ComponentSampler, validation: list[FloatArray]) -> None:
-        """Train until the time budget is spent; write the log and the checkpoint on the way."""
-        if self.clock.spent:
+    def run(self, sampler: ComponentSampler, validation: list[FloatArray], show: bool = False) -> None:
+        """Train until the time budget is spent; write the log and the checkpoint on the way. ``show`` draws a progress bar."""
+        from tqdm import tqdm
+
+        clock = self.clock
+        if clock.spent:
             return
         stream = batches(sampler, np.random.default_rng(self.seed + self.step))
-        with ThreadPoolExecutor(1) as pool:
+        budget = round(clock.budget_s / 60, 1)
+        with ThreadPoolExecutor(1) as pool, tqdm(total=budget, unit="min", disable=not show) as bar:
             following = pool.submit(next, stream)
-            self.clock.restart()
+            clock.restart()
             sums, counted = np.zeros(2), 0
             while True:
                 batch = following.result()
                 following = pool.submit(next, stream)
                 sums += self.train_step(batch)
                 counted += 1
-                if self.clock.tick():
-                    append_row(
-                        self.folder / "log.csv",
-                        {
-                            "step": self.step,
-                            "minutes": round(self.clock.minutes, 2),
-                            "bits": round(sums[0] / counted, 4),
-                            "cost": round(sums[1] / counted, 4),
-                            **evaluate(self.mean, validation, self.codec.prior.quantised),
-                        },
-                    )
+                if clock.tick():
+                    row = {
+                        "step": self.step,
+                        "minutes": round(clock.minutes, 2),
+                        "bits": round(sums[0] / counted, 4),
+                        "cost": round(sums[1] / counted, 4),
+                    }
+                    measured = evaluate(self.mean, validation, self.codec.prior.quantised) if validation else {}
+                    append_row(self.folder / "log.csv", row | measured)
                     self.save()
+                    bar.n = round(clock.minutes, 1)
+                    bar.refresh()
                     sums, counted = np.zeros(2), 0
-                    if self.clock.spent:
+                    if clock.spent:
                         return
-                    self.clock.restart()
+                    clock.restart()
 
 
 @torch.no_grad()

@@ -23,6 +23,7 @@ from perigee.models.codec.codec import LOG2, Z_BANDS, HyperPrior
 from perigee.models.codec.prior import PriorLayer, TrainedPrior, round_through
 
 SCALES = 128
+CROPS_FILE = "crops.npz"  # of a run: coefficients that the export measures centroids on
 SPREAD_MIN = 0.045
 SPREADS_PER_OCTAVE = 6
 WHOLE_STEP, STEPS_PER_OCTAVE = 26, 16  # the step at Q is 2**((26 - Q) / 16) of the range
