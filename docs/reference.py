@@ -13,12 +13,14 @@ from typing import Any
 from perigee.engines import cli as export_engine
 from perigee.export import cli as export_profile
 from perigee.export import compensation_cli as export_compensator
+from perigee.export import components_cli as export_components
 from perigee.ground import cli as ground_decode
 from perigee.ground.service import cli as ground_serve
 from perigee.ground.service.app import create_app
 from perigee.onboard import cli as onboard_encode
 from perigee.training import cli as train
 from perigee.training import compensation_cli as train_compensator
+from perigee.training import components_cli as train_components
 
 EXAMPLE = """Where the service was started with `--auth-token-file`, every request but those to `/healthz` and `/readyz` must
 carry `Authorization: Bearer TOKEN`, or it is answered with 401. Every error is a problem document, `application/problem+json`.
@@ -39,6 +41,8 @@ PARSERS = (
     export_engine.build_parser,
     train.build_parser,
     export_profile.build_parser,
+    train_components.build_parser,
+    export_components.build_parser,
     train_compensator.build_parser,
     export_compensator.build_parser,
 )

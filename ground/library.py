@@ -63,6 +63,15 @@ class Library:
     def _add_components(self, profile: ComponentProfile) -> None:
         self.component_profiles[profile.contract.digest] = profile
 
+    def knows(self, contract: bytes) -> bool:
+        """Whether streams of this contract can be decoded."""
+        return contract in self.profiles or contract in self.component_profiles
+
+    @property
+    def count(self) -> int:
+        """How many profiles there are, of either format version."""
+        return len(self.profiles) + len(self.component_profiles)
+
     def component_engine(self, contract: bytes) -> ComponentEngine:
         """The engine for a contract of components, self-tested. Raises UnknownProfileError, ProfileError or EngineError."""
         profile = self.component_profiles.get(contract)

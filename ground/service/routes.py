@@ -142,7 +142,7 @@ def _add_decoding(router: APIRouter, service: Service) -> None:
         with service.decodings.place():
             described = await to_thread.run_sync(inspect_bytes, data, damaged, limiter=service.limiter)
         if "contract" in described:
-            described["profile_known"] = bytes.fromhex(described["contract"]) in service.library.profiles
+            described["profile_known"] = service.library.knows(bytes.fromhex(described["contract"]))
         return _json(described)
 
 
@@ -189,21 +189,35 @@ def _add_jobs(router: APIRouter, service: Service) -> None:
 
 
 def _add_state(router: APIRouter, service: Service) -> None:
-    @router.get("/profiles", response_description="A list with name, contract, preset, analyses and patch_side of each")
+    @router.get(
+        "/profiles",
+        response_description="A list with name, contract, format_version, preset, analyses and patch_side of each",
+    )
     def profiles() -> JSONResponse:
         """The profiles that this service decodes. The preset is the analysis that flies by default."""
-        return _json(
-            [
-                {
-                    "name": p.name,
-                    "contract": digest.hex(),
-                    "preset": p.default_analysis,
-                    "analyses": list(p.analyses),
-                    "patch_side": p.contract.patch_side,
-                }
-                for digest, p in service.library.profiles.items()
-            ]
-        )
+        described: list[dict[str, Any]] = [
+            {
+                "name": p.name,
+                "contract": digest.hex(),
+                "format_version": 1,
+                "preset": p.default_analysis,
+                "analyses": list(p.analyses),
+                "patch_side": p.contract.patch_side,
+            }
+            for digest, p in service.library.profiles.items()
+        ]
+        described += [
+            {
+                "name": c.name,
+                "contract": digest.hex(),
+                "format_version": 2,
+                "preset": "lapped",
+                "analyses": ["lapped"],
+                "patch_side": c.contract.patch_side,
+            }
+            for digest, c in service.library.component_profiles.items()
+        ]
+        return _json(described)
 
     @router.get("/healthz", response_description="It does")
     def health() -> dict[str, str]:
@@ -220,9 +234,11 @@ def _add_state(router: APIRouter, service: Service) -> None:
         try:
             for digest in service.library.profiles:
                 await to_thread.run_sync(service.library.engine, digest)
+            for digest in service.library.component_profiles:
+                await to_thread.run_sync(service.library.component_engine, digest)
         except PerigeeError as error:
             raise Problem(503, str(error), **error.data()) from error
-        return _json({"status": "ready", "profiles": len(service.library.profiles)})
+        return _json({"status": "ready", "profiles": service.library.count})
 
     @router.get("/metrics", response_class=Response, response_description="Text in the format of Prometheus")
     def prometheus() -> Response:
