@@ -29,11 +29,13 @@ import perigee
 from perigee.benchmarks.common import table, write_report
 from perigee.benchmarks.metrics import bd_rate
 from perigee.bitstream.arrays import FloatArray, Samples
-from perigee.bitstream.profile import DEFAULT_PROFILE
+from perigee.bitstream.component_profile import DEFAULT_COMPONENTS
+from perigee.onboard.encoders import is_component_profile
 
 LOW, HIGH = 0.05, 2.0  # bits a sample
 PERCENTILES = (0.05, 99.95)
 QUALITIES = (0, 8, 16, 24, 32, 40, 48, 56, 64, 72, 80, 88, 94, 100)
+COMPONENT_QUALITIES = (4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44, 48, 54, 60)  # their scale goes on to 12 bits a sample
 LEVELS = tuple(range(18, 92, 4))  # dB of OpenJPEG's own scale
 FIXED_BYTES = {"perigee": 44, "klt": 157, "bands": 157}  # the last for each band
 MATRIX_BYTES, MEAN_BYTES = 2, 4  # of each entry of the matrix, of each mean
@@ -128,7 +130,7 @@ def perigee_files(profile: str) -> Callable[[Samples, FloatArray], Iterable[tupl
     """As :func:`klt_files`, by a profile."""
 
     def files(samples: Samples, _: FloatArray) -> Iterable[tuple[int, int, Samples]]:
-        for quality in QUALITIES:
+        for quality in COMPONENT_QUALITIES if is_component_profile(profile) else QUALITIES:
             data = perigee.encode(samples, quality, profile, threads=1)
             yield len(data), FIXED_BYTES["perigee"], perigee.decode(data, threads=1).samples
 
@@ -216,7 +218,7 @@ def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, action="append", required=True, help="folder of GeoTIFFs (repeatable)")
-    parser.add_argument("--profile", action="append", help=f"name or folder (repeatable; default {DEFAULT_PROFILE})")
+    parser.add_argument("--profile", action="append", help=f"name or folder (repeatable; default {DEFAULT_COMPONENTS})")
     parser.add_argument("--band-by-band", action="store_true", help="also OpenJPEG band by band")
     parser.add_argument("--limit", type=int, help="only the first N files of each folder")
     parser.add_argument("--out", type=Path, default=Path("build/multiband"), help="folder for CSV and JSON")
@@ -224,7 +226,7 @@ def main() -> None:
     codecs: dict[str, Any] = {"klt": klt_files}
     if args.band_by_band:
         codecs["bands"] = band_files
-    codecs |= {f"perigee {Path(name).name}": perigee_files(name) for name in args.profile or [DEFAULT_PROFILE]}
+    codecs |= {f"perigee {Path(name).name}": perigee_files(name) for name in args.profile or [DEFAULT_COMPONENTS]}
     points: list[Point] = []
     for folder in args.data:
         sensors = _sensors(folder)
