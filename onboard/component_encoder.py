@@ -12,9 +12,9 @@ from perigee.bitstream import version2 as v2
 from perigee.bitstream import version2_parsing as v2_parsing
 from perigee.bitstream.arrays import FloatArray, IntArray, Samples
 from perigee.bitstream.component_coding import CodedComponents, decode_components, encode_components
-from perigee.bitstream.component_profile import ComponentProfile
+from perigee.bitstream.component_profile import ComponentProfile, load_component_profile
 from perigee.bitstream.contract import HYPER_BLOCK
-from perigee.bitstream.errors import SymbolError, UpsetError
+from perigee.bitstream.errors import Fault, ProfileError, SymbolError, UpsetError
 from perigee.bitstream.masks import pack_mask
 from perigee.bitstream.metadata import Acquisition, write_metadata_packet
 from perigee.bitstream.prior import PASSES_PER_SLICE, Prediction, half
@@ -42,7 +42,11 @@ class ComponentEncoder:
 
     def __init__(self, profile: ComponentProfile, coder: str = "auto") -> None:
         """Raises ProfileError where the profile's files or its self-test are not as they should be."""
-        self.profile, self.coder = profile, coder
+        self.coder, self.upsets = coder, 0
+        self._load(profile)
+
+    def _load(self, profile: ComponentProfile) -> None:
+        self.profile = profile
         self.engine = ComponentEngine(profile)
         self.contract = profile.contract
         self.analysis = ComponentAnalysis(self.contract, profile.analysis())
@@ -65,6 +69,7 @@ class ComponentEncoder:
         then ``quality`` does not count.
         """
         timings = Timings()
+        upsets = self.upsets
         info = source.info
         side = self.contract.patch_side
         header = v2.ComponentHeader(self.contract.digest, info.width, info.height, info.bands, info.dtype, side)
@@ -90,7 +95,8 @@ class ComponentEncoder:
                 chunks += self.encode_patch(patch, window, parameters, quality_step, verify, timings)
                 if progress:
                     progress(patch + 1, header.patches)
-        return EncodedScene(v2.write_component_stream(header, chunks), header, quality_step, timings)
+        data = v2.write_component_stream(header, chunks)
+        return EncodedScene(data, header, quality_step, timings, self.upsets - upsets)
 
     def spectral(
         self, windows: Iterable[Block], info: SourceInfo, quality_step: int, fidelity: Fidelity
@@ -142,11 +148,27 @@ class ComponentEncoder:
         with timings.stage("analysis"):
             samples = fill_invalid(window.samples.astype(np.float32), window.valid)
             coefficients = self.analysis.coefficients(parameters.spectral.components_of(samples))
-        segment = self._segment(patch, coefficients, parameters, quality_step, timings)
-        if verify:
+        try:
+            segment = self._segment(patch, coefficients, parameters, quality_step, timings)
+            if verify:
+                with timings.stage("verify"):
+                    self.verify(segment, parameters, window.samples.shape[1:])
+        except (UpsetError, SymbolError):  # the coder was given what no prior makes, or a checksum failed
+            self._renew()
+            segment = self._segment(patch, coefficients, parameters, quality_step, timings)
             with timings.stage("verify"):
                 self.verify(segment, parameters, window.samples.shape[1:])
         return [*chunks, v2.write_component_segment(segment)]
+
+    def _renew(self) -> None:
+        """Count an upset and load everything again from the profile's files. Raises ProfileError where they have changed."""
+        self.upsets += 1
+        profile = load_component_profile(self.profile.folder)
+        if profile.contract.digest != self.contract.digest:
+            raise ProfileError(
+                f"profile {profile.name} is no longer what it was at the start", Fault.UPSET, field="profile"
+            )
+        self._load(profile)
 
     def _segment(
         self, patch: int, coefficients: FloatArray, parameters: v2.Parameters, quality_step: int, timings: Timings
