@@ -11,7 +11,9 @@ from perigee.bitstream import format as fmt
 from perigee.bitstream import version2 as v2
 from perigee.bitstream import version2_parsing as v2_parsing
 from perigee.bitstream.arrays import FloatArray, IntArray, Samples
+from perigee.bitstream.coders import memory_of
 from perigee.bitstream.component_coding import CodedComponents, decode_components, encode_components
+from perigee.bitstream.component_prior import magnitude_table
 from perigee.bitstream.component_profile import ComponentProfile, load_component_profile
 from perigee.bitstream.contract import HYPER_BLOCK
 from perigee.bitstream.errors import Fault, ProfileError, SymbolError, UpsetError
@@ -26,6 +28,7 @@ from perigee.engines.components import ComponentEngine
 from perigee.onboard.component_analysis import ComponentAnalysis
 from perigee.onboard.encoder import EncodedScene, Timings, fill_invalid, needs_mask, packet_of
 from perigee.onboard.fidelity import EVEN, Fidelity
+from perigee.onboard.guard import sum_of
 from perigee.onboard.source import Block, Source, SourceInfo
 from perigee.onboard.statistics import BandStatistics, spectral_of
 from perigee.onboard.strips import Strips
@@ -46,11 +49,18 @@ class ComponentEncoder:
         self._load(profile)
 
     def _load(self, profile: ComponentProfile) -> None:
+        magnitude_table.cache_clear()
         self.profile = profile
         self.engine = ComponentEngine(profile)
         self.contract = profile.contract
         self.analysis = ComponentAnalysis(self.contract, profile.analysis())
         self.rounding = Rounding(self.contract)
+        self._sound = self._tables()
+
+    def _tables(self) -> int:
+        """Sum of the tables that no checksum of the prior covers."""
+        tables = memory_of(self.contract.tables, self.coder)
+        return sum_of([*tables, magnitude_table(self.contract.widths.magnitudes)])
 
     def encode_scene(
         self,
@@ -148,6 +158,8 @@ class ComponentEncoder:
         with timings.stage("analysis"):
             samples = fill_invalid(window.samples.astype(np.float32), window.valid)
             coefficients = self.analysis.coefficients(parameters.spectral.components_of(samples))
+        if self._tables() != self._sound:
+            self._renew()
         try:
             segment = self._segment(patch, coefficients, parameters, quality_step, timings)
             if verify:

@@ -12,6 +12,8 @@ Three nets, each for what the one before cannot see:
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +34,16 @@ def texture(side: int) -> npt.NDArray[np.float32]:
     return np.asarray(scaled.clip(0, 1), np.float32)
 
 
+def sum_of(arrays: Iterable[npt.NDArray[Any]]) -> int:
+    """The sum of arrays, eight bytes at a time: any single flip changes it, and it costs a tenth of a millisecond."""
+    total = 0
+    for array in arrays:
+        data = array.reshape(-1).view(np.uint8)
+        whole = len(data) // 8 * 8
+        total += int(data[:whole].view(np.uint64).sum()) + int(data[whole:].sum())
+    return total
+
+
 class Guard:
     """Watches an engine; ``engine`` is the one to use, ``upsets`` counts how often it had to be made again."""
 
@@ -42,13 +54,8 @@ class Guard:
         self._sound, self._tables_sound = self._state(), self._tables()
 
     def _tables(self) -> int:
-        """Sum of the coder's tables, eight bytes at a time: any single flip changes it, and it costs a tenth of a millisecond."""
-        total = 0
-        for array in memory_of(self.engine.profile.contract.tables, self._coder):
-            data = array.reshape(-1).view(np.uint8)
-            whole = len(data) // 8 * 8
-            total += int(data[:whole].view(np.uint64).sum()) + int(data[whole:].sum())
-        return total
+        """Sum of the coder's tables."""
+        return sum_of(memory_of(self.engine.profile.contract.tables, self._coder))
 
     def _state(self) -> tuple[int, int]:
         """CRC-32 of what is held in memory, and of what the analysis makes of a known patch."""
