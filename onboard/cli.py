@@ -19,7 +19,7 @@ from perigee.engines.choice import ENGINES, choose
 from perigee.engines.flight import FlightEngine
 from perigee.onboard.component_encoder import ComponentEncoder
 from perigee.onboard.encoder import Encoder
-from perigee.onboard.encoders import AUTO, Encoders, is_component_profile
+from perigee.onboard.encoders import AUTO, Encoders
 from perigee.onboard.fidelity import Fidelity
 from perigee.support.command import (
     Parser,
@@ -331,8 +331,8 @@ def _encode_all(options: Options) -> int:
         return choice.engine
 
     encoders = Encoders(options.profile, load, options.format)
-    if options.profile != AUTO and not is_component_profile(options.profile):
-        find_profile(options.profile)  # a profile that is not there is no fault of the first file
+    if options.profile != AUTO:
+        encoders.encoder_of(options.profile)  # what it lacks is no fault of the first file
     first_failure = os.EX_OK
     written: set[Path] = set()
     for tile in options.tiles:

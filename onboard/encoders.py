@@ -54,7 +54,10 @@ class Encoders:
 
     def encoder_for(self, info: SourceInfo) -> Encoder | ComponentEncoder:
         """The encoder for a scene. Raises ProfileError or EngineError."""
-        name = self.name_for(info)
+        return self.encoder_of(self.name_for(info))
+
+    def encoder_of(self, name: str) -> Encoder | ComponentEncoder:
+        """The encoder of a profile, by its name or folder. Raises ProfileError or EngineError."""
         if name not in self._made:
             if is_component_profile(name):
                 self._made[name] = ComponentEncoder(find_component_profile(name))

@@ -31,7 +31,7 @@ def test_an_array_comes_back(dtype):
     assert image.samples.dtype == dtype and image.samples.shape == data.shape and image.alpha is None
     assert (image.valid == valid).all() and image.metadata == metadata
     assert np.abs(image.samples.astype(float) - data)[image.valid].mean() < 0.03 * np.ptp(data)
-    assert image.tags["PERIGEE_PROFILE"] == "flight3" and not image.report.lost
+    assert image.tags["PERIGEE_PROFILE"] == "spectral1" and not image.report.lost
 
 
 def test_a_file_gives_the_stream_of_its_array_and_the_command(tiles, tmp_path):

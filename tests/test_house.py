@@ -58,7 +58,7 @@ def test_the_bitstream_needs_numpy_alone(module):
 def test_a_missing_extra_names_the_command_that_installs_it(command, missing, extra, tmp_path):
     (tmp_path / "x").write_text("")
     args = {"perigee.training.cli": [str(tmp_path / "run"), "--data", "."], "perigee.export.cli": ["x", "-o", "y"]}.get(
-        command, ["x.peri" if "ground" in command else "x.tif"]
+        command, ["x.peri"] if "ground" in command else ["x.tif", "--profile", "flight3"]
     )
     code = f"import sys; sys.modules[{missing!r}] = None; from {command} import main; raise SystemExit(main({args!r}))"
     (tmp_path / "x.peri").write_bytes(b"")

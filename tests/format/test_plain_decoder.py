@@ -335,7 +335,7 @@ class TestRandomStreams:
     @pytest.mark.parametrize("size", [(256, 256), (300, 270)])
     def test_whole_patches(self, size: tuple[int, int]) -> None:
         samples = random_samples(np.random.default_rng(7), 1, *size, "uint16")
-        data = perigee.encode(samples, 30.0, threads=1)
+        data = perigee.encode(samples, 30.0, "flight3", threads=1)
         assert_same(decoded_by_us(data), decoded_plainly(data))
 
     @pytest.mark.parametrize("dtype", ["uint8", "uint16"])
@@ -346,7 +346,7 @@ class TestRandomStreams:
         samples[3, :5, :5] = 7
         path = tmp_path / "alpha.tif"
         tifffile.imwrite(path, samples.transpose(1, 2, 0), photometric="rgb", extrasamples=[2])
-        data = perigee.encode(path, 60.0, threads=1)
+        data = perigee.encode(path, 60.0, "flight3", threads=1)
         found = decoded_plainly(data)
         assert np.array_equal(found.alpha, samples[3]) and np.array_equal(found.valid[1], samples[3] != 0)
         assert_same(decoded_by_us(data), found)

@@ -130,7 +130,7 @@ def test_a_product_without_a_place_on_the_earth_has_an_item_without_geometry(tmp
 
 
 def test_a_transform_that_is_no_number_has_no_place():
-    pixels = perigee.encode(PIXELS, metadata=Metadata(epsg=4326))
+    pixels = perigee.encode(PIXELS, profile="flight3", metadata=Metadata(epsg=4326))
     source = Library(threads=1).source(parse_stream(pixels))
     source.metadata = replace(source.metadata, transform=(float("nan"), 0.0, 0.0, 0.0, -1.0, 0.0))
     found = stac_item(source, view_of(source), Path("o.tif"))

@@ -122,7 +122,7 @@ def test_a_product_tells_of_damage(tmp_path):
 def test_a_lost_group_behind_an_alpha_band_is_transparent(tmp_path):
     """Four bands and alpha: two groups. Where one of them is lost, alpha must not declare the pixel valid."""
     data = np.concatenate([scene(4)[:3], MASK[None], scene(4)[3:]])
-    stream = perigee.encode(tiff(tmp_path / "a.tif", data, photometric="RGB", ALPHA="YES"))
+    stream = perigee.encode(tiff(tmp_path / "a.tif", data, photometric="RGB", ALPHA="YES"), profile="flight3")
     whole = perigee.decode(stream)
     assert (whole.alpha == MASK).all()
     for lost in (0, 1):
@@ -135,7 +135,7 @@ def test_nodata_that_a_mask_declares_valid_does_not_stretch_the_range(tmp_path):
     data[0, :10, 20:40] = -32000
     path = tiff(tmp_path / "a.tif", data, MASK, nodata=-32000)
     with pytest.warns(UserWarning, match="mask declares valid"):
-        stream = perigee.encode(path, 90)
+        stream = perigee.encode(path, 90, "flight3")
     found = perigee.decode(stream)
     assert not found.valid[0, :10, 20:40].any() and not found.valid[0, :, :20].any()
     low, high = parse_stream(stream).ranges[0]
