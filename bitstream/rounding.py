@@ -21,7 +21,7 @@ from perigee.bitstream.component_contract import ComponentContract
 from perigee.bitstream.prior import MEAN_FRACTIONS, SCALE_COUNT, Prediction
 from perigee.bitstream.tables import FREQUENCY_TOTAL, TRELLIS, TRELLIS_FROM
 
-BITS_OF_ERROR = 10.0  # what a squared error of one step is worth
+BITS_OF_ERROR = 12.5  # what a squared error of one step is worth
 BUCKET_MAX = 31
 REACHED = np.dtype("V40")  # ``Reached`` in ``csrc/rounding.h``
 

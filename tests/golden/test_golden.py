@@ -26,7 +26,7 @@ from perigee.onboard.encoder import Encoder
 from perigee.onboard.raster import Raster
 
 FOLDER = Path(__file__).parent
-STREAMS = sorted(FOLDER.glob("*.peri"))
+STREAMS = sorted(FOLDER.glob("v1_*.peri"))
 
 
 def described(data, coder="auto"):
