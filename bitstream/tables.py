@@ -18,7 +18,7 @@ FREQUENCY_TOTAL = 1 << 16
 Z_BANDS_MAX = 16
 WIDE_SCALE_COUNT = 128  # of a component's contract, whose latents have any size
 OCTAVE = 6  # scale indices by which a spread doubles there: those from 64 on use the tables of 58 to 63
-TRELLIS_FROM = 14  # the scale index from which, up to 63, latents are coded on a trellis
+TRELLIS_FROM = 11  # the scale index from which, up to 63, latents are coded on a trellis
 # The state behind each of the eight states, by the parity of the whole steps that were coded; odd states code half steps.
 TRELLIS = ((0, 2), (5, 7), (1, 3), (6, 4), (2, 0), (4, 6), (3, 1), (7, 5))
 WIDE_Q_MIN, WIDE_Q_MAX = -(1 << 23), (1 << 23) - 1
@@ -46,7 +46,7 @@ class Tables:
     ``z_frequencies`` uint16 [bands * hyper_latents, 129]: for z = -64..64; quality is divided into so many equal bands.
     ``scales``: how many scale indices there are, 64, or 128 for components, whose latents have any size and count half steps. An
     index i from 64 on has the table of 58 + (i - 58) % 6, which codes whole steps without their lowest (i - 58) // 6 bits; these
-    follow as they are. Indices 14 to 63 are coded on a trellis: its state says whether a latent is odd.
+    follow as they are. Indices 11 to 63 are coded on a trellis: its state says whether a latent is odd.
     """
 
     radius: IntArray

@@ -10,7 +10,7 @@
 #include "api.h"
 
 enum { PRECISION = 24, TABLES_MAX = 2048, COARSE = 256 };
-enum { TRELLIS_FROM = 14 * 16, TRELLIS_STOP = 64 * 16 }; /* the numbers of tables that are coded on the trellis */
+enum { TRELLIS_FROM = 11 * 16, TRELLIS_STOP = 64 * 16 }; /* the numbers of tables that are coded on the trellis */
 enum { OK = 0, BAD_TABLE = -1, FULL = -2, LONG_ESCAPE = -3, OUT_OF_RANGE = -4, BAD_ENTRY = -5, OFF_TRELLIS = -6 };
 
 /* An encoder fills `words` from their end towards their front, and a decoder reads them from front to end. So the words

@@ -249,7 +249,7 @@ class TestRounding:
         table, mean = np.full(y.shape, 16 * 50, np.int32), np.zeros(y.shape, np.int32)
         chosen = Rounding(contract).choose(y, Prediction(table, mean))
         assert np.square(chosen / 2 - y).mean() < 0.85 * np.square(np.rint(y) - y).mean()
-        for narrow in (0, 16 * 13, 16 * 64, 2047):
+        for narrow in (0, 16 * 10, 16 * 64, 2047):
             whole = Rounding(contract).choose(y / 10, Prediction(np.full_like(table, narrow), mean))
             assert not (whole & 1).any()
 
@@ -260,7 +260,7 @@ class TestRounding:
         table = table // 16 * 16 + np.where(table >= 1024, 0, mean & 15)
         order = np.argsort(table.reshape(-1), kind="stable").astype(np.uint32)
         chosen = Rounding(contract)._choose(y, table, mean, order)
-        assert (np.abs(chosen / 2 - y)[table >= 16 * 14] <= 0.5).all()
+        assert (np.abs(chosen / 2 - y)[table >= 16 * 11] <= 0.5).all()
         coder = IntegerAns(contract.tables)
         coder.push_passes([(chosen, Prediction(table, mean))])
         assert np.array_equal(IntegerAns(contract.tables, coder.to_words()).pop_pass(Prediction(table, mean)), chosen)

@@ -291,7 +291,7 @@ def decode_pass(contract: Contract, coder: v1.Coder, mean: np.ndarray, index: np
     radii, state, popped = contract.arrays["tables.radius"].tolist(), 0, []
     for i in order:
         known = indices[i] if indices[i] < 64 else 58 + (indices[i] - 58) % 6
-        moves = 14 <= indices[i] < 64
+        moves = 11 <= indices[i] < 64
         odd = state % 2 if moves else 0
         below, radius = means[i] - 8 * odd, radii[known]
         entry = coder.pop(contract.tables[16 * known + ((below >> raw[i]) & 15)])
