@@ -130,6 +130,7 @@ def decode_components(
     are the prior's mean. Raises SymbolError where the words cannot come from an encoder.
     """
     widths, tables = contract.widths, contract.tables
+    low, high = tables.latent_range
     h, w = hyper_size
     rows, cols = 4 * h, 4 * w
     coder = new_coder(tables, words, kind)
@@ -160,7 +161,7 @@ def decode_components(
                 if not wanted:
                     continue
                 found = steps[c](k, q[c : c + 1], wanted)
-                values = 2 * (found.mean[0] + 8 >> 4)  # the mean in whole steps: stands for what was cut off
+                values = np.clip(2 * (found.mean[0] + 8 >> 4), low, high - 1)  # the mean stands for what was cut off
                 if not dry:
                     try:
                         decoded = coder.pop_pass(Prediction(found.table[0], found.mean[0]))
@@ -171,8 +172,7 @@ def decode_components(
                         dry = True
                     if not dry:
                         values, complete = decoded, complete + 1
-                low, high = tables.latent_range
-                unhalf(np.clip(values, low, high - 1)[None], k % 2, q[c : c + 1, start : start + wanted])
+                unhalf(values[None], k % 2, q[c : c + 1, start : start + wanted])
                 unhalf(found.mean, k % 2, means[c : c + 1, start : start + wanted])
                 unhalf(found.table // MEAN_FRACTIONS, k % 2, indices[c : c + 1, start : start + wanted])
             views.show(c, q[c], start, stop)

@@ -92,6 +92,24 @@ class TestCoding:
         arbiter, fast = contract.reference(np.int64), contract.reference(np.float32)
         assert np.array_equal(encode_components(contract, arbiter, patch), encode_components(contract, fast, patch))
 
+    def test_the_largest_latents_come_back(self, contract):
+        """A whole patch at the ends of the range, chosen as an encoder does: nothing is clipped on the way back."""
+        patch = patch_of(contract, 11, 1, 1.0)
+        y = np.where(np.indices((256, 8, 8)).sum(0) % 2, MOST / 2, -MOST / 2).astype(np.float32)
+        patch = replace(patch, q=np.zeros((1, 256, 8, 8), np.int32), channels=(256,), quality_steps=(250,))
+        rounding = Rounding(contract)
+
+        def choose(component: int, k: int, prediction: Prediction) -> np.ndarray:
+            start, _ = contract.widths.slice_of(k)
+            chosen = rounding.choose(half(y[None], k % 2)[0][start : start + len(prediction.mean)], prediction)
+            return np.clip(chosen, -MOST - 1 + (chosen & 1), MOST - 1 + (chosen & 1))
+
+        prior = contract.reference(np.float64)
+        words = encode_components(contract, prior, patch, choose=choose)
+        assert patch.q.max() >= MOST - 1 and patch.q.min() <= -MOST
+        found = decode_components(contract, prior, words, patch.channels, patch.quality_steps, patch.offsets, (2, 2))
+        assert np.array_equal(found.q, patch.q)
+
     def test_latents_beyond_24_bits_are_refused(self, contract):
         patch = patch_of(contract, 1, 1, 1.0)
         patch = replace(patch, q=np.full_like(patch.q, MOST + 1), channels=(256,))
