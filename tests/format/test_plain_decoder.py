@@ -42,7 +42,7 @@ from perigee.onboard.encoder import Encoder
 from perigee.onboard.source import ArraySource, Block, SourceInfo
 
 ROOT = Path(__file__).resolve().parents[2]
-GOLDEN = sorted((ROOT / "tests" / "golden").glob("*.peri"))
+GOLDEN = sorted((ROOT / "tests" / "golden").glob("v1_*.peri"))
 PLAIN = Path(__file__).with_name("plain_decoder.py")
 RANDOM_STREAMS = 220
 RANDOM_CONTRACTS = 40

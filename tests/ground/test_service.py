@@ -156,6 +156,7 @@ def test_inspect_profiles_health_metrics_openapi(url, stream):
         "flight2",
         "flight3",
         "lite",
+        "spectral1",
     ]
     assert httpx.get(url + "/healthz").json() == {"status": "alive"}
     assert httpx.get(url + "/readyz", timeout=60).json()["status"] == "ready"
