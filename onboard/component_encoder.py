@@ -120,7 +120,7 @@ class ComponentEncoder:
             if window.valid.all() and len(kept) < GAIN_PATCHES and number % GAIN_EVERY == 0:
                 kept.append(window.samples)
         mean, width = statistics.means_and_ranges()
-        scale, quality_step = fidelity.scales(width, quality_step)
+        scale, quality_step = fidelity.scales(width, quality_step, self._steps())
         spectral = spectral_of(statistics, mean, scale)
         plain = replace(spectral, matrix=identity(info.bands))
         if spectral.is_identity or not kept:
@@ -134,6 +134,10 @@ class ComponentEncoder:
         """About how many bits components take."""
         y = self.analysis.coefficients(planes) * self._per_step(quality_step)
         return float(np.log2(1 + np.square(1.5 * y)).sum()) / 2
+
+    def _steps(self) -> FloatArray:
+        """The step at each Q as a share of the range, [251]."""
+        return np.asarray(self.contract.steps * 2.0**-STEP_BITS, np.float32)
 
     def _per_step(self, quality_step: int) -> np.float32:
         """How many steps the range is at Q."""

@@ -8,10 +8,7 @@ import numpy as np
 
 from perigee.bitstream.arrays import FloatArray
 from perigee.bitstream.errors import Fault, RasterError
-from perigee.bitstream.prior import QUALITY_STEPS
 from perigee.bitstream.spectral import SCALE_BITS, SCALE_MAX
-
-WHOLE_STEP, STEPS_PER_OCTAVE = 26, 16  # the step at Q is 2**((26 - Q) / 16) of the range
 
 
 @dataclass(frozen=True)
@@ -23,8 +20,9 @@ class Fidelity:
     weights: tuple[float, ...] = ()
     counts: tuple[float, ...] = ()
 
-    def scales(self, width: FloatArray, quality_step: int) -> tuple[FloatArray, int]:
-        """The range by which each band is scaled, in counts, and the quality step; ``width`` [bands] are the bands' own ranges.
+    def scales(self, width: FloatArray, quality_step: int, steps: FloatArray) -> tuple[FloatArray, int]:
+        """The range by which each band is scaled, in counts, and the quality step; ``width`` [bands] are the bands' own ranges,
+        ``steps`` [251] the step at each Q as a share of the range.
 
         Raises RasterError for another number of values than bands, or where a range would be too small or large.
         """
@@ -32,8 +30,8 @@ class Fidelity:
         if self.counts:
             step = _for_bands(self.counts, len(width), "counts")
             share = np.exp2(np.log2(step / scale).mean())
-            quality_step = int(np.clip(np.rint(WHOLE_STEP - STEPS_PER_OCTAVE * np.log2(share)), 0, QUALITY_STEPS))
-            scale = step / 2.0 ** ((WHOLE_STEP - quality_step) / STEPS_PER_OCTAVE)
+            quality_step = int(np.abs(np.log2(steps / share)).argmin())
+            scale = step / steps[quality_step]
         elif self.weights:
             weights = _for_bands(self.weights, len(width), "weights")
             scale = scale / weights
