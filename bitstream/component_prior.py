@@ -25,7 +25,6 @@ from perigee.bitstream.arrays import IntArray
 from perigee.bitstream.prior import (
     CONTEXT_CLAMP,
     MEAN_FRACTIONS,
-    SCALE_COUNT,
     Layer,
     NumpyOps,
     Prediction,
@@ -36,13 +35,13 @@ from perigee.bitstream.prior import (
     hyper_features,
     pass_outputs,
 )
+from perigee.bitstream.tables import raw_bits_of
 
 VIEWS = 2
 COMPONENT_STEP, COMPONENT_MAX = 16, 15  # the plane of component n is 16 * min(n, 15)
 MAGNITUDE_BITS = 7  # larger latents are looked up by their first seven bits
 MAGNITUDE_MAX = 1 << 16  # from here on all magnitudes are the largest
 MAGNITUDES_PER_OCTAVE = 8
-OCTAVE = 6  # scale indices by which a spread doubles, from index 58 on
 
 
 class Sight(NamedTuple):
@@ -92,11 +91,6 @@ def magnitude_table(magnitudes: tuple[int, ...]) -> npt.NDArray[np.uint8]:
 def magnitudes_of(widths: Widths, q: IntArray) -> npt.NDArray[np.uint8]:
     """Magnitudes 0..127, uint8, of latents of any shape."""
     return np.asarray(magnitude_table(widths.magnitudes)[np.minimum(np.abs(q), MAGNITUDE_MAX)])
-
-
-def raw_bits_of(index: IntArray) -> IntArray:
-    """How many of a latent's lowest bits the tables of a scale index leave out."""
-    return np.where(index < SCALE_COUNT, 0, (index - SCALE_COUNT + OCTAVE) // OCTAVE)
 
 
 class ComponentPrior:

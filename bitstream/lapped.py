@@ -10,10 +10,7 @@ The integers define the way back, from coefficients to samples; the encoder uses
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import numpy as np
-import numpy.typing as npt
 
 from perigee.bitstream.arrays import FloatArray, IntArray
 
@@ -84,18 +81,3 @@ def analyse(planes: FloatArray, order: IntArray) -> FloatArray:
     blocks = (work.reshape(-1, BLOCK) @ COSINE_FORWARD.T).reshape(count, rows // BLOCK, BLOCK, cols // BLOCK, BLOCK)
     ordered = blocks.transpose(0, 2, 4, 1, 3).reshape(count, BLOCK * BLOCK, rows // BLOCK, cols // BLOCK)
     return np.ascontiguousarray(ordered[:, order])
-
-
-@lru_cache(maxsize=16)
-def synthesis_matrix(length: int) -> npt.NDArray[np.float64]:
-    """The way back along one axis, float64 [length, length]: samples = matrix @ coefficients, block after block.
-
-    ``length`` is a multiple of 16.
-    """
-    scale = 2.0**-MATRIX_BITS
-    matrix = np.asarray(np.kron(np.eye(length // BLOCK), np.array(COSINE).T * scale), np.float64)
-    lap = np.array(LAP).T * scale
-    for border in range(BLOCK, length, BLOCK):
-        rows = slice(border - REACH, border + REACH)
-        matrix[rows] = lap @ matrix[rows]
-    return matrix

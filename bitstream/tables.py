@@ -25,6 +25,11 @@ WIDE_Q_MIN, WIDE_Q_MAX = -(1 << 23), (1 << 23) - 1
 ESCAPE_BITS_MAX, WIDE_ESCAPE_BITS_MAX = 17, 24
 
 
+def raw_bits_of(index: IntArray) -> IntArray:
+    """How many of a latent's lowest bits the tables of scale indices leave out."""
+    return np.where(index < SCALE_COUNT, 0, (index - SCALE_COUNT + OCTAVE) // OCTAVE)
+
+
 class Place(NamedTuple):
     """How a latent of a component is coded: its table and that table's radius, the mean in units of what the table codes, how many
     raw bits follow, whether the latent is odd, and whether it moves the trellis on."""
@@ -107,9 +112,7 @@ class Tables:
     @cached_property
     def raw_bits(self) -> npt.NDArray[np.int32]:
         """By table number, how many of a latent's lowest bits the table does not code."""
-        index = np.arange(self.scales, dtype=np.int32)
-        first = SCALE_COUNT - OCTAVE
-        return np.repeat(np.where(index < SCALE_COUNT, 0, (index - first) // OCTAVE), MEAN_FRACTIONS)
+        return np.repeat(raw_bits_of(np.arange(self.scales, dtype=np.int32)), MEAN_FRACTIONS)
 
     @cached_property
     def shared(self) -> npt.NDArray[np.int32]:
