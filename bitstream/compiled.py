@@ -35,9 +35,9 @@ from perigee.bitstream.prior import (
 FUNCTIONS = (
     "perigee_push_passes", "perigee_pop_pass", "perigee_push_runs", "perigee_pop_runs", "perigee_flush",
     "perigee_prior_scratch", "perigee_prior_given", "perigee_prior_features", "perigee_prior_pass",
-    "perigee_prior_packings", "perigee_choose", "perigee_abi",
+    "perigee_prior_packings", "perigee_choose", "perigee_plane", "perigee_samples", "perigee_abi",
 )  # fmt: skip
-ABI = 9  # as in csrc/module.c
+ABI = 10  # as in csrc/module.c
 COLUMNS = 32  # Output channels are stored in multiples of this.
 # How many inputs lie side by side, the type of the weights, and what the kernel takes off each input.
 PACKINGS: tuple[tuple[int, Any, int], ...] = ((1, np.float32, 0), (4, np.int16, 0), (4, np.int8, 0), (4, np.int8, 128))
@@ -118,6 +118,12 @@ class NativeCosts(ctypes.Structure):
     ]
 
 
+class NativeTransform(ctypes.Structure):
+    """``Transform`` in ``csrc/reconstruction.h``."""
+
+    _fields_ = _fields(ctypes.c_void_p, "order lap cosine centroids")
+
+
 def _load() -> Any:
     found = importlib.util.find_spec("perigee.bitstream._native")
     if found is None or found.origin is None:
@@ -128,9 +134,9 @@ def _load() -> Any:
             getattr(loaded, name)
     except (OSError, AttributeError):
         return None
-    structs = (NativeCoder, NativeTables, NativePass, _Layer, _Model, _Patch, NativeCosts)
+    structs = (NativeCoder, NativeTables, NativePass, _Layer, _Model, _Patch, NativeCosts, NativeTransform)
     loaded.perigee_abi.restype = ctypes.c_uint64
-    if loaded.perigee_abi() != reduce(lambda abi, struct: abi << 8 | ctypes.sizeof(struct), structs, ABI):
+    if loaded.perigee_abi() != reduce(lambda abi, struct: 257 * abi + ctypes.sizeof(struct), structs, ABI) % 2**64:
         return None  # It was built from other sources, as after an update without a new installation.
     loaded.perigee_prior_scratch.restype = loaded.perigee_prior_given.restype = ctypes.c_uint64
     for function in (loaded.perigee_prior_features, loaded.perigee_prior_pass, loaded.perigee_prior_packings):

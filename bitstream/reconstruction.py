@@ -7,10 +7,13 @@ transform of each component; the inverse spectral transform. Components are in u
 
 from __future__ import annotations
 
+import ctypes
+
 import numpy as np
 import numpy.typing as npt
 
 from perigee.bitstream.arrays import IntArray, Samples
+from perigee.bitstream.compiled import NativeTransform, address, library
 from perigee.bitstream.component_contract import CENTROID_BUCKETS, ComponentContract
 from perigee.bitstream.lapped import BLOCK, MATRIX_BITS, REACH
 from perigee.bitstream.prior import SCALE_COUNT
@@ -75,12 +78,54 @@ def plane_of(contract: ComponentContract, coefficients: Wide) -> Wide:
     return np.clip(plane, -(1 << 31), (1 << 31) - 1)
 
 
-def samples_of(spectral: Spectral, planes: Wide, dtype: str, limits: tuple[int, int] | None = None) -> Samples:
-    """Samples [bands, rows, cols] of the components int64 [components, rows, cols], clamped to the type's range or ``limits``."""
+def mixed_of(spectral: Spectral, planes: Wide, low: int, high: int) -> Wide:
+    """Bands int64 [bands, rows, cols] of the components int64 [components, rows, cols], within ``low`` and ``high``."""
     flat = planes.reshape(len(planes), -1)
     mixed = rounded_shift(_product(np.ascontiguousarray(spectral.matrix.T), flat), SPECTRAL_BITS)
     mixed = np.clip(mixed, -COMPONENT_MAX, COMPONENT_MAX)
     counts = rounded_shift(mixed * spectral.scale.astype(np.int64)[:, None], UNIT_BITS + SCALE_BITS)
-    low, high = limits or DTYPE_RANGE[dtype]
-    values = np.clip(counts + spectral.mean.astype(np.int64)[:, None], low, high)
-    return np.asarray(values.astype(dtype).reshape(planes.shape))
+    return np.clip(counts + spectral.mean.astype(np.int64)[:, None], low, high).reshape(planes.shape)
+
+
+class Reconstruction:
+    """The way from latents to samples by one contract: compiled, or in numpy where there is no compiled library."""
+
+    def __init__(self, contract: ComponentContract, compiled: bool = library is not None) -> None:
+        self._contract, self._compiled = contract, compiled
+        self._arrays = [
+            np.ascontiguousarray(a) for a in (contract.order, contract.lap, contract.cosine, contract.centroids)
+        ]
+        self._native = NativeTransform(*(address(a) for a in self._arrays))
+
+    def plane(self, q: IntArray, mean: IntArray, index: IntArray, quality_step: int) -> IntArray:
+        """One component int32 [16 H, 16 W], in 2**-20 of the range, of its latents ``q`` [latents, H, W], in half steps, their means in
+        1/16 step and scale indices."""
+        if not self._compiled:
+            within = centroids_of(self._contract, q, mean, index)
+            return plane_of(self._contract, coefficients_of(self._contract, within, quality_step)).astype(np.int32)
+        _, rows, cols = q.shape
+        latents = [np.ascontiguousarray(part, np.int32) for part in (q, mean, index)]
+        work, out = np.empty((2, q.size), np.int64), np.empty((BLOCK * rows, BLOCK * cols), np.int32)
+        library.perigee_plane(
+            ctypes.byref(self._native), *(ctypes.c_uint32(n) for n in (rows, cols)),
+            *(ctypes.c_void_p(address(part)) for part in latents), ctypes.c_uint32(int(self._contract.steps[quality_step])),
+            *(ctypes.c_void_p(address(part)) for part in (work, out)),
+        )  # fmt: skip
+        return out
+
+    def samples(
+        self, spectral: Spectral, planes: IntArray, dtype: str, limits: tuple[int, int] | None = None
+    ) -> Samples:
+        """Samples [bands, rows, cols] of the components int32 [components, rows, cols], clamped to the type's range or ``limits``."""
+        low, high = limits or DTYPE_RANGE[dtype]
+        if not self._compiled:
+            return np.asarray(mixed_of(spectral, planes.astype(np.int64), low, high).astype(dtype))
+        matrix, planes = np.ascontiguousarray(spectral.matrix, np.int16), np.ascontiguousarray(planes, np.int32)
+        mean, scale = np.ascontiguousarray(spectral.mean, np.int32), np.ascontiguousarray(spectral.scale, np.uint32)
+        out = np.empty(planes.shape, np.int32)
+        library.perigee_samples(
+            ctypes.c_uint32(len(planes)), ctypes.c_uint32(planes[0].size),
+            *(ctypes.c_void_p(address(part)) for part in (matrix, mean, scale)), ctypes.c_int64(low), ctypes.c_int64(high),
+            *(ctypes.c_void_p(address(part)) for part in (planes, out)),
+        )  # fmt: skip
+        return np.asarray(out.astype(dtype))

@@ -15,7 +15,7 @@ from perigee.bitstream.arrays import Samples
 from perigee.bitstream.component_coding import DecodedComponents, decode_components
 from perigee.bitstream.contract import HYPER_BLOCK
 from perigee.bitstream.errors import BitstreamError, ChecksumError, Fault, FormatError
-from perigee.bitstream.reconstruction import centroids_of, coefficients_of, plane_of, samples_of
+from perigee.bitstream.reconstruction import Reconstruction
 from perigee.bitstream.version2 import ComponentStream, checksum_of_components
 from perigee.engines.components import ComponentEngine
 from perigee.ground.regions import Region, squares_over
@@ -36,6 +36,7 @@ class ComponentDecoder(StreamSource):
         super().__init__(stream, engine.profile.contract.patch_side, damaged)
         self.stream, self.engine, self.coder = stream, engine, coder
         self.header = stream.header
+        self._reconstruction = Reconstruction(engine.profile.contract)
         self._samples: dict[int, Samples | None] = {}
 
     # --- patches ---------------------------------------------------------------------------------------------------
@@ -87,13 +88,16 @@ class ComponentDecoder(StreamSource):
     def _decode(self, patch: int, quality_steps: tuple[int, ...]) -> Samples:
         decoded, parameters = self.latents(patch), self.stream.parameters_of(patch)
         assert parameters is not None  # or there are no latents
-        contract = self.engine.profile.contract
         _, _, rows, cols = self.header.patch_region(patch)
-        planes = []
-        for c, step in enumerate(quality_steps):
-            within = centroids_of(contract, decoded.q[c], decoded.mean[c], decoded.scale_index[c])
-            planes.append(plane_of(contract, coefficients_of(contract, within, step))[:rows, :cols])
-        return samples_of(parameters.spectral, np.stack(planes), self.dtype, self.sample_range)
+        planes = np.stack(
+            [
+                self._reconstruction.plane(q, mean, index, step)[:rows, :cols]
+                for q, mean, index, step in zip(
+                    decoded.q, decoded.mean, decoded.scale_index, quality_steps, strict=True
+                )
+            ]
+        )
+        return self._reconstruction.samples(parameters.spectral, planes, self.dtype, self.sample_range)
 
     def forget(self, before_patch_row: int | None = None) -> None:
         """Drop all patches, or those above a row of patches."""

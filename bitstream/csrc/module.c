@@ -5,20 +5,21 @@
 
 #include "coder.h"
 #include "prior.h"
+#include "reconstruction.h"
 #include "rounding.h"
 
 static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_native", NULL, -1, NULL, NULL, NULL, NULL, NULL};
 
 PyMODINIT_FUNC PyInit__native(void) { return PyModule_Create(&module); }
 
-enum { ABI = 9 }; /* This number must be raised with every change that Python must follow. */
+enum { ABI = 10 }; /* This number must be raised with every change that Python must follow. */
 
-/* The number ABI and the size of each struct that Python hands over, one byte each. Python compares it with its own, so
- * that it never calls a library that was built from other sources. */
+/* A number made of ABI and the size of each struct that Python hands over. Python compares it with its own, so that it
+ * never calls a library that was built from other sources. */
 API uint64_t perigee_abi(void) {
-    static const size_t sizes[] = {sizeof(Coder), sizeof(Tables), sizeof(Pass), sizeof(Layer),
-                                   sizeof(Model), sizeof(Patch),  sizeof(Costs)};
+    static const size_t sizes[] = {sizeof(Coder), sizeof(Tables), sizeof(Pass),  sizeof(Layer),
+                                   sizeof(Model), sizeof(Patch),  sizeof(Costs), sizeof(Transform)};
     uint64_t abi = ABI;
-    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) abi = abi << 8 | sizes[i];
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) abi = 257 * abi + sizes[i];
     return abi;
 }

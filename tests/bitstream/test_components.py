@@ -13,7 +13,7 @@ from perigee.bitstream import format as fmt
 from perigee.bitstream import version2 as v2
 from perigee.bitstream import version2_parsing as v2_parsing
 from perigee.bitstream.coders import IntegerAns, available_coders, new_coder
-from perigee.bitstream.compiled import NativePrior, packings
+from perigee.bitstream.compiled import NativePrior, library, packings
 from perigee.bitstream.component_coding import CodedComponents, decode_components, encode_components
 from perigee.bitstream.component_contract import ComponentContract, load_component_contract
 from perigee.bitstream.component_prior import Sight, magnitude_table, magnitudes_of
@@ -31,7 +31,7 @@ from perigee.bitstream.format import read_header
 from perigee.bitstream.lapped import analyse
 from perigee.bitstream.parsing import parse_stream
 from perigee.bitstream.prior import Prediction, half
-from perigee.bitstream.reconstruction import centroids_of, coefficients_of, plane_of, samples_of
+from perigee.bitstream.reconstruction import Reconstruction, centroids_of, coefficients_of, mixed_of, plane_of
 from perigee.bitstream.rounding import Rounding
 from perigee.bitstream.spectral import Spectral, identity, klt
 
@@ -225,8 +225,9 @@ class TestReconstruction:
         assert np.abs(planes).max() <= 1 << 34
         scale = np.full(32, (1 << 25) - 1, np.uint32)
         spectral = Spectral(np.full(32, 2**31 - 1, np.int32), scale, np.full((32, 32), -32768, np.int16))
-        samples = samples_of(spectral, np.stack([planes] * 32), "uint16")
+        samples = mixed_of(spectral, np.stack([planes] * 32), 0, 65535)
         assert set(np.unique(samples)) <= {63, 65535}  # -2**34 * (2**25 - 1) / 2**28 + 2**31 - 1 = 63
+        assert np.array_equal(Reconstruction(contract).samples(spectral, np.stack([planes] * 32), "uint16"), samples)
 
     @given(st.integers(1, 6), st.integers(0, 1000))
     @settings(max_examples=20, deadline=None)
@@ -238,7 +239,31 @@ class TestReconstruction:
             rng.integers(0, 4096, bands).astype(np.int32), np.full(bands, 4096 * 256, np.uint32), matrix
         )
         planes = np.rint(spectral.components_of(samples).astype(np.float64) * 2**20).astype(np.int64)
-        assert np.abs(samples_of(spectral, planes, "uint16").astype(int) - samples).max() <= 1
+        assert np.abs(mixed_of(spectral, planes, 0, 65535) - samples.astype(int)).max() <= 1
+
+    @pytest.mark.skipif(library is None, reason="the compiled library is not installed")
+    @given(st.integers(0, 2**32), st.integers(1, 5), st.integers(1, 5), st.integers(0, 23), st.integers(0, 250))
+    @settings(max_examples=60, deadline=None)
+    def test_compiled_and_numpy_give_the_same_planes(self, contract, seed, rows, cols, bits, step):
+        rng = np.random.default_rng(seed)
+        q = rng.integers(-(1 << bits), 1 << bits, (256, rows, cols), dtype=np.int32)
+        mean = rng.integers(-(8 << bits), 8 << bits, q.shape, dtype=np.int32)
+        index = rng.integers(0, 128, q.shape, dtype=np.int32)
+        planes = [Reconstruction(contract, compiled).plane(q, mean, index, step) for compiled in (False, True)]
+        assert np.array_equal(*planes)
+
+    @pytest.mark.skipif(library is None, reason="the compiled library is not installed")
+    @given(st.integers(0, 2**32), st.integers(1, 32), st.integers(0, 31), st.sampled_from(["uint8", "uint16", "int16"]))
+    @settings(max_examples=60, deadline=None)
+    def test_compiled_and_numpy_give_the_same_samples(self, contract, seed, bands, bits, dtype):
+        rng = np.random.default_rng(seed)
+        matrix = rng.integers(-32768, 32768, (bands, bands)).astype(np.int16)
+        mean, scale = rng.integers(-(2**31), 2**31, bands), rng.integers(0, 2**25, bands)
+        spectral = Spectral(mean.astype(np.int32), scale.astype(np.uint32), matrix)
+        planes = rng.integers(-(1 << bits), 1 << bits, (bands, 7, 300)).astype(np.int32)
+        limits = None if seed % 2 else (0, 1023 if dtype != "uint8" else 63)
+        samples = [Reconstruction(contract, c).samples(spectral, planes, dtype, limits) for c in (False, True)]
+        assert np.array_equal(*samples)
 
 
 def synthesis_of(contract: ComponentContract, coefficients: np.ndarray) -> np.ndarray:

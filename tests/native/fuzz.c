@@ -1,9 +1,11 @@
-/* Sends random and mutated segments through the compiled coder, and random latents through the compiled prior, under
- * sanitisers: `make check-native`. Argument: the number of segments (default 100,000). Any finding aborts. So does a
- * segment that was not mutated and does not come back as it was encoded. */
+/* Sends random and mutated segments through the compiled coder, random latents through the compiled prior, and random
+ * latents to samples, under sanitisers: `make check-native`. Argument: the number of segments (default 100,000). Any
+ * finding aborts. So does a segment that was not mutated and does not come back as it was encoded, and a sample that
+ * plain loops find otherwise. */
 #include <stdio.h>
 
 #include "../../bitstream/csrc/coder.h"
+#include "../../bitstream/csrc/reconstruction.h"
 #include "random.h"
 
 enum { MOST = 96, CHANNELS = 64, WORDS = 5 * MOST + 64, TABLES = 2048 };
@@ -174,6 +176,76 @@ static void prior(int32_t packing) {
     free(z), free(q), free(shifts), free(base), free(earlier), free(p.scratch), free(p.features), free(p.given);
 }
 
+static int64_t rounded_shift(int64_t x, int bits) { return (x + ((int64_t)1 << (bits - 1))) >> bits; }
+
+static int64_t clamped(int64_t x, int64_t low, int64_t high) { return x < low ? low : x > high ? high : x; }
+
+/* Multiplies 16 values, which are `stride` apart, with the transpose of a matrix. */
+static void plain_product(const int16_t *matrix, int64_t *x, size_t stride) {
+    int64_t y[BLOCK] = {0};
+    for (int j = 0; j < BLOCK; j++)
+        for (int u = 0; u < BLOCK; u++) y[j] += matrix[u * BLOCK + j] * x[(size_t)u * stride];
+    for (int j = 0; j < BLOCK; j++) x[(size_t)j * stride] = rounded_shift(y[j], 14);
+}
+
+static void plain_inverse(const Transform *t, int64_t *x, size_t length, size_t stride) {
+    for (size_t i = 0; i < length; i += BLOCK) plain_product(t->cosine, x + i * stride, stride);
+    for (size_t i = BLOCK / 2; i + BLOCK < length; i += BLOCK) plain_product(t->lap, x + i * stride, stride);
+}
+
+/* Turns random latents into samples and compares them with what section 21 of the format gives step by step. */
+static void reconstruction(void) {
+    const uint32_t rows = 1 + any(4), cols = 1 + any(4), positions = rows * cols, size = LATENTS * positions;
+    const uint32_t height = BLOCK * rows, width = BLOCK * cols, bands = 1 + any(32), reach = 1u << any(24);
+    const uint32_t step = any(2) ? 1u << any(31) : 1 + any(1u << 20);
+    uint8_t order[LATENTS];
+    int16_t lap[LATENTS], cosine[LATENTS], *matrix = malloc(sizeof *matrix * bands * bands);
+    for (int i = 0; i < LATENTS; i++) {
+        order[i] = (uint8_t)(167 * i + 13), lap[i] = (int16_t)((int)any(16383) - 8191);
+        cosine[i] = i / BLOCK < 3 ? (int16_t)((int)any(65536) - 32768) : 0; /* as large as few can be */
+    }
+    int8_t *centroids = random_bytes(64 * 32);
+    for (int i = 0; i < 64 * 32; i++) centroids[i] /= 2;
+    const Transform t = {order, lap, cosine, centroids};
+    int32_t *q = malloc(sizeof *q * size), *mean = malloc(sizeof *mean * size), *index = malloc(sizeof *index * size);
+    int32_t *plane = malloc(sizeof *plane * size), *samples = malloc(sizeof *samples * bands * size);
+    int64_t *plain = malloc(sizeof *plain * size);
+    Number *work = malloc(sizeof *work * 2 * size);
+    for (uint32_t i = 0; i < size; i++) {
+        q[i] = (int32_t)any(2 * reach) - (int32_t)reach, mean[i] = (int32_t)any(16 * reach) - (int32_t)(8 * reach);
+        index[i] = (int32_t)any(128);
+        const uint32_t place = order[i / positions], row = i % positions / cols, col = i % cols;
+        const int64_t distance = 8 * (int64_t)q[i] - mean[i], away = distance < 0 ? -distance : distance;
+        const int64_t bucket = (away + 2) >> 2 < 31 ? (away + 2) >> 2 : 31;
+        const int64_t inward = index[i] < 64 ? centroids[index[i] * 32 + bucket] : 0;
+        const int64_t within = 64 * (int64_t)q[i] - (distance > 0 ? inward : distance < 0 ? -inward : 0);
+        plain[(BLOCK * row + place / BLOCK) * width + BLOCK * col + place % BLOCK] =
+            clamped(rounded_shift(within * step, 15), -((int64_t)1 << 34), (int64_t)1 << 34);
+    }
+    for (uint32_t i = 0; i < width; i++) plain_inverse(&t, plain + i, height, width);
+    for (uint32_t i = 0; i < height; i++) plain_inverse(&t, plain + i * width, width, 1);
+    perigee_plane(&t, rows, cols, q, mean, index, step, work, plane);
+    for (uint32_t i = 0; i < size; i++)
+        if (plane[i] != clamped(plain[i], INT32_MIN, INT32_MAX)) abort();
+    int32_t *planes = malloc(sizeof *planes * bands * size), counts[32];
+    uint32_t scale[32];
+    for (uint32_t i = 0; i < bands * size; i++) planes[i] = plane[any(size)];
+    for (uint32_t i = 0; i < bands * bands; i++) matrix[i] = (int16_t)((int)any(65536) - 32768);
+    for (uint32_t b = 0; b < bands; b++) counts[b] = (int32_t)(any(1u << 31) * 2 + any(2)), scale[b] = any(1u << 25);
+    const int64_t low = -(int64_t)any(32769), high = any(65536);
+    perigee_samples(bands, size, matrix, counts, scale, low, high, planes, samples);
+    for (uint32_t b = 0; b < bands; b++)
+        for (uint32_t i = 0; i < size; i++) {
+            int64_t sum = 0;
+            for (uint32_t c = 0; c < bands; c++) sum += (int64_t)matrix[b * bands + c] * planes[c * size + i];
+            sum = clamped(rounded_shift(sum, 14), -((int64_t)1 << 34), (int64_t)1 << 34);
+            if (samples[b * size + i] != clamped(rounded_shift(sum * scale[b], 28) + counts[b], low, high)) abort();
+        }
+    free(matrix), free(centroids), free(q), free(mean), free(index), free(plane), free(samples), free(plain),
+        free(work);
+    free(planes);
+}
+
 int main(int argc, char **argv) {
     const long count = argc > 1 ? atol(argv[1]) : 100000;
     const Tables tables = make_tables();
@@ -181,7 +253,9 @@ int main(int argc, char **argv) {
     const uint32_t packings = perigee_prior_packings();
     for (long i = 0, done = 0; done < count / 1000 + 1; i++)
         if (packings >> i % 4 & 1) prior((int32_t)(i % 4)), done++;
-    printf("%ld segments, %ld priors in packings of mask %u: no finding\n", count, count / 1000 + 1, packings);
+    for (long i = 0; i < count / 1000 + 1; i++) reconstruction();
+    printf("%ld segments, %ld priors in packings of mask %u, as many patches: no finding\n", count, count / 1000 + 1,
+           packings);
     free(cumulated);
     return 0;
 }
