@@ -84,7 +84,7 @@ def mixed_of(spectral: Spectral, planes: Wide, low: int, high: int) -> Wide:
     mixed = rounded_shift(_product(np.ascontiguousarray(spectral.matrix.T), flat), SPECTRAL_BITS)
     mixed = np.clip(mixed, -COMPONENT_MAX, COMPONENT_MAX)
     counts = rounded_shift(mixed * spectral.scale.astype(np.int64)[:, None], UNIT_BITS + SCALE_BITS)
-    return np.clip(counts + spectral.mean.astype(np.int64)[:, None], low, high).reshape(planes.shape)
+    return np.asarray(np.clip(counts + spectral.mean.astype(np.int64)[:, None], low, high).reshape(planes.shape))
 
 
 class Reconstruction:
