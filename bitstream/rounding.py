@@ -14,12 +14,13 @@ from __future__ import annotations
 import ctypes
 
 import numpy as np
+import numpy.typing as npt
 
 from perigee.bitstream.arrays import FloatArray, IntArray
 from perigee.bitstream.compiled import NativeCosts, address, library
 from perigee.bitstream.component_contract import ComponentContract
 from perigee.bitstream.prior import MEAN_FRACTIONS, SCALE_COUNT, Prediction
-from perigee.bitstream.tables import FREQUENCY_TOTAL, TRELLIS, TRELLIS_FROM
+from perigee.bitstream.tables import FREQUENCY_TOTAL, OCTAVE, TRELLIS, TRELLIS_FROM, WIDE_SCALE_COUNT, raw_bits_of
 
 BITS_OF_ERROR = 12.5  # what a squared error of one step is worth
 BUCKET_MAX = 31
@@ -51,6 +52,33 @@ class Rounding:
         library.perigee_choose(ctypes.byref(self._native), ctypes.c_uint32(y.size), *parts)
         return out
 
+    def bits_by_offset(self, latents: IntArray, prediction: Prediction, offsets: IntArray) -> npt.NDArray[np.float64]:
+        """About how many bits the latents of each channel of a pass take, [channel, offset], where each of ``offsets`` int32 is added to
+        their scale indices."""
+        latents, table, mean = (np.ascontiguousarray(part, np.int32) for part in (latents, *prediction))
+        bits = np.zeros((len(latents), len(offsets)))
+        if library is None:
+            for number, offset in enumerate(offsets.tolist()):
+                bits[:, number] = self._bits_of(latents, table, mean, offset).reshape(len(latents), -1).sum(1)
+            return bits
+        parts = [ctypes.c_void_p(address(a)) for a in (latents, table, mean, offsets, bits)]
+        sizes = [ctypes.c_uint32(n) for n in (len(latents), latents[0].size, len(offsets))]
+        library.perigee_bits_by_offset(ctypes.byref(self._native), *sizes[:2], *parts[:3], sizes[2], *parts[3:])
+        return bits
+
+    def _bits_of(self, x: IntArray, table: IntArray, mean: IntArray, offset: int) -> FloatArray:
+        index = np.clip(table // MEAN_FRACTIONS + offset, 0, WIDE_SCALE_COUNT - 1)
+        raw = raw_bits_of(index)
+        below = mean - (x & 1) * MEAN_FRACTIONS // 2
+        row = (index - OCTAVE * raw) * MEAN_FRACTIONS + (below >> raw & MEAN_FRACTIONS - 1)
+        return raw + self._symbol_bits(row, (x >> 1 >> raw) - (below >> raw + 4))
+
+    def _symbol_bits(self, row: IntArray, symbol: IntArray) -> FloatArray:
+        radius = self._radius[row]
+        outside = (symbol < -radius) | (symbol > radius + 1)
+        bits = self._bits[self._starts[row] + np.where(outside, 2 * radius + 2, symbol + radius)]
+        return np.asarray(bits + np.where(outside, 2 * np.log2(np.abs(symbol) + 1.0) + 1, 0), np.float32)
+
     def _choose(self, y: FloatArray, table: IntArray, mean: IntArray, order: IntArray) -> IntArray:
         whole = np.rint(y).astype(np.int32)
         distance = MEAN_FRACTIONS * whole - mean
@@ -76,8 +104,5 @@ class Rounding:
         bucket = np.minimum(np.abs(distance) + 2 >> 2, BUCKET_MAX)
         inward = self._centroids[np.minimum(table // MEAN_FRACTIONS, SCALE_COUNT - 1), bucket].astype(np.float32) / 128
         error = y - (q - np.sign(distance) * inward)
-        radius, symbol = self._radius[table], q - (mean >> 4)
-        outside = (symbol < -radius) | (symbol > radius + 1)
-        bits = self._bits[self._starts[table] + np.where(outside, 2 * radius + 2, symbol + radius)]
-        bits = bits + np.where(outside, 2 * np.log2(np.abs(symbol) + 1.0) + 1, 0)
+        bits = self._symbol_bits(table, q - (mean >> 4))
         return np.asarray(self._error_bits * error * error + bits, np.float32)

@@ -29,6 +29,7 @@ from perigee.onboard.component_analysis import ComponentAnalysis
 from perigee.onboard.encoder import EncodedScene, Timings, fill_invalid, needs_mask, packet_of
 from perigee.onboard.fidelity import EVEN, Fidelity
 from perigee.onboard.guard import sum_of
+from perigee.onboard.offsets import EVERY, PATCHES_MIN, TableOffsets
 from perigee.onboard.source import Block, Source, SourceInfo
 from perigee.onboard.statistics import BandStatistics, spectral_of
 from perigee.onboard.strips import Strips
@@ -92,16 +93,22 @@ class ComponentEncoder:
         quality_step = quality_step_of(quality)
         before: list[Block] | None = None
         for number, (first, rows) in enumerate(strips.rows):
+            patches = strips.patches(first, rows)
             with timings.stage("read"):
                 windows = strips.windows(first, rows)
                 seen = windows if before is None else before
                 spectral, quality_step = self.spectral(seen, info, quality_step_of(quality), fidelity)
                 before = list(windows) if strip_rows is not None else None
             parameters = v2.Parameters(spectral, np.zeros((info.bands, v2.LATENTS), np.int8))
+            if strip_rows is None and len(patches) >= PATCHES_MIN:
+                watched = TableOffsets(info.bands)
+                for patch, window in zip(patches[::EVERY], strips.sample(patches[::EVERY]), strict=True):
+                    self.encode_patch(patch, window, parameters, quality_step, timings=timings, watched=watched)
+                parameters = v2.Parameters(spectral, watched.chosen(EVERY))
             chunks.append(v2.write_parameters(number, parameters))
             if number:
                 chunks.append(v2.write_strip(first, rows, number))
-            for patch, window in zip(strips.patches(first, rows), windows, strict=True):
+            for patch, window in zip(patches, windows, strict=True):
                 chunks += self.encode_patch(patch, window, parameters, quality_step, verify, timings)
                 if progress:
                     progress(patch + 1, header.patches)
@@ -151,8 +158,10 @@ class ComponentEncoder:
         quality_step: int,
         verify: bool = False,
         timings: Timings | None = None,
+        watched: TableOffsets | None = None,
     ) -> list[bytes]:
-        """The chunks of one patch: its mask where it needs one, and its segment."""
+        """The chunks of one patch: its mask where it needs one, and its segment. ``watched`` takes in how its latents are
+        distributed; the parameters must then have no offsets."""
         timings = timings or Timings()
         if not window.valid.any():
             return [v2.write_component_segment(v2.ComponentSegment(patch, fmt.EMPTY))]
@@ -165,7 +174,7 @@ class ComponentEncoder:
         if self._tables() != self._sound:
             self._renew()
         try:
-            segment = self._segment(patch, coefficients, parameters, quality_step, timings)
+            segment = self._segment(patch, coefficients, parameters, quality_step, timings, watched)
             if verify:
                 with timings.stage("verify"):
                     self.verify(segment, parameters, window.samples.shape[1:])
@@ -187,7 +196,13 @@ class ComponentEncoder:
         self._load(profile)
 
     def _segment(
-        self, patch: int, coefficients: FloatArray, parameters: v2.Parameters, quality_step: int, timings: Timings
+        self,
+        patch: int,
+        coefficients: FloatArray,
+        parameters: v2.Parameters,
+        quality_step: int,
+        timings: Timings,
+        watched: TableOffsets | None = None,
     ) -> v2.ComponentSegment:
         with timings.stage("analysis"):
             low, high = self.contract.tables.latent_range  # in half steps
@@ -202,7 +217,11 @@ class ComponentEncoder:
             if key not in halves:
                 halves[key] = half(values[component][None], key[1])[0]
             start, _ = self.contract.widths.slice_of(k)
-            return self.rounding.choose(halves[key][start : start + len(prediction.mean)], prediction)
+            part = slice(start, start + len(prediction.mean))
+            latents = self.rounding.choose(halves[key][part], prediction)
+            if watched:
+                watched.add(self.rounding, component, start, latents, prediction)
+            return latents
 
         with timings.stage("coding"):
             steps = (quality_step,) * len(q)

@@ -28,6 +28,10 @@ class Strips:
         windows = _Windows(self._source, self._header, self.patches(first, rows))
         return list(windows) if self._kept else windows
 
+    def sample(self, patches: range) -> Iterable[Block]:
+        """The windows of some patches, read anew."""
+        return _Windows(self._source, self._header, patches)
+
 
 class _Windows:
     def __init__(self, source: Source, header: ComponentHeader, patches: range) -> None:

@@ -6,7 +6,7 @@
 
 #include "coder.h"
 
-enum { BUCKETS = 32, CELL = 128, FRACTIONS = 16 };
+enum { BUCKETS = 32, CELL = 128, FRACTIONS = 16, TABLED = 64, INDICES = 128, PER_OCTAVE = 6 };
 
 /* A latent `x`, in half steps, as a choice: what it costs, and how it moves the trellis. */
 typedef struct {
@@ -14,7 +14,15 @@ typedef struct {
     int parity;
 } Choice;
 
-/* Weighs the bits of a latent and what its error is worth. An escape costs about twice the bits of its excess. */
+/* The bits of a symbol by one row of the tables. An escape costs about twice the bits of its excess. */
+static float bits_of(const Costs *c, int32_t row, int32_t symbol) {
+    const int32_t radius = c->radius[row];
+    const float *entries = c->bits + c->starts[row];
+    if (symbol >= -radius && symbol <= radius + 1) return entries[symbol + radius];
+    return entries[2 * radius + 2] + 2 * log2f((float)(symbol < 0 ? -symbol : symbol) + 1) + 1;
+}
+
+/* Weighs the bits of a latent and what its error is worth. */
 static Choice choice_of(const Costs *c, float y, int32_t table, int32_t mean, int32_t x) {
     const int32_t index = table / FRACTIONS, distance = FRACTIONS / 2 * x - mean;
     const int32_t size = distance < 0 ? -distance : distance;
@@ -24,10 +32,7 @@ static Choice choice_of(const Costs *c, float y, int32_t table, int32_t mean, in
     const int32_t below = mean - (x & 1) * FRACTIONS / 2, row = index * FRACTIONS + (below & (FRACTIONS - 1));
     const int32_t radius = c->radius[row], symbol = (x >> 1) - (below >> 4);
     const int outside = symbol < -radius || symbol > radius + 1;
-    const float *entries = c->bits + c->starts[row];
-    const float bits = outside ? entries[2 * radius + 2] + 2 * log2f((float)(symbol < 0 ? -symbol : symbol) + 1) + 1
-                               : entries[symbol + radius];
-    return (Choice){c->error_bits * error * error + bits, outside ? 0 : (x >> 1) & 1};
+    return (Choice){c->error_bits * error * error + bits_of(c, row, symbol), outside ? 0 : (x >> 1) & 1};
 }
 
 /* Returns the cheapest of a few whole steps, for a latent that is not on the trellis. */
@@ -103,4 +108,18 @@ void perigee_choose(const Costs *c, uint32_t count, const float *y, const int32_
         out[at] = r->latent[state];
         state = r->before[state];
     }
+}
+
+void perigee_bits_by_offset(const Costs *c, uint32_t channels, uint32_t latents, const int32_t *x, const int32_t *table,
+                            const int32_t *mean, uint32_t count, const int32_t *offsets, double *bits) {
+    for (uint32_t k = 0; k < channels; k++, bits += count)
+        for (uint32_t i = 0; i < latents; i++, x++, table++, mean++)
+            for (uint32_t o = 0; o < count; o++) {
+                int32_t index = *table / FRACTIONS + offsets[o], raw = 0;
+                index = index < 0 ? 0 : index >= INDICES ? INDICES - 1 : index;
+                if (index >= TABLED) raw = (index - TABLED) / PER_OCTAVE + 1, index -= PER_OCTAVE * raw;
+                const int32_t below = *mean - (*x & 1) * FRACTIONS / 2;
+                const int32_t row = index * FRACTIONS + ((below >> raw) & (FRACTIONS - 1));
+                bits[o] += raw + bits_of(c, row, (*x >> 1 >> raw) - (below >> (raw + 4)));
+            }
 }

@@ -29,4 +29,10 @@ typedef struct {
 API void perigee_choose(const Costs *costs, uint32_t count, const float *y, const int32_t *table, const int32_t *mean,
                         const uint32_t *order, Reached *reached, int32_t *out);
 
+/* Adds to `bits` [channels][count] what the latents `x` [channels][latents], in half steps, take where each of `count`
+ * offsets is added to their scale indices. */
+API void perigee_bits_by_offset(const Costs *costs, uint32_t channels, uint32_t latents, const int32_t *x,
+                                const int32_t *table, const int32_t *mean, uint32_t count, const int32_t *offsets,
+                                double *bits);
+
 #endif

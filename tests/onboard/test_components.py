@@ -15,6 +15,7 @@ from perigee.bitstream.component_prior import magnitude_table
 from perigee.bitstream.component_profile import find_component_profile
 from perigee.bitstream.errors import ProfileError, RasterError, UpsetError
 from perigee.bitstream.metadata import Metadata
+from perigee.bitstream.prior import Prediction
 from perigee.bitstream.version2 import (
     ComponentSegment,
     Parameters,
@@ -351,3 +352,31 @@ def test_a_dropped_patch_is_told(codec, engine):
     assert not decoder.region(Region(0, 0, 64, 64)).valid.any()
     assert decoder.report.lost == {0: "dropped on board"} and decoder.incomplete
     assert replace(stream, damage=[]).segments
+
+
+def test_a_scene_has_offsets_of_the_tables_that_save_bytes(codec, engine, monkeypatch):
+    samples = landscape(2, 700, 800)  # 12 patches, without the noise that the prior has learned to expect
+    tuned = codec.encode_scene(ArraySource(samples), 40, verify=True).data
+    offsets = parse_component_stream(tuned).parameters[0].offsets
+    assert offsets.any() and np.abs(offsets).max() <= 14
+    monkeypatch.setattr("perigee.onboard.component_encoder.PATCHES_MIN", 13)
+    plain = codec.encode_scene(ArraySource(samples), 40).data
+    assert not parse_component_stream(plain).parameters[0].offsets.any()
+    assert len(tuned) < len(plain)
+    errors = [np.square(decoded(data, engine).astype(float) - samples).mean() for data in (tuned, plain)]
+    assert errors[0] < 1.1 * errors[1]
+
+
+def test_bits_by_offset_are_those_of_tables_that_the_prior_would_have_named(codec):
+    rng = np.random.default_rng(3)
+    table = rng.integers(0, 2048, (3, 4, 4)).astype(np.int32)
+    mean = table % 16 + 16 * rng.integers(-400, 400, table.shape).astype(np.int32)
+    latents = (mean // 8 + rng.integers(-300, 300, table.shape)).astype(np.int32)
+    offsets = np.array([-9, 0, 5], np.int32)
+    prediction = Prediction(table, mean)
+    compiled = codec.rounding.bits_by_offset(latents, prediction, offsets)
+    for number, offset in enumerate(offsets):
+        plain = codec.rounding._bits_of(latents, table, mean, int(offset)).reshape(3, -1).sum(1)
+        assert np.allclose(compiled[:, number], plain, rtol=1e-5)
+        moved = Prediction(np.clip(table // 16 + offset, 0, 127) * 16 + table % 16, mean)
+        assert np.allclose(codec.rounding.bits_by_offset(latents, moved, offsets[1:2])[:, 0], plain, rtol=1e-5)
