@@ -96,14 +96,15 @@ class SpectralKlt:
         return np.asarray(restored.reshape(shape))
 
 
-def _jpeg2000(planes: Samples, level: float) -> bytes:
+def components_by_jpeg2000(planes: Samples, level: float) -> bytes:
     """One OpenJPEG code-stream of planes [band, row, col] at a quality in dB: 9/7, no colour transform."""
     data = planes[0] if len(planes) == 1 else np.ascontiguousarray(planes.transpose(1, 2, 0))
     encode: Any = imagecodecs.jpeg2k_encode  # its annotation says int, it takes any number
     return bytes(encode(data, level=level, codecformat="j2k", reversible=False, mct=False))
 
 
-def _planes(data: bytes) -> Samples:
+def planes_by_jpeg2000(data: bytes) -> Samples:
+    """Planes [band, row, col] of such a code-stream."""
     decoded = np.asarray(imagecodecs.jpeg2k_decode(data))
     return decoded[None] if decoded.ndim == 2 else decoded.transpose(2, 0, 1)
 
@@ -112,8 +113,8 @@ def klt_files(samples: Samples, ranges: FloatArray) -> Iterable[tuple[int, int, 
     """Size, fixed bytes and decoded samples of the anchor at each level."""
     klt = SpectralKlt(samples, ranges)
     for level in LEVELS:
-        data = _jpeg2000(klt.components, level)
-        yield len(data) + klt.side_bytes, FIXED_BYTES["klt"], klt.restored(_planes(data), samples.dtype.name)
+        data = components_by_jpeg2000(klt.components, level)
+        yield len(data) + klt.side_bytes, FIXED_BYTES["klt"], klt.restored(planes_by_jpeg2000(data), samples.dtype.name)
 
 
 def band_files(samples: Samples, ranges: FloatArray) -> Iterable[tuple[int, int, Samples]]:
@@ -121,8 +122,8 @@ def band_files(samples: Samples, ranges: FloatArray) -> Iterable[tuple[int, int,
     for level in LEVELS:
         files = []
         for band, width in zip(samples, ranges, strict=True):
-            files.append(_jpeg2000(band[None], max(level - 20 * math.log10(width / 2**16), 1)))
-        decoded = np.concatenate([_planes(data) for data in files]).astype(samples.dtype)
+            files.append(components_by_jpeg2000(band[None], max(level - 20 * math.log10(width / 2**16), 1)))
+        decoded = np.concatenate([planes_by_jpeg2000(data) for data in files]).astype(samples.dtype)
         yield sum(map(len, files)), FIXED_BYTES["bands"] * len(files), decoded
 
 

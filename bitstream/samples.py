@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from perigee.bitstream.arrays import FloatArray, IntArray, Samples
+from perigee.bitstream.arrays import BoolArray, FloatArray, IntArray, Samples
 from perigee.bitstream.prior import QUALITY_STEPS
 
 DTYPE_RANGE = {"uint8": (0, 255), "uint16": (0, 65535), "int16": (-32768, 32767)}
@@ -24,6 +24,17 @@ def is_value_of(value: float, dtype: str) -> bool:
     """Whether a sample of ``dtype`` can have this value: it is whole and in the type's range."""
     low, high = DTYPE_RANGE[dtype]
     return low <= value <= high and value == int(value)
+
+
+def sample_range(dtype: str, nbits: int | None) -> tuple[int, int]:
+    """Smallest and largest value of a sample: those of its type, or of the ``nbits`` bits that the source used of it."""
+    low, high = DTYPE_RANGE[dtype]
+    return low, high if nbits is None else min(high, (1 << nbits) - 1)
+
+
+def keep_from_nodata(samples: Samples, valid: BoolArray, nodata: int, high: int) -> None:
+    """Move valid samples that look like nodata by one, in place; ``high`` is the largest value that a sample may have."""
+    samples[valid & (samples == nodata)] = nodata + 1 if nodata < high else nodata - 1
 
 
 def normalise(samples: Samples, ranges: IntArray | None) -> FloatArray:

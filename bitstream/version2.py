@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from perigee.bitstream.arrays import IntArray
+from perigee.bitstream.arrays import FloatArray, IntArray
 from perigee.bitstream.format import (
     CHANNEL_STEP,
     CUT_FLAG,
@@ -30,6 +30,8 @@ from perigee.bitstream.spectral import Spectral
 
 VERSION = 2
 PARAMETERS, STRIP, PART = 0x08, 0x09, 0x0A
+ERRORS = 0x84
+ERRORS_TYPE = np.dtype([("rms", "<f4"), ("largest", "<u4"), ("bias", "<f4")])  # of one band, in counts
 RESERVED_CRITICAL = {
     0x05: "key id",
     0x06: "encrypted packet group",
@@ -92,6 +94,15 @@ class Parameters:
     offsets: IntArray
 
 
+class BandErrors(NamedTuple):
+    """What the encoder has measured of each band on its valid samples, in counts [bands]: root of the mean squared error, largest error,
+    and mean of what was decoded less what was encoded. The samples are those of the integers (section 21 of the format)."""
+
+    rms: FloatArray
+    largest: IntArray
+    bias: FloatArray
+
+
 class ComponentSegment(NamedTuple):
     """All that is sent of one patch. Without mode NETWORK only ``patch`` and ``mode`` count.
 
@@ -126,6 +137,7 @@ class ComponentStream:
     parameters: dict[int, Parameters] = field(default_factory=dict)
     strips: dict[int, int] = field(default_factory=dict)
     damage: list[str] = field(default_factory=list)
+    errors: BandErrors | None = None
 
     def parameters_of(self, patch: int) -> Parameters | None:
         """The parameters of a patch, None where they were lost."""
@@ -157,6 +169,13 @@ def write_parameters(number: int, parameters: Parameters) -> bytes:
 def write_strip(first_row: int, rows: int, parameters: int) -> bytes:
     """The chunk that gives rows of patches their parameters."""
     return write_chunk(STRIP, write_varint(first_row) + write_varint(rows) + write_varint(parameters))
+
+
+def write_errors(errors: BandErrors) -> bytes:
+    """The chunk of the errors that the encoder has measured."""
+    payload = np.empty(len(errors.rms), ERRORS_TYPE)
+    payload["rms"], payload["largest"], payload["bias"] = errors
+    return write_chunk(ERRORS, payload.tobytes())
 
 
 def write_component_segment(segment: ComponentSegment) -> bytes:

@@ -31,6 +31,8 @@ from perigee.bitstream.parsing import check_missing, leading_varint, read_chunks
 from perigee.bitstream.spectral import SCALE_MAX, Spectral, identity
 from perigee.bitstream.version2 import (
     CODED_MAX,
+    ERRORS,
+    ERRORS_TYPE,
     FEATURES,
     HEADER_FIXED,
     LATENTS,
@@ -44,6 +46,7 @@ from perigee.bitstream.version2 import (
     RESERVED_CRITICAL,
     STRIP,
     VERSION,
+    BandErrors,
     ComponentHeader,
     ComponentSegment,
     ComponentStream,
@@ -172,6 +175,8 @@ class _Reader:
             self._parameters(payload, start)
         elif kind == STRIP:
             self._strip(payload, start)
+        elif kind == ERRORS:
+            self._errors(payload, start)
         elif not kind & OPTIONAL_BIT:
             raise UnsupportedError(
                 f"critical chunk type {kind:#04x} ({RESERVED_CRITICAL.get(kind, 'unknown')}), which this reader cannot do without",
@@ -180,6 +185,22 @@ class _Reader:
                 found=kind,
                 offset_bytes=start,
             )
+
+    def _errors(self, payload: memoryview, start: int) -> None:
+        size = self.stream.header.bands * ERRORS_TYPE.itemsize
+        if self.stream.errors is not None or len(payload) != size:
+            raise FormatError(
+                f"measured errors come twice or have {len(payload)} bytes",
+                Fault.REPEATED if self.stream.errors is not None else Fault.SIZE,
+                field="errors",
+                expected=f"{size} bytes, once",
+                found=len(payload),
+                offset_bytes=start,
+            )
+        found = np.frombuffer(bytes(payload), ERRORS_TYPE)
+        if not (np.isfinite(found["rms"]).all() and np.isfinite(found["bias"]).all()):
+            raise FormatError("measured errors that are not finite", Fault.RANGE, field="errors", offset_bytes=start)
+        self.stream.errors = BandErrors(found["rms"], found["largest"], found["bias"])
 
     def _once(self, patch: int, known: dict[int, object] | dict[int, bytes], name: str, start: int) -> None:
         if patch >= self.stream.header.patches or patch in known:

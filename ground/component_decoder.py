@@ -138,6 +138,17 @@ class ComponentDecoder(StreamSource):
             "PERIGEE_PROFILE": profile.name,
             "PERIGEE_CONTRACT": profile.contract.digest.hex(),
             "PERIGEE_ENGINE": self.engine.name,
+        } | self._measured()
+
+    def _measured(self) -> dict[str, str]:
+        """The errors of the bands that were measured on board, in counts."""
+        found = self.stream.errors
+        if found is None:
+            return {}
+        return {
+            "PERIGEE_ONBOARD_RMS_ERROR": " ".join(f"{value:.4g}" for value in found.rms.tolist()),
+            "PERIGEE_ONBOARD_LARGEST_ERROR": " ".join(map(str, found.largest.tolist())),
+            "PERIGEE_ONBOARD_BIAS": " ".join(f"{value:.3g}" for value in found.bias.tolist()),
         }
 
     def _delivered(self, patch: int) -> tuple[bool, list[int]]:

@@ -14,7 +14,7 @@ from perigee.bitstream.arrays import Array, BoolArray, Samples
 from perigee.bitstream.errors import BitstreamError, Fault, FormatError
 from perigee.bitstream.masks import unpack_mask
 from perigee.bitstream.metadata import Metadata, unpack_metadata
-from perigee.bitstream.samples import DTYPE_RANGE, is_value_of, quality_of
+from perigee.bitstream.samples import DTYPE_RANGE, is_value_of, keep_from_nodata, quality_of, sample_range
 from perigee.bitstream.version2 import ComponentHeader, ComponentStream
 from perigee.ground.regions import Region, squares_over
 from perigee.ground.source import Decoded, Report, acquisition_tags, has_generated_detail, source_tags
@@ -86,8 +86,7 @@ class StreamSource(ABC):
     @property
     def sample_range(self) -> tuple[int, int]:
         """Smallest and largest value of a sample: those of its type, or of the bits that the source used of it."""
-        low, high = DTYPE_RANGE[self.dtype]
-        return low, high if self.metadata.nbits is None else min(high, (1 << self.metadata.nbits) - 1)
+        return sample_range(self.dtype, self.metadata.nbits)
 
     @property
     def fill(self) -> int:
@@ -96,10 +95,9 @@ class StreamSource(ABC):
 
     def settle(self, samples: Samples, valid: BoolArray) -> None:
         """Invalid samples become the fill value; valid ones must not look like nodata and move by one if they do."""
-        fill, high = self.fill, self.sample_range[1]
         if self.metadata.nodata is not None and not self.metadata.masked:
-            samples[valid & (samples == fill)] = fill + 1 if fill < high else fill - 1
-        samples[~valid] = fill
+            keep_from_nodata(samples, valid, self.fill, self.sample_range[1])
+        samples[~valid] = self.fill
 
     def provenance(self) -> dict[str, str]:
         """Tags that say where the pixels come from, those of an older generation under changed names."""

@@ -77,6 +77,7 @@ class Options:
     threads: int | None
     metadata: Path | None
     verify: bool
+    measure_errors: bool
     json: bool
     overwrite: bool
     tags_max: int
@@ -170,6 +171,12 @@ def build_parser() -> Parser:
         "--strict", action="store_true", help="refuse a file of which something would be left behind, with exit code 65"
     )
     parser.add_argument("--verify", action="store_true", help="decode every patch's symbols again before it is written")
+    parser.add_argument(
+        "--measure-errors",
+        action="store_true",
+        help="reconstruct every patch as the ground will, and put RMS error, largest error and bias of each band, in counts, into the "
+        "report and the stream (component profiles)",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON line for each scene on stdout")
     parser.add_argument("--overwrite", action="store_true", help="replace existing outputs")
     return parser
@@ -180,6 +187,8 @@ def _parse(argv: list[str] | None) -> Options:
     args = parser.parse_args(argv)
     if args.out is not None and len(args.tiles) > 1:
         parser.error("--out takes one tile; use --out-dir for several")
+    if args.format == 1 and (args.step or args.band_weights or args.strip_rows or args.measure_errors):
+        parser.error("--step, --band-weights, --strip-rows and --measure-errors need format version 2")
     return Options(**vars(args))
 
 
@@ -226,11 +235,13 @@ def _encode_one(tile: Path, options: Options, encoders: Encoders, written: set[P
         if isinstance(encoder, ComponentEncoder):
             fidelity = Fidelity(options.band_weights, options.step)
             scene = encoder.encode_scene(
-                raster, options.quality, acquisition, options.verify, progress, options.strip_rows, fidelity
-            )
-        elif options.step or options.band_weights or options.strip_rows:
+                raster, options.quality, acquisition, options.verify, progress, options.strip_rows, fidelity,
+                options.measure_errors,
+            )  # fmt: skip
+        elif options.step or options.band_weights or options.strip_rows or options.measure_errors:
             raise ProfileError(
-                f"--step, --band-weights and --strip-rows are for component profiles; this scene is coded with {encoder.profile.name}",
+                "--step, --band-weights, --strip-rows and --measure-errors are for component profiles; this scene is coded with "
+                f"{encoder.profile.name}",
                 Fault.MISFIT,
                 field="profile",
             )
@@ -246,6 +257,13 @@ def _encode_one(tile: Path, options: Options, encoders: Encoders, written: set[P
             raise OutputError(f"{out} cannot be written ({error.strerror})") from error
     written.add(destination(out))
     header = scene.header
+    measured = {}
+    if scene.errors:
+        measured = {
+            "errors": {
+                name: [round(value, 4) for value in values.tolist()] for name, values in scene.errors._asdict().items()
+            }
+        }
     return {
         "file": str(tile),
         "output": str(out),
@@ -264,6 +282,7 @@ def _encode_one(tile: Path, options: Options, encoders: Encoders, written: set[P
         "engine": encoder.engine.name,
         "upsets": scene.upsets,
         "left_behind": left_behind,
+        **measured,
         "ms": {name: round(value, 2) for name, value in scene.timings.ms.items()},
         "total_ms": round(1000 * (time.perf_counter() - start), 2),
     }
@@ -271,10 +290,14 @@ def _encode_one(tile: Path, options: Options, encoders: Encoders, written: set[P
 
 def _summary(report: dict[str, Any]) -> str:
     """One human line."""
-    return (
+    line = (
         f"{report['file']} -> {report['output']}: {report['bytes']} bytes, {report['bpp']:.4f} bpp, "
         f"{report['patches']} patches, {report['total_ms']:.0f} ms"
     )
+    if errors := report.get("errors"):
+        bands = zip(errors["rms"], errors["largest"], errors["bias"], strict=True)
+        line += "; RMS error / largest / bias: " + ", ".join(f"{r:.2f} / {m} / {b:+.3f}" for r, m, b in bands)
+    return line
 
 
 def build_doctor_parser() -> Parser:

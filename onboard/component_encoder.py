@@ -12,14 +12,14 @@ from perigee.bitstream import version2 as v2
 from perigee.bitstream import version2_parsing as v2_parsing
 from perigee.bitstream.arrays import FloatArray, IntArray, Samples
 from perigee.bitstream.coders import memory_of
-from perigee.bitstream.component_coding import CodedComponents, decode_components, encode_components
+from perigee.bitstream.component_coding import CodedComponents, DecodedComponents, decode_components, encode_components
 from perigee.bitstream.component_prior import magnitude_table
 from perigee.bitstream.component_profile import ComponentProfile, load_component_profile
 from perigee.bitstream.contract import HYPER_BLOCK
 from perigee.bitstream.errors import Fault, ProfileError, SymbolError, UpsetError
 from perigee.bitstream.masks import pack_mask
 from perigee.bitstream.metadata import Acquisition, write_metadata_packet
-from perigee.bitstream.prior import PASSES_PER_SLICE, Prediction, half
+from perigee.bitstream.prior import MEAN_FRACTIONS, PASSES_PER_SLICE, Prediction, half, unhalf
 from perigee.bitstream.reconstruction import STEP_BITS
 from perigee.bitstream.rounding import Rounding
 from perigee.bitstream.samples import quality_step_of
@@ -29,11 +29,13 @@ from perigee.onboard.component_analysis import ComponentAnalysis
 from perigee.onboard.encoder import EncodedScene, Timings, fill_invalid, needs_mask, packet_of
 from perigee.onboard.fidelity import EVEN, Fidelity
 from perigee.onboard.guard import sum_of
+from perigee.onboard.measured import ErrorMeter
 from perigee.onboard.offsets import EVERY, PATCHES_MIN, TableOffsets
 from perigee.onboard.source import Block, Source, SourceInfo
 from perigee.onboard.statistics import BandStatistics, spectral_of
 from perigee.onboard.strips import Strips
 
+PATCHES_PER_PARAMETERS = 64  # a strip of more patches has its parameters again before each following group
 SIGNIFICANT = 0.75  # steps: what is smaller and stands alone becomes 0
 GAIN_PATCHES, GAIN_EVERY = (
     4,
@@ -72,12 +74,14 @@ class ComponentEncoder:
         progress: Callable[[int, int], None] | None = None,
         strip_rows: int | None = None,
         fidelity: Fidelity = EVEN,
+        measure_errors: bool = False,
     ) -> EncodedScene:
         """The stream of a whole scene; the arguments and errors are those of ``encoder.Encoder.encode_scene``.
 
         With ``strip_rows`` the scene is read once, from top to bottom, in strips of so many rows of patches. A strip is coded with
         parameters of the strip before, the first with its own. ``fidelity`` says how much each band matters, or the step in counts;
-        then ``quality`` does not count.
+        then ``quality`` does not count. With ``measure_errors`` the scene is reconstructed as the ground will do, and the errors of
+        each band are returned and travel in the stream.
         """
         timings = Timings()
         upsets = self.upsets
@@ -90,6 +94,7 @@ class ComponentEncoder:
         packet = packet_of(source.metadata, acquisition)
         chunks = [write_metadata_packet(packet)] if packet else []
         strips = Strips(source, header, strip_rows)
+        meter = ErrorMeter(self.contract, source.metadata, info.bands, info.dtype) if measure_errors else None
         quality_step = quality_step_of(quality)
         before: list[Block] | None = None
         for number, (first, rows) in enumerate(strips.rows):
@@ -105,15 +110,19 @@ class ComponentEncoder:
                 for patch, window in zip(patches[::EVERY], strips.sample(patches[::EVERY]), strict=True):
                     self.encode_patch(patch, window, parameters, quality_step, timings=timings, watched=watched)
                 parameters = v2.Parameters(spectral, watched.chosen(EVERY))
-            chunks.append(v2.write_parameters(number, parameters))
             if number:
                 chunks.append(v2.write_strip(first, rows, number))
             for patch, window in zip(patches, windows, strict=True):
-                chunks += self.encode_patch(patch, window, parameters, quality_step, verify, timings)
+                if (patch - patches[0]) % PATCHES_PER_PARAMETERS == 0:
+                    chunks.append(v2.write_parameters(number, parameters))
+                chunks += self.encode_patch(patch, window, parameters, quality_step, verify, timings, meter=meter)
                 if progress:
                     progress(patch + 1, header.patches)
+        errors = meter.errors if meter else None
+        if errors:
+            chunks.append(v2.write_errors(errors))
         data = v2.write_component_stream(header, chunks)
-        return EncodedScene(data, header, quality_step, timings, self.upsets - upsets)
+        return EncodedScene(data, header, quality_step, timings, self.upsets - upsets, errors)
 
     def spectral(
         self, windows: Iterable[Block], info: SourceInfo, quality_step: int, fidelity: Fidelity
@@ -159,9 +168,11 @@ class ComponentEncoder:
         verify: bool = False,
         timings: Timings | None = None,
         watched: TableOffsets | None = None,
+        meter: ErrorMeter | None = None,
     ) -> list[bytes]:
         """The chunks of one patch: its mask where it needs one, and its segment. ``watched`` takes in how its latents are
-        distributed; the parameters must then have no offsets."""
+        distributed; the parameters must then have no offsets. ``meter`` takes in the errors.
+        """
         timings = timings or Timings()
         if not window.valid.any():
             return [v2.write_component_segment(v2.ComponentSegment(patch, fmt.EMPTY))]
@@ -174,15 +185,18 @@ class ComponentEncoder:
         if self._tables() != self._sound:
             self._renew()
         try:
-            segment = self._segment(patch, coefficients, parameters, quality_step, timings, watched)
+            segment, latents = self._segment(patch, coefficients, parameters, quality_step, timings, watched)
             if verify:
                 with timings.stage("verify"):
                     self.verify(segment, parameters, window.samples.shape[1:])
         except (UpsetError, SymbolError):  # the coder was given what no prior makes, or a checksum failed
             self._renew()
-            segment = self._segment(patch, coefficients, parameters, quality_step, timings)
+            segment, latents = self._segment(patch, coefficients, parameters, quality_step, timings)
             with timings.stage("verify"):
                 self.verify(segment, parameters, window.samples.shape[1:])
+        if meter:
+            with timings.stage("measure"):
+                meter.add(window, parameters.spectral, latents, quality_step)
         return [*chunks, v2.write_component_segment(segment)]
 
     def _renew(self) -> None:
@@ -203,13 +217,14 @@ class ComponentEncoder:
         quality_step: int,
         timings: Timings,
         watched: TableOffsets | None = None,
-    ) -> v2.ComponentSegment:
+    ) -> tuple[v2.ComponentSegment, DecodedComponents]:
+        """The segment, and its latents with what the prior predicted of them."""
         with timings.stage("analysis"):
             low, high = self.contract.tables.latent_range  # in half steps
             values = np.clip(coefficients * self._per_step(quality_step), low / 2 + 1, high / 2 - 1)
             z = np.stack([self.analysis.hyper_latents(y) for y in values])
             channels = tuple(coded_channels(y) for y in values)
-        q = np.zeros(values.shape, np.int32)
+        q, means, indices = (np.zeros(values.shape, np.int32) for _ in range(3))
         halves: dict[tuple[int, int], FloatArray] = {}
 
         def choose(component: int, k: int, prediction: Prediction) -> IntArray:
@@ -219,6 +234,8 @@ class ComponentEncoder:
             start, _ = self.contract.widths.slice_of(k)
             part = slice(start, start + len(prediction.mean))
             latents = self.rounding.choose(halves[key][part], prediction)
+            unhalf(prediction.mean[None], k % PASSES_PER_SLICE, means[component, None, part])
+            unhalf(prediction.table[None] // MEAN_FRACTIONS, k % PASSES_PER_SLICE, indices[component, None, part])
             if watched:
                 watched.add(self.rounding, component, start, latents, prediction)
             return latents
@@ -228,7 +245,8 @@ class ComponentEncoder:
             coded = CodedComponents(q, z, channels, steps, parameters.offsets)
             words = encode_components(self.contract, self.engine.prior, coded, self.coder, choose)
         checksum = v2.checksum_of_components(q, channels)
-        return v2.ComponentSegment(patch, fmt.NETWORK, quality_step, checksum, channels, (), words)
+        segment = v2.ComponentSegment(patch, fmt.NETWORK, quality_step, checksum, channels, (), words)
+        return segment, DecodedComponents(q, means, indices, len(q) * self.contract.widths.passes)
 
     def verify(self, segment: v2.ComponentSegment, parameters: v2.Parameters, shape: tuple[int, ...]) -> None:
         """Decode a segment again with the numpy prior. Raises UpsetError where its latents differ."""

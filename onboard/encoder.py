@@ -19,7 +19,7 @@ from perigee.bitstream.metadata import Acquisition, Metadata, pack_metadata, unp
 from perigee.bitstream.prior import Prediction, half
 from perigee.bitstream.profile import Profile
 from perigee.bitstream.samples import normalise, quality_step_of
-from perigee.bitstream.version2 import ComponentHeader
+from perigee.bitstream.version2 import BandErrors, ComponentHeader
 from perigee.engines.flight import FlightEngine
 from perigee.onboard.guard import Guard
 from perigee.onboard.ranges import coding_ranges
@@ -49,6 +49,7 @@ class EncodedScene:
     quality_step: int
     timings: Timings
     upsets: int = 0  # found while it was encoded, and mended
+    errors: BandErrors | None = None  # as measured on board
 
     @property
     def bpp(self) -> float:

@@ -424,6 +424,9 @@ class TestStream:
             [*WHOLE, fmt.write_chunk(v2.PARAMETERS, b"\x05\x01\x00\x01\x00\x01\x00\x00")],
             [*WHOLE, fmt.write_chunk(v2.PARAMETERS, b"\x05\x02\x00\x01\x00\x01\x78\x9c\x03\x00\x00\x00\x00\x01")],
             [*WHOLE, fmt.write_chunk(v2.PARAMETERS, b"\x05\x00\x00\x01\x00\x01\x00")],
+            [*WHOLE, fmt.write_chunk(v2.ERRORS, bytes(23))],
+            [*WHOLE, fmt.write_chunk(v2.ERRORS, bytes(24)), fmt.write_chunk(v2.ERRORS, bytes(24))],
+            [*WHOLE, fmt.write_chunk(v2.ERRORS, b"\x00\x00\xc0\x7f" + bytes(20))],
             [*WHOLE[:-1], fmt.write_chunk(fmt.SEGMENT, b"\x03\x00\xfb\x00\x00\x02\x00")],
             [*WHOLE[:-1], fmt.write_chunk(fmt.SEGMENT, b"\x03\x00\x64\x00\x00\x21\x00")],
             [*WHOLE[:-1], fmt.write_chunk(fmt.SEGMENT, b"\x03\x00\x64\x00\x00\x02\x00\x01")],
@@ -474,7 +477,7 @@ class TestStream:
         with pytest.raises(LimitError):
             v2_parsing.parse_component_stream(stream(header=replace(HEADER, bands=200)))
 
-    @given(st.binary(max_size=60), st.integers(0, 12))
+    @given(st.binary(max_size=60), st.sampled_from([*range(13), v2.ERRORS]))
     @settings(max_examples=300, deadline=None)
     def test_any_payload_is_read_or_refused(self, payload, kind):
         data = stream(*WHOLE, fmt.write_chunk(kind, payload))

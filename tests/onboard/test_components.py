@@ -300,19 +300,29 @@ def test_the_commands(tmp_path, capsys):
         file.write(samples)
         file.descriptions = tuple(["B2", "B3", "B4", "B8", "B11", "B12"])
     scene, stream, product = tmp_path / "scene.tif", tmp_path / "scene.peri", tmp_path / "out.tif"
-    assert cli.main([str(scene), "-q", "50", "--json", "--verify"]) == 0
+    assert cli.main([str(scene), "-q", "50", "--json", "--verify", "--measure-errors"]) == 0
     line = json.loads(capsys.readouterr().out)
     assert (line["profile"], line["format_version"], line["bands"]) == ("spectral1", 2, 6)
-    assert ground_cli.main([str(stream), "-o", str(product), "--bands", "6,1"]) == 0
+    assert all(
+        0 < rms < 40 and largest < 400
+        for rms, largest in zip(line["errors"]["rms"], line["errors"]["largest"], strict=True)
+    )
+    assert (
+        ground_cli.main([str(stream), "-o", str(product), "--bands", "6,1", "--stac", str(tmp_path / "item.json")]) == 0
+    )
+    measured = " ".join(f"{rms:.4g}" for rms in line["errors"]["rms"])
+    item = json.loads((tmp_path / "item.json").read_text())
+    assert item["properties"]["perigee:onboard_rms_error"].split()[0] == measured.split()[0]
     with rasterio.open(product) as file:
         assert file.crs.to_epsg() == 32633 and file.descriptions == ("B12", "B2") and file.nodata == 0
         assert np.abs(file.read().astype(int) - samples[[5, 0]]).mean() < 40
         assert file.tags()["PERIGEE_PROFILE"] == "spectral1"
+        assert len(file.tags()["PERIGEE_ONBOARD_LARGEST_ERROR"].split()) == 6
     assert ground_cli.main([str(stream), "--info"]) == 0
     assert '"format_version": 2' in capsys.readouterr().out
     assert cli.main([str(scene), "--overwrite", "--format", "1"]) == 0
     assert version_of(stream.read_bytes()) == 1
-    assert cli.main([str(scene), "--overwrite", "--format", "1", "--step", "2"]) == 78
+    assert cli.main([str(scene), "--overwrite", "--profile", "flight3", "--step", "2"]) == 78
     assert "are for component profiles" in capsys.readouterr().err
     assert cli.main([str(scene), "--overwrite", "--format", "1", "--profile", "spectral1"]) == 78
     assert cli.main([str(scene), "--overwrite", "--step", "2", "--strip-rows", "1"]) == 0
@@ -322,6 +332,7 @@ def test_the_commands(tmp_path, capsys):
         ["--band-weights", "1,x"],
         ["--step", "1", "--band-weights", "1"],
         ["--format", "3"],
+        ["--format", "1", "--step", "2"],
     ):
         with pytest.raises(SystemExit) as caught:
             cli.main([str(scene), *wrong])
@@ -380,3 +391,30 @@ def test_bits_by_offset_are_those_of_tables_that_the_prior_would_have_named(code
         assert np.allclose(compiled[:, number], plain, rtol=1e-5)
         moved = Prediction(np.clip(table // 16 + offset, 0, 127) * 16 + table % 16, mean)
         assert np.allclose(codec.rounding.bits_by_offset(latents, moved, offsets[1:2])[:, 0], plain, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("bands", "dtype", "nbits", "nodata"), [(3, "uint16", 12, None), (1, "int16", None, 0)])
+def test_errors_that_were_measured_on_board_are_those_of_the_product(codec, engine, bands, dtype, nbits, nodata):
+    samples = landscape(bands, 300, 280, depth=4095, dtype=dtype)
+    valid = np.ones(samples.shape, bool)
+    valid[:, 20:90, 100:200] = False
+    samples[:, 20:90, 100:200] = 0
+    samples[:, 5, 5] = 1
+    source = ArraySource(samples, Metadata(nbits=nbits, nodata=nodata), valid)
+    scene = codec.encode_scene(source, 60, measure_errors=True)
+    error = (decoded(scene.data, engine).astype(int) - samples)[:, valid[0]]
+    for found in (scene.errors, parse_component_stream(scene.data).errors):
+        assert np.allclose(found.rms, np.sqrt(np.square(error).mean(1)), rtol=1e-5)
+        assert np.array_equal(found.largest, np.abs(error).max(1))
+        assert np.allclose(found.bias, error.mean(1), atol=1e-6)
+    plain = codec.encode_scene(source, 60)
+    assert plain.errors is None and len(plain.data) < len(scene.data)
+
+
+def test_a_large_scene_survives_the_loss_of_its_parameters(codec, engine):
+    samples = landscape(1, 257, 256 * 33)  # 66 patches
+    data = codec.encode_scene(ArraySource(samples), 5).data
+    stream = parse_component_stream(data)
+    spoiled = bytearray(data)
+    spoiled[data.index(write_parameters(0, stream.parameters[0])) + 5] ^= 1
+    assert parse_component_stream(bytes(spoiled), damaged=True).parameters.keys() == {0}
