@@ -15,15 +15,20 @@ from rasterio.errors import NotGeoreferencedWarning
 from rio_cogeo import cog_validate
 
 import perigee
+from perigee.bitstream.component_profile import find_component_profile
 from perigee.bitstream.errors import MetadataError, OrderError
 from perigee.bitstream.metadata import Acquisition, Metadata, Tag
 from perigee.bitstream.parsing import parse_stream
+from perigee.bitstream.version2_parsing import parse_component_stream
+from perigee.engines.components import ComponentEngine
+from perigee.ground.component_decoder import ComponentDecoder
 from perigee.ground.decoder import SceneDecoder
 from perigee.ground.library import Library
 from perigee.ground.orders import IMAGE, Order, make
 from perigee.ground.products import write_cog, write_png
 from perigee.ground.regions import Region
 from perigee.ground.views import view_of
+from perigee.onboard.component_encoder import ComponentEncoder
 from perigee.onboard.raster import Raster
 from perigee.support.files import replacing
 
@@ -38,7 +43,10 @@ REAL = [
 def round_trip(path, out, encoder, ground, quality=40.0, acquisition=None):
     with Raster(path) as raster:
         data = encoder.encode_scene(raster, quality, acquisition).data
-    decoder = SceneDecoder(parse_stream(data), ground)
+    if isinstance(ground, ComponentEngine):
+        decoder = ComponentDecoder(parse_component_stream(data), ground)
+    else:
+        decoder = SceneDecoder(parse_stream(data), ground)
     write_cog(out, decoder, view_of(decoder))
     return decoder
 
@@ -82,6 +90,14 @@ def test_real_geotiffs_come_back_with_everything_but_exact_pixels(name, geotiffs
     round_trip(geotiffs / f"{name}.tif", out, encoder, ground)
     # a test card of saturated colours is far from any imagery: it decodes, and badly
     compare(geotiffs / f"{name}.tif", out, 9 if name == "rgba_u8_bigtiff_zstd_alpha" else 17)
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_real_geotiffs_come_back_as_components_too(name, geotiffs, tmp_path):
+    profile = find_component_profile("spectral1")
+    out = tmp_path / "out.tif"
+    round_trip(geotiffs / f"{name}.tif", out, ComponentEncoder(profile), ComponentEngine(profile))
+    compare(geotiffs / f"{name}.tif", out, 25)
 
 
 def test_a_real_scene_comes_back(scenes, tmp_path, encoder, ground):
