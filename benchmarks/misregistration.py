@@ -20,7 +20,7 @@ from tqdm import tqdm
 from perigee.benchmarks.common import table, write_report
 from perigee.benchmarks.metrics import bd_rate
 from perigee.benchmarks.multiband import HIGH, LOW, range_psnr, ranges_of
-from perigee.bitstream.arrays import Samples
+from perigee.bitstream.arrays import FloatArray, Samples
 from perigee.bitstream.component_profile import DEFAULT_COMPONENTS, find_component_profile
 from perigee.bitstream.spectral import Spectral, identity
 from perigee.bitstream.version2_parsing import parse_component_stream
@@ -78,10 +78,15 @@ class WithoutTransform(ComponentEncoder):
     """An encoder that codes each band as a component of its own."""
 
     def spectral(
-        self, windows: Iterable[Block], info: SourceInfo, quality_step: int, fidelity: Fidelity
+        self,
+        windows: Iterable[Block],
+        info: SourceInfo,
+        quality_step: int,
+        fidelity: Fidelity,
+        matrix: FloatArray | None = None,
     ) -> tuple[Spectral, int]:
         """As :meth:`ComponentEncoder.spectral`, always without a matrix."""
-        spectral, quality_step = super().spectral(windows, info, quality_step, fidelity)
+        spectral, quality_step = super().spectral(windows, info, quality_step, fidelity, matrix)
         return replace(spectral, matrix=identity(info.bands)), quality_step
 
 

@@ -21,6 +21,7 @@ from perigee.onboard.component_encoder import ComponentEncoder
 from perigee.onboard.encoder import Encoder
 from perigee.onboard.encoders import AUTO, Encoders
 from perigee.onboard.fidelity import Fidelity
+from perigee.onboard.sensor import Sensor, read_sensor
 from perigee.support.command import (
     Parser,
     complain,
@@ -37,6 +38,7 @@ from perigee.support.files import check_regular, destination, write_atomically
 
 PROGRAM = "onboard-encode"
 TAGS_MAX_BYTES = 4096
+COMPONENT_OPTIONS = "--step, --band-weights, --sensor, --strip-rows and --measure-errors"
 
 
 def _quality(text: str) -> float:
@@ -69,6 +71,7 @@ class Options:
     quality: float
     step: tuple[float, ...]
     band_weights: tuple[float, ...]
+    sensor: Path | None
     strip_rows: int | None
     profile: str
     format: int | None
@@ -120,6 +123,13 @@ def build_parser() -> Parser:
         default=(),
         metavar="W[,W...]",
         help="how much each band's errors matter: a weight of 2 halves them (component profiles; default: 1 for each band's range)",
+    )
+    parser.add_argument(
+        "--sensor",
+        type=Path,
+        metavar="FILE.json",
+        help="what is known of the sensor: step_counts or band_weights (as --step and --band-weights, which go first), dead_columns "
+        "(a list for each band), and matrix, a fixed spectral transform (component profiles)",
     )
     parser.add_argument(
         "--strip-rows",
@@ -182,13 +192,18 @@ def build_parser() -> Parser:
     return parser
 
 
+def _asks_for_components(options: argparse.Namespace | Options) -> bool:
+    wanted = (options.step, options.band_weights, options.sensor, options.strip_rows, options.measure_errors)
+    return any(wanted)
+
+
 def _parse(argv: list[str] | None) -> Options:
     parser = build_parser()
     args = parser.parse_args(argv)
     if args.out is not None and len(args.tiles) > 1:
         parser.error("--out takes one tile; use --out-dir for several")
-    if args.format == 1 and (args.step or args.band_weights or args.strip_rows or args.measure_errors):
-        parser.error("--step, --band-weights, --strip-rows and --measure-errors need format version 2")
+    if args.format == 1 and _asks_for_components(args):
+        parser.error(f"{COMPONENT_OPTIONS} need format version 2")
     return Options(**vars(args))
 
 
@@ -233,15 +248,20 @@ def _encode_one(tile: Path, options: Options, encoders: Encoders, written: set[P
             bar.update(done - bar.n)
 
         if isinstance(encoder, ComponentEncoder):
-            fidelity = Fidelity(options.band_weights, options.step)
+            sensor = read_sensor(options.sensor) if options.sensor else Sensor()
+            given = options.step or options.band_weights
+            fidelity = (
+                Fidelity(options.band_weights, options.step)
+                if given
+                else Fidelity(sensor.band_weights, sensor.step_counts)
+            )
             scene = encoder.encode_scene(
-                raster, options.quality, acquisition, options.verify, progress, options.strip_rows, fidelity,
-                options.measure_errors,
+                sensor.source(raster), options.quality, acquisition, options.verify, progress, options.strip_rows,
+                fidelity, options.measure_errors, sensor.matrix,
             )  # fmt: skip
-        elif options.step or options.band_weights or options.strip_rows or options.measure_errors:
+        elif _asks_for_components(options):
             raise ProfileError(
-                "--step, --band-weights, --strip-rows and --measure-errors are for component profiles; this scene is coded with "
-                f"{encoder.profile.name}",
+                f"{COMPONENT_OPTIONS} are for component profiles; this scene is coded with {encoder.profile.name}",
                 Fault.MISFIT,
                 field="profile",
             )

@@ -10,7 +10,7 @@ import numpy as np
 from perigee.bitstream import format as fmt
 from perigee.bitstream import version2 as v2
 from perigee.bitstream import version2_parsing as v2_parsing
-from perigee.bitstream.arrays import FloatArray, IntArray, Samples
+from perigee.bitstream.arrays import FloatArray, IntArray
 from perigee.bitstream.coders import memory_of
 from perigee.bitstream.component_coding import CodedComponents, DecodedComponents, decode_components, encode_components
 from perigee.bitstream.component_prior import magnitude_table
@@ -37,10 +37,8 @@ from perigee.onboard.strips import Strips
 
 PATCHES_PER_PARAMETERS = 64  # a strip of more patches has its parameters again before each following group
 SIGNIFICANT = 0.75  # steps: what is smaller and stands alone becomes 0
-GAIN_PATCHES, GAIN_EVERY = (
-    4,
-    3,
-)  # on how many patches it is estimated what the spectral transform gains, and how far apart
+# On how many patches it is estimated what the spectral transform gains, how far apart they are, and how much of each is valid
+GAIN_PATCHES, GAIN_EVERY, VALID_SHARE = 4, 3, 0.5
 
 
 class ComponentEncoder:
@@ -75,13 +73,14 @@ class ComponentEncoder:
         strip_rows: int | None = None,
         fidelity: Fidelity = EVEN,
         measure_errors: bool = False,
+        matrix: FloatArray | None = None,
     ) -> EncodedScene:
         """The stream of a whole scene; the arguments and errors are those of ``encoder.Encoder.encode_scene``.
 
         With ``strip_rows`` the scene is read once, from top to bottom, in strips of so many rows of patches. A strip is coded with
         parameters of the strip before, the first with its own. ``fidelity`` says how much each band matters, or the step in counts;
         then ``quality`` does not count. With ``measure_errors`` the scene is reconstructed as the ground will do, and the errors of
-        each band are returned and travel in the stream.
+        each band are returned and travel in the stream. ``matrix`` float32 [components, bands] is a fixed transform with orthonormal rows.
         """
         timings = Timings()
         upsets = self.upsets
@@ -102,7 +101,7 @@ class ComponentEncoder:
             with timings.stage("read"):
                 windows = strips.windows(first, rows)
                 seen = windows if before is None else before
-                spectral, quality_step = self.spectral(seen, info, quality_step_of(quality), fidelity)
+                spectral, quality_step = self.spectral(seen, info, quality_step_of(quality), fidelity, matrix)
                 before = list(windows) if strip_rows is not None else None
             parameters = v2.Parameters(spectral, np.zeros((info.bands, v2.LATENTS), np.int8))
             if strip_rows is None and len(patches) >= PATCHES_MIN:
@@ -125,19 +124,24 @@ class ComponentEncoder:
         return EncodedScene(data, header, quality_step, timings, self.upsets - upsets, errors)
 
     def spectral(
-        self, windows: Iterable[Block], info: SourceInfo, quality_step: int, fidelity: Fidelity
+        self,
+        windows: Iterable[Block],
+        info: SourceInfo,
+        quality_step: int,
+        fidelity: Fidelity,
+        matrix: FloatArray | None = None,
     ) -> tuple[Spectral, int]:
-        """The spectral transform of patches, and the quality step: the KLT of their valid samples, or none where that would gain
-        too little."""
+        """The spectral transform of patches, and the quality step: ``matrix`` or the KLT of their valid samples, or none where that
+        would gain too little."""
         statistics = BandStatistics(info.bands, info.dtype, info.width * info.height)
-        kept: list[Samples] = []
+        kept: list[FloatArray] = []
         for number, window in enumerate(windows):
             statistics.add(window)
-            if window.valid.all() and len(kept) < GAIN_PATCHES and number % GAIN_EVERY == 0:
-                kept.append(window.samples)
+            if window.valid.mean() > VALID_SHARE and len(kept) < GAIN_PATCHES and number % GAIN_EVERY == 0:
+                kept.append(fill_invalid(window.samples.astype(np.float32), window.valid))
         mean, width = statistics.means_and_ranges()
         scale, quality_step = fidelity.scales(width, quality_step, self._steps())
-        spectral = spectral_of(statistics, mean, scale)
+        spectral = spectral_of(statistics, mean, scale, matrix)
         plain = replace(spectral, matrix=identity(info.bands))
         if spectral.is_identity or not kept:
             return spectral, quality_step

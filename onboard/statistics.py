@@ -48,13 +48,17 @@ class BandStatistics:
         return np.asarray(mean, np.float32), np.asarray(width, np.float32)
 
 
-def spectral_of(statistics: BandStatistics, mean: FloatArray, width: FloatArray) -> Spectral:
-    """The spectral transform by the KLT of the statistics; ``mean`` and ``width`` [bands] are what bands are centred and scaled
-    by."""
+def spectral_of(
+    statistics: BandStatistics, mean: FloatArray, width: FloatArray, fixed: FloatArray | None = None
+) -> Spectral:
+    """The spectral transform by a ``fixed`` matrix [components, bands], or the KLT of the statistics; ``mean`` and ``width`` [bands] are
+    what bands are centred and scaled by."""
     pixels = statistics.pixels
     bands = len(mean)
+    rows = fixed
+    if rows is None and bands > 1 and pixels.shape[1] > bands:
+        rows = klt(np.asarray((pixels - mean[:, None]) / width[:, None], np.float32)).astype(np.float32)
     matrix = identity(bands)
-    if bands > 1 and pixels.shape[1] > bands:
-        rows = klt(np.asarray((pixels - mean[:, None]) / width[:, None], np.float32))
+    if rows is not None:
         matrix = np.clip(np.rint(rows.T * (1 << SPECTRAL_BITS)), -32768, 32767).astype(np.int16)
     return Spectral(np.rint(mean).astype(np.int32), np.rint(width * (1 << SCALE_BITS)).astype(np.uint32), matrix)
