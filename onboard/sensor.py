@@ -1,8 +1,9 @@
 """What an operator knows of a sensor: a JSON file for ``onboard-encode --sensor``.
 
 All members are optional. ``step_counts``: the quantisation step in counts, a number or one for each band, such as half the noise.
-``band_weights``: how much each band's errors matter. ``dead_columns``: a list of columns for each band, from 0 on, that mean nothing; they
-travel as invalid samples, and are nodata in the product, or masked in all bands where the source has no nodata value. ``matrix``: a fixed spectral transform, a row for each component, from the bands over their ranges.
+``band_weights``: how much each band's errors matter. ``dead_columns``: for each band a list of columns, from 0 on, that mean nothing.
+They travel as invalid samples; in the product they are nodata, or masked in all bands where the source has no nodata value.
+``matrix``: a fixed spectral transform, a row for each component, from the bands over their ranges.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ def test_dead_columns_come_back_as_invalid_and_do_not_harm_their_neighbours(scen
         original = file.read().astype(int)
     sizes = []
     for sensor in ({"dead_columns": [[], [40]]}, {}):
-        code, stream = encoded(scene, sensor, "-q", "40")
+        code, stream = encoded(scene, sensor, "--step", "8")
         assert code == 0 and ground_cli.main([str(stream), "-o", str(tmp_path / "out.tif"), "--overwrite"]) == 0
         sizes.append(stream.stat().st_size)
         if sensor:
