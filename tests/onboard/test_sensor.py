@@ -52,16 +52,14 @@ def test_steps_come_from_the_file_unless_the_command_gives_them(scene):
 def test_dead_columns_come_back_as_invalid_and_do_not_harm_their_neighbours(scene, tmp_path):
     with rasterio.open(scene) as file:
         original = file.read().astype(int)
-    errors = []
+    dead = np.arange(128) == 40
     for sensor in ({"dead_columns": [[], [40]]}, {}):
-        code, stream = encoded(scene, sensor, "--step", "60")
+        code, stream = encoded(scene, sensor, "--step", "16")
         assert code == 0 and ground_cli.main([str(stream), "-o", str(tmp_path / "out.tif"), "--overwrite"]) == 0
         with rasterio.open(tmp_path / "out.tif") as file:
             product, valid = file.read().astype(int), file.dataset_mask() > 0
-        errors.append(np.abs(product[1][:, [39, 41]] - original[1][:, [39, 41]]).mean())
-        dead = np.arange(128) == 40
+        assert np.abs(product[1][:, ~dead] - original[1][:, ~dead]).max() < 40
         assert np.array_equal(valid, np.broadcast_to(~dead if sensor else True, valid.shape))
-    assert errors[0] < errors[1]
 
 
 def test_a_fixed_matrix_is_what_the_stream_carries(scene):
