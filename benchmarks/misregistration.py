@@ -24,7 +24,7 @@ from perigee.bitstream.arrays import FloatArray, Samples
 from perigee.bitstream.component_profile import DEFAULT_COMPONENTS, find_component_profile
 from perigee.bitstream.spectral import Spectral, identity
 from perigee.bitstream.version2_parsing import parse_component_stream
-from perigee.engines.components import ComponentEngine
+from perigee.engines.ground_components import GroundComponents
 from perigee.ground.component_decoder import ComponentDecoder
 from perigee.ground.regions import Region
 from perigee.onboard.component_encoder import ComponentEncoder
@@ -91,7 +91,7 @@ class WithoutTransform(ComponentEncoder):
 
 
 def curve_of(
-    encoder: ComponentEncoder, engine: ComponentEngine, samples: Samples
+    encoder: ComponentEncoder, engine: GroundComponents, samples: Samples
 ) -> tuple[list[tuple[float, float]], int]:
     """Rate in bits a sample and PSNR of the range in dB at some qualities, and how many files had a transform."""
     ranges, curve, transforms = ranges_of(samples), [], 0
@@ -112,7 +112,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/misregistration"), help="folder for the JSON")
     args = parser.parse_args()
     profile = find_component_profile(DEFAULT_COMPONENTS)
-    chosen, plain, engine = ComponentEncoder(profile), WithoutTransform(profile), ComponentEngine(profile)
+    chosen, plain, engine = ComponentEncoder(profile), WithoutTransform(profile), GroundComponents(profile)
     rows: list[dict[str, Any]] = []
     for path in tqdm(sorted(args.data.glob("*.tif")), unit="scene", disable=None):
         with rasterio.open(path) as source:

@@ -17,7 +17,7 @@ from perigee.bitstream.manifest import COMPONENTS, MANIFEST_FILE, Manifest, read
 from perigee.bitstream.prior import PASSES_PER_SLICE
 from perigee.bitstream.profile import CONTRACT_FILE, SELF_TEST_FILE, shipped_profiles
 
-ANALYSIS_FILE = "analysis.npz"
+ANALYSIS_FILE, SYNTHESIS_FILE = "analysis.npz", "synthesis.onnx"
 DEFAULT_COMPONENTS = "spectral1"
 
 

@@ -1,7 +1,7 @@
 """A stream of format version 2 to samples: segments -> latents -> components -> bands, window by window with bounded memory.
 
-The integers of the contract give each component (``bitstream.reconstruction``), and the strip's matrix turns them into bands. So the
-samples are equal on every machine.
+The integers of the contract give each component (``bitstream.reconstruction``), where the profile has a synthesis it adds what it expects
+of them (``component_synthesis``), and the strip's matrix turns components into bands.
 """
 
 from __future__ import annotations
@@ -11,13 +11,15 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from perigee.bitstream import format as fmt
-from perigee.bitstream.arrays import Samples
+from perigee.bitstream.arrays import IntArray
 from perigee.bitstream.component_coding import DecodedComponents, decode_components
 from perigee.bitstream.contract import HYPER_BLOCK
 from perigee.bitstream.errors import BitstreamError, ChecksumError, Fault, FormatError
+from perigee.bitstream.lapped import BLOCK
 from perigee.bitstream.reconstruction import Reconstruction
-from perigee.bitstream.version2 import ComponentStream, checksum_of_components
-from perigee.engines.components import ComponentEngine
+from perigee.bitstream.version2 import ComponentSegment, ComponentStream, checksum_of_components
+from perigee.engines.ground_components import GroundComponents
+from perigee.ground.component_synthesis import MARGIN, ComponentSynthesis, DecodedPlanes
 from perigee.ground.regions import Region, squares_over
 from perigee.ground.scene import StreamSource
 from perigee.ground.source import Decoded
@@ -30,14 +32,15 @@ class ComponentDecoder(StreamSource):
     """A parsed stream of version 2 as an image source; it keeps the last few patches."""
 
     def __init__(
-        self, stream: ComponentStream, engine: ComponentEngine, coder: str = "auto", damaged: bool = False
+        self, stream: ComponentStream, engine: GroundComponents, coder: str = "auto", damaged: bool = False
     ) -> None:
         """Raises FormatError where stream, metadata and contract do not go together."""
         super().__init__(stream, engine.profile.contract.patch_side, damaged)
         self.stream, self.engine, self.coder = stream, engine, coder
         self.header = stream.header
         self._reconstruction = Reconstruction(engine.profile.contract)
-        self._samples: dict[int, Samples | None] = {}
+        self._synthesis = ComponentSynthesis(engine, self.header) if engine.can_synthesise else None
+        self._patches: dict[int, DecodedPlanes | None] = {}
 
     # --- patches ---------------------------------------------------------------------------------------------------
 
@@ -67,56 +70,87 @@ class ComponentDecoder(StreamSource):
                 )
         return decoded
 
-    def _patch(self, patch: int) -> Samples | None:
-        """The samples of all bands of a patch; None where it has none."""
-        if patch in self._samples:
-            return self._samples[patch]
+    def planes(self, patch: int) -> DecodedPlanes | None:
+        """The components of a patch; None where it has none."""
+        if patch in self._patches:
+            return self._patches[patch]
         out = None
         segment = self.stream.segments.get(patch)
         if segment is None or segment.mode == fmt.DROPPED:
             self.report.lost[patch] = "dropped on board" if segment else "missing from the stream"
         elif segment.mode == fmt.NETWORK:
             try:
-                out = self._decode(patch, segment.quality_steps)
+                out = self._decode(patch, segment)
             except BitstreamError as error:
                 if not self.damaged:
                     raise
                 self.report.lost[patch] = str(error)
-        self._samples[patch] = out
+        self._patches[patch] = out
         return out
 
-    def _decode(self, patch: int, quality_steps: tuple[int, ...]) -> Samples:
-        decoded, parameters = self.latents(patch), self.stream.parameters_of(patch)
-        assert parameters is not None  # or there are no latents
-        _, _, rows, cols = self.header.patch_region(patch)
-        planes = np.stack(
-            [
-                self._reconstruction.plane(q, mean, index, step)[:rows, :cols]
-                for q, mean, index, step in zip(
-                    decoded.q, decoded.mean, decoded.scale_index, quality_steps, strict=True
-                )
-            ]
-        )
-        return self._reconstruction.samples(parameters.spectral, planes, self.dtype, self.sample_range)
+    def _decode(self, patch: int, segment: ComponentSegment) -> DecodedPlanes:
+        decoded = self.latents(patch)
+        kept: list[tuple[IntArray, IntArray] | None] = [None] * self.bands
+        planes: list[IntArray | None] = [None] * self.bands
+        for c, (channels, step) in enumerate(zip(segment.channels, segment.quality_steps, strict=True)):
+            if channels:
+                parts = decoded.q[c], decoded.mean[c], decoded.scale_index[c]
+                planes[c] = self._reconstruction.plane(*parts, step)
+                if self._synthesis:
+                    kept[c] = self._synthesis.inputs_of(*parts, step)
+        return DecodedPlanes(planes, kept, segment.quality_steps)
 
     def forget(self, before_patch_row: int | None = None) -> None:
         """Drop all patches, or those above a row of patches."""
         first = None if before_patch_row is None else before_patch_row * self.header.grid[1]
-        self._samples = {} if first is None else {n: part for n, part in self._samples.items() if n >= first}
+        self._patches = {} if first is None else {n: part for n, part in self._patches.items() if n >= first}
 
     # --- samples ---------------------------------------------------------------------------------------------------
 
     def region(self, region: Region, bands: Sequence[int] | None = None) -> Decoded:
-        """Decode a pixel region; ``bands`` counts from 0 (None: all). Only the patches that it touches are decoded."""
+        """Decode a pixel region; ``bands`` counts from 0 (None: all). Only the patches that it touches are decoded, and with a synthesis
+        those close to it."""
         chosen = list(range(self.bands)) if bands is None else list(bands)
         out = np.zeros((len(chosen), region.rows, region.cols), self.dtype)
-        for row, col, inner, outer in squares_over(region, self.header.patch_side):
-            samples = self._patch(row * self.header.grid[1] + col)
-            if samples is not None:
-                out[(slice(None), *outer)] = samples[(chosen, *inner)]
+        for strip in self._strips(region):
+            part = out[(slice(None), *strip.within(region))]
+            added = self._synthesis.added(self.planes, strip, self._rows_like(strip)) if self._synthesis else None
+            for row, col, inner, outer in squares_over(strip, self.header.patch_side):
+                patch = row * self.header.grid[1] + col
+                found, parameters = self.planes(patch), self.stream.parameters_of(patch)
+                if found is None or parameters is None:
+                    continue
+                shape = (outer[0].stop - outer[0].start, outer[1].stop - outer[1].start)
+                planes = np.stack([np.zeros(shape, np.int32) if p is None else p[inner] for p in found.planes])
+                if added is not None:
+                    planes += added[(slice(None), *outer)]
+                samples = self._reconstruction.samples(parameters.spectral, planes, self.dtype, self.sample_range)
+                part[(slice(None), *outer)] = samples[chosen]
         valid, alpha = self._validity(region, chosen)
         self.settle(out, valid)
         return Decoded(out, valid, alpha)
+
+    def _strips(self, region: Region) -> Iterator[Region]:
+        """The parts of a region whose rows of patches have the same parameters."""
+        side, strips = self.header.patch_side, self.stream.strips
+        top = region.top
+        for row in range(region.top // side, -(-region.bottom // side)):
+            last = (row + 1) * side >= region.bottom
+            if last or strips.get(row + 1, 0) != strips.get(row, 0):
+                bottom = min((row + 1) * side, region.bottom)
+                yield Region(top, region.left, bottom - top, region.cols)
+                top = bottom
+
+    def _rows_like(self, strip: Region) -> tuple[int, int]:
+        """First and last row of patches around a strip that have its parameters and touch it."""
+        side, strips = self.header.patch_side, self.stream.strips
+        first, last = strip.top // side, (strip.bottom - 1) // side
+        number = strips.get(first, 0)
+        while first and strips.get(first - 1, 0) == number:
+            first -= 1
+        while last + 1 < self.header.grid[0] and strips.get(last + 1, 0) == number:
+            last += 1
+        return first, last
 
     def blocks(
         self, region: Region | None = None, bands: Sequence[int] | None = None
@@ -125,8 +159,9 @@ class ComponentDecoder(StreamSource):
         side = self.header.patch_side
         whole = region or Region(0, 0, self.height, self.width)
         high, wide = side * (WINDOW_PATCHES if self.bands <= FEW_BANDS else 1), side * WINDOW_PATCHES
+        margin = MARGIN * BLOCK if self._synthesis else 0
         for top in range(whole.top, whole.top + whole.rows, high):
-            self.forget(before_patch_row=top // side)
+            self.forget(before_patch_row=max(top - margin, 0) // side)
             rows = min(high, whole.top + whole.rows - top)
             for left in range(whole.left, whole.left + whole.cols, wide):
                 window = Region(top, left, rows, min(wide, whole.left + whole.cols - left))

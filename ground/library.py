@@ -13,8 +13,8 @@ from perigee.bitstream.errors import Fault, ProfileError, UnknownProfileError
 from perigee.bitstream.manifest import COMPONENTS, PROFILE, kind_of, manifests_in
 from perigee.bitstream.profile import Profile, find_profile, load_profile, shipped_profiles
 from perigee.bitstream.version2 import ComponentStream
-from perigee.engines.components import ComponentEngine
 from perigee.engines.ground import GroundEngine
+from perigee.engines.ground_components import GroundComponents
 from perigee.ground.compensation.compensator import Compensator, find_compensator
 from perigee.ground.compensation.request import Compensation
 from perigee.ground.compensation.source import RUNS_LIMIT, CompensatedSource
@@ -33,7 +33,7 @@ class Library:
         self._lock = threading.Lock()
         self._engines: dict[bytes, GroundEngine] = {}
         self._folders = tuple(folders)
-        self._component_engines: dict[bytes, ComponentEngine] = {}
+        self._component_engines: dict[bytes, GroundComponents] = {}
         self._compensators: dict[tuple[str, bytes], Compensator] = {}
         self.profiles: dict[bytes, Profile] = {}
         self.component_profiles: dict[bytes, ComponentProfile] = {}
@@ -72,7 +72,7 @@ class Library:
         """How many profiles there are, of either format version."""
         return len(self.profiles) + len(self.component_profiles)
 
-    def component_engine(self, contract: bytes) -> ComponentEngine:
+    def component_engine(self, contract: bytes) -> GroundComponents:
         """The engine for a contract of components, self-tested. Raises UnknownProfileError, ProfileError or EngineError."""
         profile = self.component_profiles.get(contract)
         if profile is None:
@@ -80,7 +80,7 @@ class Library:
             raise UnknownProfileError(contract.hex(), known)
         with self._lock:
             if contract not in self._component_engines:
-                self._component_engines[contract] = ComponentEngine(profile)
+                self._component_engines[contract] = GroundComponents(profile, self._threads)
             return self._component_engines[contract]
 
     def profile(self, contract: bytes) -> Profile:

@@ -10,22 +10,19 @@ import numpy as np
 from perigee.bitstream import format as fmt
 from perigee.bitstream import version2 as v2
 from perigee.bitstream import version2_parsing as v2_parsing
-from perigee.bitstream.arrays import FloatArray, IntArray
+from perigee.bitstream.arrays import FloatArray
 from perigee.bitstream.coders import memory_of
-from perigee.bitstream.component_coding import CodedComponents, DecodedComponents, decode_components, encode_components
+from perigee.bitstream.component_coding import DecodedComponents, decode_components
 from perigee.bitstream.component_prior import magnitude_table
 from perigee.bitstream.component_profile import ComponentProfile, load_component_profile
 from perigee.bitstream.contract import HYPER_BLOCK
 from perigee.bitstream.errors import Fault, ProfileError, SymbolError, UpsetError
 from perigee.bitstream.masks import pack_mask
 from perigee.bitstream.metadata import Acquisition, write_metadata_packet
-from perigee.bitstream.prior import MEAN_FRACTIONS, PASSES_PER_SLICE, Prediction, half, unhalf
 from perigee.bitstream.reconstruction import STEP_BITS
-from perigee.bitstream.rounding import Rounding
 from perigee.bitstream.samples import quality_step_of
 from perigee.bitstream.spectral import GAIN_MIN, Spectral, identity
-from perigee.engines.components import ComponentEngine
-from perigee.onboard.component_analysis import ComponentAnalysis
+from perigee.engines.component_flight import ComponentFlight
 from perigee.onboard.encoder import EncodedScene, Timings, fill_invalid, needs_mask, packet_of
 from perigee.onboard.fidelity import EVEN, Fidelity
 from perigee.onboard.guard import sum_of
@@ -36,7 +33,6 @@ from perigee.onboard.statistics import BandStatistics, spectral_of
 from perigee.onboard.strips import Strips
 
 PATCHES_PER_PARAMETERS = 64  # a strip of more patches has its parameters again before each following group
-SIGNIFICANT = 0.75  # steps: what is smaller and stands alone becomes 0
 # On how many patches it is estimated what the spectral transform gains, how far apart they are, and how much of each is valid
 GAIN_PATCHES, GAIN_EVERY, VALID_SHARE = 4, 3, 0.5
 
@@ -52,10 +48,8 @@ class ComponentEncoder:
     def _load(self, profile: ComponentProfile) -> None:
         magnitude_table.cache_clear()
         self.profile = profile
-        self.engine = ComponentEngine(profile)
+        self.engine = ComponentFlight(profile, self.coder)
         self.contract = profile.contract
-        self.analysis = ComponentAnalysis(self.contract, profile.analysis())
-        self.rounding = Rounding(self.contract)
         self._sound = self._tables()
 
     def _tables(self) -> int:
@@ -152,16 +146,12 @@ class ComponentEncoder:
 
     def _guess(self, planes: FloatArray, quality_step: int) -> float:
         """About how many bits components take."""
-        y = self.analysis.coefficients(planes) * self._per_step(quality_step)
+        y = self.engine.analysis.coefficients(planes) * self.engine.per_step(quality_step)
         return float(np.log2(1 + np.square(1.5 * y)).sum()) / 2
 
     def _steps(self) -> FloatArray:
         """The step at each Q as a share of the range, [251]."""
         return np.asarray(self.contract.steps * 2.0**-STEP_BITS, np.float32)
-
-    def _per_step(self, quality_step: int) -> np.float32:
-        """How many steps the range is at Q."""
-        return np.float32(2.0**STEP_BITS / int(self.contract.steps[quality_step]))
 
     def encode_patch(
         self,
@@ -185,7 +175,7 @@ class ComponentEncoder:
             chunks.append(fmt.write_chunk(fmt.MASK, pack_mask(patch, window.valid, window.alpha)))
         with timings.stage("analysis"):
             samples = fill_invalid(window.samples.astype(np.float32), window.valid)
-            coefficients = self.analysis.coefficients(parameters.spectral.components_of(samples))
+            coefficients = self.engine.analysis.coefficients(parameters.spectral.components_of(samples))
         if self._tables() != self._sound:
             self._renew()
         try:
@@ -223,34 +213,12 @@ class ComponentEncoder:
         watched: TableOffsets | None = None,
     ) -> tuple[v2.ComponentSegment, DecodedComponents]:
         """The segment, and its latents with what the prior predicted of them."""
-        with timings.stage("analysis"):
-            low, high = self.contract.tables.latent_range  # in half steps
-            values = np.clip(coefficients * self._per_step(quality_step), low / 2 + 1, high / 2 - 1)
-            z = np.stack([self.analysis.hyper_latents(y) for y in values])
-            channels = tuple(coded_channels(y) for y in values)
-        q, means, indices = (np.zeros(values.shape, np.int32) for _ in range(3))
-        halves: dict[tuple[int, int], FloatArray] = {}
-
-        def choose(component: int, k: int, prediction: Prediction) -> IntArray:
-            key = (component, k % PASSES_PER_SLICE)
-            if key not in halves:
-                halves[key] = half(values[component][None], key[1])[0]
-            start, _ = self.contract.widths.slice_of(k)
-            part = slice(start, start + len(prediction.mean))
-            latents = self.rounding.choose(halves[key][part], prediction)
-            unhalf(prediction.mean[None], k % PASSES_PER_SLICE, means[component, None, part])
-            unhalf(prediction.table[None] // MEAN_FRACTIONS, k % PASSES_PER_SLICE, indices[component, None, part])
-            if watched:
-                watched.add(self.rounding, component, start, latents, prediction)
-            return latents
-
+        watch = watched.watch(self.engine.rounding) if watched else None
         with timings.stage("coding"):
-            steps = (quality_step,) * len(q)
-            coded = CodedComponents(q, z, channels, steps, parameters.offsets)
-            words = encode_components(self.contract, self.engine.prior, coded, self.coder, choose)
-        checksum = v2.checksum_of_components(q, channels)
-        segment = v2.ComponentSegment(patch, fmt.NETWORK, quality_step, checksum, channels, (), words)
-        return segment, DecodedComponents(q, means, indices, len(q) * self.contract.widths.passes)
+            coded = self.engine.code(coefficients, parameters.offsets, quality_step, watch)
+        checksum = v2.checksum_of_components(coded.latents.q, coded.channels)
+        segment = v2.ComponentSegment(patch, fmt.NETWORK, quality_step, checksum, coded.channels, (), coded.words)
+        return segment, coded.latents
 
     def verify(self, segment: v2.ComponentSegment, parameters: v2.Parameters, shape: tuple[int, ...]) -> None:
         """Decode a segment again with the numpy prior. Raises UpsetError where its latents differ."""
@@ -264,10 +232,3 @@ class ComponentEncoder:
             raise UpsetError(f"segment {segment.patch} does not decode: {error}") from error
         if v2.checksum_of_components(decoded.q, segment.channels) != segment.checksum:
             raise UpsetError(f"segment {segment.patch} does not decode to the latents that were encoded")
-
-
-def coded_channels(y: FloatArray) -> int:
-    """How many leading channels of ``y`` [channels, H, W], in steps, are to be coded: a multiple of 8, 0 where none has a value that
-    is worth its bits."""
-    used = np.flatnonzero(np.abs(y).reshape(len(y), -1).max(axis=1) >= SIGNIFICANT)
-    return (int(used[-1]) // fmt.CHANNEL_STEP + 1) * fmt.CHANNEL_STEP if len(used) else 0

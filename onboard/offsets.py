@@ -12,6 +12,7 @@ from perigee.bitstream.arrays import IntArray
 from perigee.bitstream.component_contract import LATENTS
 from perigee.bitstream.prior import Prediction
 from perigee.bitstream.rounding import Rounding
+from perigee.engines.component_flight import Watch
 
 OFFSETS = np.array([-14, -10, -7, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 7, 10, 14], np.int32)
 NONE = int(np.flatnonzero(OFFSETS == 0)[0])
@@ -27,10 +28,14 @@ class TableOffsets:
     def __init__(self, components: int) -> None:
         self._bits = np.zeros((components, LATENTS, len(OFFSETS)))
 
-    def add(self, rounding: Rounding, component: int, start: int, latents: IntArray, prediction: Prediction) -> None:
-        """Take in a pass of a patch: the channels from ``start`` on of a component, predicted without offsets."""
-        bits = rounding.bits_by_offset(latents, prediction, OFFSETS)
-        self._bits[component, start : start + len(bits)] += bits
+    def watch(self, rounding: Rounding) -> Watch:
+        """What takes in each pass of a patch that is coded without offsets."""
+
+        def take(component: int, start: int, latents: IntArray, prediction: Prediction) -> None:
+            bits = rounding.bits_by_offset(latents, prediction, OFFSETS)
+            self._bits[component, start : start + len(bits)] += bits
+
+        return take
 
     def chosen(self, share: int) -> IntArray:
         """The offsets int8 [components, 256] for a scene, of whose patches one in ``share`` was looked at: 0 where they would save less

@@ -127,4 +127,11 @@ class PageReader:
                     c0, c1 = max(c, left), min(c + data.shape[1], left + cols)
                     part = data[r0 - r : r1 - r, c0 - c : c1 - c].transpose(2, 0, 1)
                     out[start : start + len(part), r0 - top : r1 - top, c0 - left : c1 - left] = part
+        bottom, right = (
+            top + rows,
+            left + cols,
+        )  # windows follow from left to right, so what ends in this one is done with
+        self._cache = {
+            i: s for i, s in self._cache.items() if s[1] + s[3].shape[0] > bottom or s[2] + s[3].shape[1] > right
+        }
         return out

@@ -59,16 +59,21 @@ class Batch(NamedTuple):
     crop: Tensor
 
 
-def drawn_quality(coefficients: FloatArray, rng: np.random.Generator) -> int:
-    """Return a quality step at which the crop takes a rate that is drawn log-uniformly from ``RATES``, mostly."""
-    if rng.random() > RATES_SHARE:
+def drawn_quality(
+    coefficients: FloatArray,
+    rng: np.random.Generator,
+    rates: tuple[float, float] = RATES,
+    share: float = RATES_SHARE,
+) -> int:
+    """Return a quality step at which the crop takes a rate that is drawn log-uniformly from ``rates``, for this share of the draws."""
+    if rng.random() > share:
         return int(rng.integers(P.QUALITY_STEPS + 1))
     sizes = np.abs(coefficients.reshape(-1)[:: max(1, coefficients.size // 8192)])
     steps = np.arange(0, P.QUALITY_STEPS + 1, 10)
     guessed = [
         float(np.log2(1 + 1.5 * (sizes * 2 ** ((q - WHOLE_STEP) / STEPS_PER_OCTAVE)) ** 2).mean() / 2) for q in steps
     ]
-    wanted = np.exp(rng.uniform(*np.log(RATES)))
+    wanted = np.exp(rng.uniform(*np.log(rates)))
     return int(
         np.clip(np.interp(np.log(wanted), np.log(np.maximum(guessed, 1e-6)), steps) + rng.uniform(-5, 5), 0, 250)
     )

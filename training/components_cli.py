@@ -7,8 +7,12 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from perigee.support.command import Parser, positive, prepare_streams, run
+
+if TYPE_CHECKING:
+    from perigee.training.bands import ComponentSampler, Raster
 
 PROGRAM = "perigee-train-components"
 CROPS = 60  # that are kept for the export, which measures centroids on them
@@ -19,7 +23,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog=PROGRAM,
         description="Train the prior of spectral components on multi-band files. A run that was interrupted goes on when the command is "
-        "repeated. export-components makes a profile of it.",
+        "repeated. export-components makes a profile of it, and adds a synthesis to one.",
         epilog="Exit codes: 0 trained, 64 usage, 65 unusable images or checkpoint, 66 input missing, 69 package missing, "
         "74 I/O error, 130 interrupted.",
     )
@@ -41,6 +45,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--start-from", type=Path, metavar="CHECKPOINT", help="start from the weights of another run's checkpoint"
+    )
+    parser.add_argument(
+        "--synthesis-of",
+        type=Path,
+        metavar="PROFILE",
+        help="instead of a prior, train the ground's synthesis for the streams of this component profile",
     )
     parser.add_argument(
         "--minutes",
@@ -84,6 +94,8 @@ def _train(args: argparse.Namespace, arguments: Sequence[str]) -> int:
         torch.set_num_threads(args.threads)
     training, validation = load_rasters(args.data)
     sampler = ComponentSampler(training, load_folders(args.rgb) if args.rgb else None, np.arange(256))
+    if args.synthesis_of is not None:
+        return _train_synthesis(args, arguments, sampler, validation)
     statistics = statistics_of(sampler, np.random.default_rng(args.seed - 1))
     args.run.mkdir(parents=True, exist_ok=True)
     trainer = ComponentTrainer(args.run, args.minutes, args.learning_rate, args.quantise_from, args.seed)
@@ -94,6 +106,25 @@ def _train(args: argparse.Namespace, arguments: Sequence[str]) -> int:
     rng = np.random.default_rng(args.seed + 6)
     crops = {str(n): sampler.crop(SIDES[-1], rng).astype(np.float16) for n in range(CROPS)}
     np.savez(args.run / CROPS_FILE, **crops)  # type: ignore[arg-type]  # its last argument has another type
+    trainer.run(sampler, validation_crops(validation, sampler.order, SIDES[-1]), sys.stderr.isatty())
+    return os.EX_OK
+
+
+def _train_synthesis(
+    args: argparse.Namespace, arguments: Sequence[str], sampler: ComponentSampler, validation: list[Raster]
+) -> int:
+    from perigee.bitstream.component_profile import find_component_profile
+    from perigee.training.bands import validation_crops
+    from perigee.training.component_synthesis import SynthesisTrainer
+    from perigee.training.components import SIDES
+    from perigee.training.run import record_command
+
+    args.run.mkdir(parents=True, exist_ok=True)
+    profile = find_component_profile(str(args.synthesis_of))
+    trainer = SynthesisTrainer(args.run, profile, args.minutes, args.learning_rate, args.seed)
+    sampler.order = trainer.examples.order
+    record_command(args.run, PROGRAM, arguments)
+    print(f"synthesis of {profile.name}; from training step {trainer.step}", file=sys.stderr)
     trainer.run(sampler, validation_crops(validation, sampler.order, SIDES[-1]), sys.stderr.isatty())
     return os.EX_OK
 

@@ -32,7 +32,7 @@ from perigee.bitstream.version2 import (
     write_strip,
 )
 from perigee.bitstream.version2_parsing import parse_component_stream
-from perigee.engines.components import ComponentEngine
+from perigee.engines.ground_components import GroundComponents
 from perigee.ground.component_decoder import ComponentDecoder
 from perigee.ground.regions import Region
 from perigee.onboard.component_encoder import ComponentEncoder
@@ -61,8 +61,8 @@ def codec() -> ComponentEncoder:
 
 
 @pytest.fixture(scope="module")
-def engine() -> ComponentEngine:
-    return ComponentEngine(PROFILE)
+def engine() -> GroundComponents:
+    return GroundComponents(PROFILE)
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def scene(seed: int, bands: int, rows: int, cols: int, dtype: str = "uint16", no
     return np.clip(values, limits.min, limits.max).astype(dtype)
 
 
-def same(data: bytes, engine: ComponentEngine, contract) -> None:
+def same(data: bytes, engine: GroundComponents, contract) -> None:
     """Both decoders give the same of a stream."""
     stream = parse_component_stream(data)
     ours = ComponentDecoder(stream, engine)
@@ -164,7 +164,7 @@ def test_cut_segments(codec, engine, contract, share):
     )
 
 
-def fate(data: bytes, engine: ComponentEngine, contract) -> tuple[str, bytes]:
+def fate(data: bytes, engine: GroundComponents, contract) -> tuple[str, bytes]:
     """What our decoder makes of bytes: refused, or the samples."""
     try:
         stream = parse_component_stream(data)

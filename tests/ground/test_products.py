@@ -20,7 +20,7 @@ from perigee.bitstream.errors import MetadataError, OrderError
 from perigee.bitstream.metadata import Acquisition, Metadata, Tag
 from perigee.bitstream.parsing import parse_stream
 from perigee.bitstream.version2_parsing import parse_component_stream
-from perigee.engines.components import ComponentEngine
+from perigee.engines.ground_components import GroundComponents
 from perigee.ground.component_decoder import ComponentDecoder
 from perigee.ground.decoder import SceneDecoder
 from perigee.ground.library import Library
@@ -43,7 +43,7 @@ REAL = [
 def round_trip(path, out, encoder, ground, quality=40.0, acquisition=None):
     with Raster(path) as raster:
         data = encoder.encode_scene(raster, quality, acquisition).data
-    if isinstance(ground, ComponentEngine):
+    if isinstance(ground, GroundComponents):
         decoder = ComponentDecoder(parse_component_stream(data), ground)
     else:
         decoder = SceneDecoder(parse_stream(data), ground)
@@ -96,7 +96,7 @@ def test_real_geotiffs_come_back_with_everything_but_exact_pixels(name, geotiffs
 def test_real_geotiffs_come_back_as_components_too(name, geotiffs, tmp_path):
     profile = find_component_profile("spectral1")
     out = tmp_path / "out.tif"
-    round_trip(geotiffs / f"{name}.tif", out, ComponentEncoder(profile), ComponentEngine(profile))
+    round_trip(geotiffs / f"{name}.tif", out, ComponentEncoder(profile), GroundComponents(profile))
     compare(geotiffs / f"{name}.tif", out, 25)
 
 

@@ -26,7 +26,7 @@ from perigee.bitstream.version2 import (
     write_strip,
 )
 from perigee.bitstream.version2_parsing import parse_component_stream
-from perigee.engines.components import ComponentEngine
+from perigee.engines.ground_components import GroundComponents
 from perigee.ground import cli as ground_cli
 from perigee.ground.component_decoder import ComponentDecoder
 from perigee.ground.regions import Region
@@ -42,8 +42,8 @@ def codec() -> ComponentEncoder:
 
 
 @pytest.fixture(scope="module")
-def engine() -> ComponentEngine:
-    return ComponentEngine(find_component_profile("spectral1"))
+def engine() -> GroundComponents:
+    return GroundComponents(find_component_profile("spectral1"))
 
 
 def landscape(
@@ -64,7 +64,7 @@ def landscape(
     return np.clip(depth * (0.1 + 0.7 * gain * shared + own), 0, np.iinfo(dtype).max).astype(dtype)
 
 
-def decoded(data: bytes, engine: ComponentEngine) -> np.ndarray:
+def decoded(data: bytes, engine: GroundComponents) -> np.ndarray:
     decoder = ComponentDecoder(parse_component_stream(data), engine)
     return decoder.region(Region(0, 0, decoder.height, decoder.width)).samples
 
@@ -385,12 +385,12 @@ def test_bits_by_offset_are_those_of_tables_that_the_prior_would_have_named(code
     latents = (mean // 8 + rng.integers(-300, 300, table.shape)).astype(np.int32)
     offsets = np.array([-9, 0, 5], np.int32)
     prediction = Prediction(table, mean)
-    compiled = codec.rounding.bits_by_offset(latents, prediction, offsets)
+    compiled = codec.engine.rounding.bits_by_offset(latents, prediction, offsets)
     for number, offset in enumerate(offsets):
-        plain = codec.rounding._bits_of(latents, table, mean, int(offset)).reshape(3, -1).sum(1)
+        plain = codec.engine.rounding._bits_of(latents, table, mean, int(offset)).reshape(3, -1).sum(1)
         assert np.allclose(compiled[:, number], plain, rtol=1e-5)
         moved = Prediction(np.clip(table // 16 + offset, 0, 127) * 16 + table % 16, mean)
-        assert np.allclose(codec.rounding.bits_by_offset(latents, moved, offsets[1:2])[:, 0], plain, rtol=1e-5)
+        assert np.allclose(codec.engine.rounding.bits_by_offset(latents, moved, offsets[1:2])[:, 0], plain, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("bands", "dtype", "nbits", "nodata"), [(3, "uint16", 12, None), (1, "int16", None, 0)])
