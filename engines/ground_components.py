@@ -14,11 +14,12 @@ from perigee.engines.onnxruntime import OnnxRuntimeGraph
 class GroundComponents(ComponentEngine):
     """A component profile as the ground runs it."""
 
-    def __init__(self, profile: ComponentProfile, threads: int | None = None) -> None:
-        """``threads`` None takes all cores for the synthesis. Raises ProfileError or EngineError."""
+    def __init__(self, profile: ComponentProfile, threads: int | None = None, synthesis: bool = True) -> None:
+        """``threads`` None takes all cores for the synthesis; without ``synthesis`` the samples are those of the integers. Raises
+        ProfileError or EngineError."""
         super().__init__(profile)
         self._synthesis = None
-        if profile.manifest.has(SYNTHESIS_FILE):
+        if synthesis and profile.manifest.has(SYNTHESIS_FILE):
             self._synthesis = OnnxRuntimeGraph(profile.file(SYNTHESIS_FILE), threads)
 
     @property

@@ -69,7 +69,7 @@ class ComponentSynthesis:
         for c in used:
             latents, index = (np.zeros((1, BLOCK * BLOCK, around.rows, around.cols), np.float32) for _ in range(2))
             plane = np.zeros_like(strongest)
-            steps, quality = (np.zeros((around.rows, around.cols), np.float32) for _ in range(2))
+            steps, quality, gains = (np.zeros((around.rows, around.cols), np.float32) for _ in range(3))
             for patch, inner, outer in found:
                 step = patch.quality_steps[c]
                 steps[outer] = self._engine.step(step)
@@ -79,6 +79,7 @@ class ComponentSynthesis:
                     there, here = ([slice(BLOCK * s.start, BLOCK * s.stop) for s in place] for place in (outer, inner))
                     plane[tuple(there)] = part[tuple(here)] * np.float32(2.0**-UNIT_BITS)
                 if inputs is not None:
+                    gains[outer] = steps[outer]
                     latents[(0, slice(None), *outer)] = inputs[0][(slice(None), *inner)] * np.float32(1 / FRACTIONS)
                     index[(0, slice(None), *outer)] = inputs[1][(slice(None), *inner)]
             size = steps.repeat(BLOCK, 0).repeat(BLOCK, 1)
@@ -89,7 +90,7 @@ class ComponentSynthesis:
             added = self._engine.synthesise(
                 latents, index, (plane * per_step)[None, None], guide[None, None], quality[None, None]
             )
-            whole = added[0, 0] * size * (quality < STEPS_MAX / QUALITY_STEPS).repeat(BLOCK, 0).repeat(BLOCK, 1)
+            whole = added[0, 0] * gains.repeat(BLOCK, 0).repeat(BLOCK, 1)
             out[c] = np.rint(whole[region.within(around.times(BLOCK))] * np.float32(1 << UNIT_BITS)).astype(np.int32)
         return out
 

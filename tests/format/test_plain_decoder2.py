@@ -62,7 +62,7 @@ def codec() -> ComponentEncoder:
 
 @pytest.fixture(scope="module")
 def engine() -> GroundComponents:
-    return GroundComponents(PROFILE)
+    return GroundComponents(PROFILE, synthesis=False)
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from perigee.bitstream.metadata import Acquisition, Metadata
 from perigee.bitstream.profile import shipped_profiles
 from perigee.bitstream.version2 import write_component_segment, write_component_stream, write_parameters
 from perigee.bitstream.version2_parsing import parse_component_stream
-from perigee.engines.components import ComponentEngine
+from perigee.engines.ground_components import GroundComponents
 from perigee.ground.component_decoder import ComponentDecoder
 from perigee.ground.library import Library
 from perigee.ground.regions import Region
@@ -34,7 +34,8 @@ STREAMS = sorted(FOLDER.glob("v2_*.peri"))
 def described(data: bytes, coder: str = "auto") -> dict:
     """What must never change: header, metadata, and the CRC-32 of every patch's latents and of all samples."""
     stream = parse_component_stream(data)
-    engine: ComponentEngine = Library(threads=1).component_engine(stream.header.contract)
+    profile = Library(threads=1).component_profiles[stream.header.contract]
+    engine = GroundComponents(profile, synthesis=False)
     decoder = ComponentDecoder(stream, engine, coder)
     coded = [patch for patch, segment in sorted(stream.segments.items()) if segment.mode == fmt.NETWORK]
     whole = decoder.region(Region(0, 0, stream.header.height, stream.header.width))

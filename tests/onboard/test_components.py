@@ -43,7 +43,7 @@ def codec() -> ComponentEncoder:
 
 @pytest.fixture(scope="module")
 def engine() -> GroundComponents:
-    return GroundComponents(find_component_profile("spectral1"))
+    return GroundComponents(find_component_profile("spectral1"), synthesis=False)
 
 
 def landscape(

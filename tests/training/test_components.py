@@ -88,3 +88,12 @@ def test_train_export_encode_decode(files, tmp_path, monkeypatch, capsys):
     image = perigee.decode(stream, profiles=[folder])
     assert np.abs(image.samples.astype(int) - samples).mean() < 20
     assert export_cli.main([str(tmp_path / "none.pt"), str(folder)]) == 66
+    again = [str(tmp_path / "synthesis"), *command[1:], "--synthesis-of", str(folder)]
+    assert components_cli.main(again) == 0 and "synthesis of mine" in capsys.readouterr().err
+    assert (tmp_path / "synthesis" / "log.csv").read_text().startswith("step,minutes,left")
+    assert components_cli.main(again) == 0, "a run that is spent is left as it is"
+    assert export_cli.main([str(tmp_path / "synthesis" / "checkpoint.pt"), str(folder)]) == 0
+    assert load_component_profile(folder).contract.digest == profile.contract.digest
+    assert load_component_profile(folder).manifest.has("synthesis.onnx")
+    stream = perigee.encode(samples, 20, profile=folder)
+    assert perigee.decode(stream, profiles=[folder]).samples.shape == samples.shape
