@@ -2,7 +2,8 @@
 
 The anchor is what a good operator uses: one OpenJPEG code-stream (9/7, no colour transform) whose components are the scene's bands
 behind the scene's own spectral KLT, with one scale for all components and OpenJPEG's joint rate allocation; the bytes of matrix and
-means are counted. OpenJPEG band by band, all bands at equal error, stands beside it.
+means are counted. On request stand beside it: OpenJPEG band by band, all bands at equal error; HTJ2K (OpenJPH) and JPEG XL (effort 7, each
+component a grey image of 16 bits) behind the same KLT.
 
 The error of a band is taken over the band's own range, from the 0.05th to the 99.95th percentile of its valid samples, and averaged
 over the bands: PSNR of the range, in dB. Rates are bits a sample. Per image a BD-rate over 0.05 to 2 bits a sample, with a second
@@ -37,7 +38,9 @@ PERCENTILES = (0.05, 99.95)
 QUALITIES = (0, 8, 16, 24, 32, 40, 48, 56, 64, 72, 80, 88, 94, 100)
 COMPONENT_QUALITIES = (4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44, 48, 54, 60)  # their scale goes on to 12 bits a sample
 LEVELS = tuple(range(18, 92, 4))  # dB of OpenJPEG's own scale
-FIXED_BYTES = {"perigee": 44, "klt": 157, "bands": 157}  # the last for each band
+HTJ2K_EXPONENTS = tuple(np.arange(3, 13.1, 0.75).tolist())  # the step is 2**-e of the range of 16 bits
+JPEGXL_DISTANCES = (0.03, 0.06, 0.1, 0.2, 0.35, 0.6, 1, 1.7, 3, 5, 8, 14)
+FIXED_BYTES = {"perigee": 44, "klt": 157, "bands": 157, "jpegxl": 12}  # the last two for each band
 MATRIX_BYTES, MEAN_BYTES = 2, 4  # of each entry of the matrix, of each mean
 Decoded = Callable[[], Samples]
 
@@ -127,6 +130,26 @@ def band_files(samples: Samples, ranges: FloatArray) -> Iterable[tuple[int, int,
         yield sum(map(len, files)), FIXED_BYTES["bands"] * len(files), decoded
 
 
+def htj2k_files(samples: Samples, ranges: FloatArray) -> Iterable[tuple[int, int, Samples]]:
+    """As :func:`klt_files`, with HTJ2K: one code-stream of all components, all with one step."""
+    klt = SpectralKlt(samples, ranges)
+    for exponent in HTJ2K_EXPONENTS:
+        data = imagecodecs.htj2k_encode(klt.components, level=2.0**-exponent, rgb=False, planar=True, reversible=False)
+        decoded = imagecodecs.htj2k_decode(data).reshape(klt.components.shape)
+        yield len(data) + klt.side_bytes, FIXED_BYTES["klt"], klt.restored(decoded, samples.dtype.name)
+
+
+def jpegxl_files(samples: Samples, ranges: FloatArray) -> Iterable[tuple[int, int, Samples]]:
+    """As :func:`klt_files`, with JPEG XL: a file for each component, all at one distance."""
+    klt = SpectralKlt(samples, ranges)
+    grey = (klt.components.astype(np.int32) + 2**15).astype(np.uint16)
+    for distance in JPEGXL_DISTANCES:
+        files = [imagecodecs.jpegxl_encode(plane, distance=distance, effort=7) for plane in grey]
+        decoded = np.stack([imagecodecs.jpegxl_decode(data) for data in files]).astype(np.int32) - 2**15
+        fixed = FIXED_BYTES["jpegxl"] * len(files)
+        yield sum(map(len, files)) + klt.side_bytes, fixed, klt.restored(decoded.astype(np.int16), samples.dtype.name)
+
+
 def perigee_files(profile: str) -> Callable[[Samples, FloatArray], Iterable[tuple[int, int, Samples]]]:
     """As :func:`klt_files`, by a profile."""
 
@@ -136,6 +159,9 @@ def perigee_files(profile: str) -> Callable[[Samples, FloatArray], Iterable[tupl
             yield len(data), FIXED_BYTES["perigee"], perigee.decode(data, threads=1).samples
 
     return files
+
+
+BESIDE = {"bands": band_files, "htj2k": htj2k_files, "jpegxl": jpegxl_files}
 
 
 def points_of(path: Path, sensor: str, codecs: dict[str, Any]) -> list[Point]:
@@ -220,13 +246,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, action="append", required=True, help="folder of GeoTIFFs (repeatable)")
     parser.add_argument("--profile", action="append", help=f"name or folder (repeatable; default {DEFAULT_COMPONENTS})")
-    parser.add_argument("--band-by-band", action="store_true", help="also OpenJPEG band by band")
+    parser.add_argument(
+        "--beside", choices=BESIDE, action="append", default=[], help="another codec beside the anchor (repeatable)"
+    )
     parser.add_argument("--limit", type=int, help="only the first N files of each folder")
     parser.add_argument("--out", type=Path, default=Path("build/multiband"), help="folder for CSV and JSON")
     args = parser.parse_args()
     codecs: dict[str, Any] = {"klt": klt_files}
-    if args.band_by_band:
-        codecs["bands"] = band_files
+    codecs |= {name: BESIDE[name] for name in args.beside}
     codecs |= {f"perigee {Path(name).name}": perigee_files(name) for name in args.profile or [DEFAULT_COMPONENTS]}
     points: list[Point] = []
     for folder in args.data:
