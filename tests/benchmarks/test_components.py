@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 import rasterio
 
-from perigee.benchmarks import component_exactness, false_colour, misregistration, multiband, products, scale
+from perigee.benchmarks import (
+    component_exactness,
+    component_latency,
+    false_colour,
+    misregistration,
+    multiband,
+    products,
+    scale,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 
@@ -88,3 +96,12 @@ def test_other_codecs_stand_beside_the_anchor(folder, tmp_path, monkeypatch):
     for codec in ("htj2k", "jpegxl"):
         best = max(float(p["psnr"]) for p in points if p["codec"] == codec)
         assert best > 40
+
+
+def test_both_codecs_are_timed_at_the_same_rates(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(component_latency, "RATES", (0.5, 2.0))
+    run(component_latency, monkeypatch, "--data", folder, "--repeats", 1, "--out", tmp_path / "out.json")
+    rows = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert [(row["bands"], row["tiles"]) for row in rows] == [(4, 1)] * 2
+    assert [float(row["bits a sample"]) for row in rows] == pytest.approx([0.5, 2.0], rel=0.1)
+    assert "with synthesis" in capsys.readouterr().out
