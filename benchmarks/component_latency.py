@@ -102,7 +102,7 @@ def main() -> None:
         for rate in RATES:
             found.setdefault((len(samples), rate), []).append(measured(encoder, grounds, samples, rate, args.repeats))
     rows = []
-    for (bands, rate), tiles in sorted(found.items()):
+    for (bands, _), tiles in sorted(found.items()):
         ratios = np.percentile([t["ours"] / t["theirs"] for t in tiles], (50, 25, 75))
         ours = np.array([t["ours"] for t in tiles])
         speeds = [np.median([t["samples"] / t[f"decode {k}"] / 1000 for t in tiles]) for k in range(2)]
