@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from perigee.bitstream.component_profile import find_component_profile
 from perigee.bitstream.errors import Fault, MetadataError, OutputError, PerigeeError, ProfileError
 from perigee.bitstream.profile import DEFAULT_PROFILE, Profile, find_profile
 from perigee.bitstream.samples import quality_of
@@ -19,7 +20,7 @@ from perigee.engines.choice import ENGINES, choose
 from perigee.engines.flight import FlightEngine
 from perigee.onboard.component_encoder import ComponentEncoder
 from perigee.onboard.encoder import Encoder
-from perigee.onboard.encoders import AUTO, Encoders
+from perigee.onboard.encoders import AUTO, Encoders, is_component_profile
 from perigee.onboard.fidelity import Fidelity
 from perigee.onboard.sensor import Sensor, read_sensor
 from perigee.support.command import (
@@ -342,10 +343,17 @@ def _doctor(argv: list[str]) -> int:
     args = build_doctor_parser().parse_args(argv)
 
     def body() -> int:
+        from perigee.onboard.component_health import examine_components
         from perigee.onboard.health import examine, line_of, record_of
 
+        components = is_component_profile(args.profile)
+        findings = (
+            examine_components(find_component_profile(args.profile))
+            if components
+            else examine(find_profile(args.profile), args.threads)
+        )
         failed = False
-        for finding in examine(find_profile(args.profile), args.threads):
+        for finding in findings:
             failed |= finding.ok is False
             say(PROGRAM, json.dumps(record_of(finding)) if args.json else line_of(finding))
         return os.EX_UNAVAILABLE if failed else os.EX_OK

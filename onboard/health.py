@@ -34,7 +34,8 @@ class Finding(NamedTuple):
     details: str
 
 
-def _machine() -> Iterator[Finding]:
+def machine_findings() -> Iterator[Finding]:
+    """Processor, board and the versions of what the encoder needs."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     yield Finding("machine", None, f"{platform.machine()}, {cores} cores, {platform.system()} {platform.release()}")
     model = Path("/proc/device-tree/model")
@@ -129,7 +130,7 @@ def _speed(profile: Profile, threads: int | None) -> Iterator[Finding]:
 
 def examine(profile: Profile, threads: int | None = None) -> Iterator[Finding]:
     """All findings, one after the other; the first that fails says what is wrong."""
-    yield from _machine()
+    yield from machine_findings()
     for check in (_profile, _engine, _prior):
         finding = check(profile)
         yield finding

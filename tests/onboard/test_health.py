@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 
+from perigee.bitstream.component_profile import find_component_profile
 from perigee.bitstream.profile import find_profile
 from perigee.onboard import cli
 
@@ -45,3 +46,16 @@ def test_a_file_that_is_no_graph_is_a_finding(tmp_path, capsys, profile):
 def test_an_unknown_profile_is_a_configuration_error(capsys):
     assert cli.main(["doctor", "--profile", "nowhere"]) == 78
     assert find_profile("flight").name in capsys.readouterr().err
+
+
+def test_a_component_profile_is_examined_too(tmp_path, capsys):
+    assert cli.main(["doctor", "--json", "--profile", "spectral1"]) == 0
+    findings = {line["what"]: line for line in map(json.loads, capsys.readouterr().out.splitlines())}
+    assert findings["reconstruction"]["ok"] and "Msamples/s" in findings["speed"]["details"]
+    assert all(finding["ok"] is not False for finding in findings.values())
+    source = find_component_profile("spectral1").folder
+    folder = tmp_path / "damaged"
+    shutil.copytree(source, folder)
+    (folder / "analysis.npz").write_bytes(b"no weights")
+    assert cli.main(["doctor", "--profile", str(folder)]) == 69
+    assert "analysis.npz has SHA-256" in capsys.readouterr().out
