@@ -1,0 +1,123 @@
+"""Training of an enhancer: the enhancement network alone, or with a prior (stages I and II of LDM-RSIC).
+
+See ``run`` for the clock and the checkpoints, and ``degraded`` for the pairs.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from perigee.models.checkpoint import read_checkpoint
+from perigee.models.enhancement.network import COMPACT, EnhancementNetwork, Preset
+from perigee.training.degraded import Pairs
+from perigee.training.run import (
+    ADAM_BETAS,
+    CHECKPOINT_FILE,
+    Clock,
+    append_row,
+    cosine_fall,
+    descend,
+    follow,
+    save_checkpoint,
+    warm_up,
+)
+
+CROPS, SIDE = 8, 128  # of a training step
+POOL = 600  # pairs
+RATE_FLOOR = 0.02  # of the learning rate, at the end
+ERROR_FLOOR = 2e-6  # squared error, of images in 0..1: what the input has less of weighs less
+
+
+def share_left(original: Tensor, decoded: Tensor, added: Tensor) -> Tensor:
+    """Return which share of each image's squared error is left, [N]."""
+    missing = original - decoded
+    after, before = ((x.square().mean((1, 2, 3))) for x in (missing - added, missing))
+    return after / (before + ERROR_FLOOR)
+
+
+class EnhancementTrainer:
+    """Trains an enhancement network in a run's folder, which holds ``checkpoint.pt`` and ``log.csv``."""
+
+    def __init__(
+        self, folder: Path, minutes: float, preset: Preset = COMPACT, rate: float = 6e-4, seed: int = 1
+    ) -> None:
+        """Resume from the folder's checkpoint where there is one. Raises CheckpointError where it does not fit."""
+        torch.manual_seed(seed)
+        self.folder, self.rate, self.seed = folder, rate, seed
+        self.network, self.mean = EnhancementNetwork(preset), EnhancementNetwork(preset)
+        self.mean.load_state_dict(self.network.state_dict())
+        for network in (self.network, self.mean):
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.optimiser = torch.optim.Adam(self.network.parameters(), lr=rate, betas=ADAM_BETAS)
+        self.clock = Clock(minutes, 5.0)
+        self.step = 0
+        path = folder / CHECKPOINT_FILE
+        if path.is_file():
+            state = read_checkpoint(path, torch.device("cpu"))
+            self.network.load_state_dict(state["network"])
+            self.mean.load_state_dict(state["mean"])
+            self.optimiser.load_state_dict(state["optimiser"])
+            self.step, self.clock.seconds = state["step"], state["seconds"]
+
+    def save(self) -> None:
+        """Write the checkpoint atomically."""
+        save_checkpoint(
+            self.folder,
+            {
+                "format": 1,
+                "network": self.network.state_dict(),
+                "mean": self.mean.state_dict(),
+                "optimiser": self.optimiser.state_dict(),
+                "step": self.step,
+                "seconds": self.clock.seconds,
+            },
+        )
+
+    def train_step(self, originals: Any, decoded: Any, conditions: Any) -> float:
+        """Take one training step; return the share of the squared error that is left."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.rate * warm_up(self.step) * cosine_fall(self.clock.progress, RATE_FLOOR)
+        wanted, image = (torch.from_numpy(x).float() / 255 for x in (originals, decoded))
+        image = image.contiguous(memory_format=torch.channels_last)
+        left = share_left(wanted, image, self.network(image, torch.from_numpy(conditions))).mean()
+        descend(left, self.optimiser, list(self.network.parameters()))
+        follow(self.mean.parameters(), self.network.parameters(), self.step)
+        self.step += 1
+        return float(left.detach())
+
+    def run(self, pairs: Pairs, show: bool = False) -> None:
+        """Train until the time budget is spent; write the log and the checkpoint on the way. ``show`` draws a progress bar."""
+        from tqdm import tqdm
+
+        clock = self.clock
+        if clock.spent:
+            return
+        budget = round(clock.budget_s / 60, 1)
+        with ThreadPoolExecutor(1) as pool, tqdm(total=budget, unit="min", disable=not show) as bar:
+            following = pool.submit(pairs.batch, CROPS, SIDE)
+            clock.restart()
+            total: list[float] = []
+            while True:
+                batch = following.result()
+                following = pool.submit(pairs.batch, CROPS, SIDE)
+                total.append(self.train_step(*batch))
+                if clock.tick():
+                    row = {
+                        "step": self.step,
+                        "minutes": round(clock.minutes, 2),
+                        "left": round(float(np.mean(total)), 4),
+                    }
+                    append_row(self.folder / "log.csv", row)
+                    self.save()
+                    bar.n = round(clock.minutes, 1)
+                    bar.refresh()
+                    total = []
+                    if clock.spent:
+                        return
+                    clock.restart()
