@@ -105,3 +105,14 @@ def test_both_codecs_are_timed_at_the_same_rates(folder, tmp_path, monkeypatch, 
     assert [(row["bands"], row["tiles"]) for row in rows] == [(4, 1)] * 2
     assert [float(row["bits a sample"]) for row in rows] == pytest.approx([0.5, 2.0], rel=0.1)
     assert "with synthesis" in capsys.readouterr().out
+
+
+def test_seams_are_measured_with_and_without_the_synthesis(tmp_path, monkeypatch, rng):
+    y, x = np.mgrid[0:600, 0:600]
+    samples = (1500 + 400 * np.sin(x / 13) * np.cos(y / 29) + rng.normal(0, 20, (600, 600))).astype(np.uint16)
+    with rasterio.open(tmp_path / "a.tif", "w", driver="GTiff", width=600, height=600, count=1, dtype="uint16") as file:
+        file.write(samples, 1)
+    monkeypatch.setattr(component_seams, "QUALITIES", (20,))
+    run(component_seams, monkeypatch, "--data", tmp_path, "--out", tmp_path / "out.json")
+    (row,) = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert 0.7 < float(row["integers"]) < 2 and 0.7 < float(row["synthesis"]) < 2
