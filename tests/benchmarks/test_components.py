@@ -11,6 +11,7 @@ import rasterio
 from perigee.benchmarks import (
     component_exactness,
     component_latency,
+    component_seams,
     false_colour,
     misregistration,
     multiband,
