@@ -21,6 +21,7 @@ from perigee.onboard import cli as onboard_encode
 from perigee.training import cli as train
 from perigee.training import compensation_cli as train_compensator
 from perigee.training import components_cli as train_components
+from perigee.training import enhancement_cli as train_enhancer
 
 EXAMPLE = """Where the service was started with `--auth-token-file`, every request but those to `/healthz` and `/readyz` must
 carry `Authorization: Bearer TOKEN`, or it is answered with 401. Every error is a problem document, `application/problem+json`.
@@ -45,6 +46,7 @@ PARSERS = (
     export_components.build_parser,
     train_compensator.build_parser,
     export_compensator.build_parser,
+    train_enhancer.build_parser,
 )
 
 

@@ -1,6 +1,7 @@
-"""Training of an enhancer: the enhancement network alone, or with a prior (stages I and II of LDM-RSIC).
+"""Training of an enhancer: the enhancement network alone, or with a prior.
 
-See ``run`` for the clock and the checkpoints, and ``degraded`` for the pairs.
+Stage I of LDM-RSIC trains the network with the oracle's prior, stage II starts from its weights and trains what guesses that prior,
+together with the network. See ``run`` for the clock and the checkpoints, and ``degraded`` for the pairs.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import torch
 from torch import Tensor
 
 from perigee.models.checkpoint import read_checkpoint
-from perigee.models.enhancement.network import COMPACT, EnhancementNetwork, Preset
+from perigee.models.enhancement.network import COMPACT, Preset
+from perigee.models.enhancement.prior import TOKEN, Enhancer, Kind
 from perigee.training.degraded import Pairs
 from perigee.training.run import (
     ADAM_BETAS,
@@ -30,6 +32,7 @@ from perigee.training.run import (
 
 CROPS, SIDE = 8, 128  # of a training step
 POOL = 600  # pairs
+PRIOR_WEIGHT = 0.1  # of the distance between the guessed and the true prior
 RATE_FLOOR = 0.02  # of the learning rate, at the end
 ERROR_FLOOR = 2e-6  # squared error, of images in 0..1: what the input has less of weighs less
 
@@ -42,19 +45,34 @@ def share_left(original: Tensor, decoded: Tensor, added: Tensor) -> Tensor:
 
 
 class EnhancementTrainer:
-    """Trains an enhancement network in a run's folder, which holds ``checkpoint.pt`` and ``log.csv``."""
+    """Trains an enhancer in a run's folder, which holds ``checkpoint.pt`` and ``log.csv``."""
 
     def __init__(
-        self, folder: Path, minutes: float, preset: Preset = COMPACT, rate: float = 6e-4, seed: int = 1
+        self,
+        folder: Path,
+        minutes: float,
+        kind: Kind = "none",
+        preset: Preset = COMPACT,
+        rate: float = 6e-4,
+        seed: int = 1,
+        start_from: Path | None = None,
     ) -> None:
-        """Resume from the folder's checkpoint where there is one. Raises CheckpointError where it does not fit."""
+        """Resume from the folder's checkpoint where there is one, else take what fits of another run's weights (``start_from``).
+
+        Raises CheckpointError where a checkpoint does not fit.
+        """
         torch.manual_seed(seed)
         self.folder, self.rate, self.seed = folder, rate, seed
-        self.network, self.mean = EnhancementNetwork(preset), EnhancementNetwork(preset)
+        self.network, self.mean = Enhancer(preset, kind), Enhancer(preset, kind)
+        if start_from is not None:
+            self.network.load_state_dict(read_checkpoint(start_from, torch.device("cpu"))["mean"], strict=False)
+        if kind in ("regressed", "generated") and self.network.oracle is not None:
+            self.network.oracle.requires_grad_(False)
         self.mean.load_state_dict(self.network.state_dict())
         for network in (self.network, self.mean):
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.optimiser = torch.optim.Adam(self.network.parameters(), lr=rate, betas=ADAM_BETAS)
+        self._trained = [p for p in self.network.parameters() if p.requires_grad]
+        self.optimiser = torch.optim.Adam(self._trained, lr=rate, betas=ADAM_BETAS)
         self.clock = Clock(minutes, 5.0)
         self.step = 0
         path = folder / CHECKPOINT_FILE
@@ -84,12 +102,25 @@ class EnhancementTrainer:
         for group in self.optimiser.param_groups:
             group["lr"] = self.rate * warm_up(self.step) * cosine_fall(self.clock.progress, RATE_FLOOR)
         wanted, image = (torch.from_numpy(x).float() / 255 for x in (originals, decoded))
-        image = image.contiguous(memory_format=torch.channels_last)
-        left = share_left(wanted, image, self.network(image, torch.from_numpy(conditions))).mean()
-        descend(left, self.optimiser, list(self.network.parameters()))
+        image, condition = image.contiguous(memory_format=torch.channels_last), torch.from_numpy(conditions)
+        left, apart = self.costs(wanted, image, condition)
+        descend(left + PRIOR_WEIGHT * apart, self.optimiser, self._trained)
         follow(self.mean.parameters(), self.network.parameters(), self.step)
         self.step += 1
         return float(left.detach())
+
+    def costs(self, wanted: Tensor, image: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the share of the squared error that is left, and how far the guessed prior is from the oracle's."""
+        enhancer = self.network
+        if enhancer.kind == "none":
+            return share_left(wanted, image, enhancer(image, condition)).mean(), torch.zeros(())
+        true = enhancer.true_prior(wanted, image, condition)
+        if enhancer.kind == "oracle":
+            return share_left(wanted, image, enhancer.network(image, condition, true)).mean(), torch.zeros(())
+        noise = torch.randn(len(image), enhancer.tokens, image.shape[2] // TOKEN, image.shape[3] // TOKEN)
+        guessed = enhancer.guessed_prior(image, condition, noise)
+        added = enhancer.network(image, condition, guessed)
+        return share_left(wanted, image, added).mean(), (guessed - true.detach()).abs().mean()
 
     def run(self, pairs: Pairs, show: bool = False) -> None:
         """Train until the time budget is spent; write the log and the checkpoint on the way. ``show`` draws a progress bar."""

@@ -1,0 +1,92 @@
+"""An enhancer from images to a checkpoint: pairs of real encoders, all kinds of prior, and what a training run leaves."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from perigee.models.checkpoint import read_checkpoint
+from perigee.models.enhancement.network import COMPACT, SMALL, condition_of
+from perigee.models.enhancement.prior import BETAS, Enhancer, posterior_mean
+from perigee.training import enhancement, enhancement_cli
+from perigee.training.data import load_folders
+from perigee.training.degraded import Pairs, by_jpeg, by_jpeg2000
+
+
+@pytest.fixture
+def folder(tmp_path, rng):
+    """A folder of three images, one too small to be reduced."""
+    y, x = np.mgrid[0:300, 0:420]
+    for number, side in enumerate((300, 300, 256)):
+        planes = [
+            120 + 80 * np.sin(x / (9 + number) + k) * np.cos(y / 23) + rng.normal(0, 6, x.shape) for k in range(3)
+        ]
+        pixels = np.stack(planes, 2).clip(0, 255).astype(np.uint8)[:side, : side + 40 * (number == 0)]
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+    return tmp_path
+
+
+def test_real_encoders_keep_to_the_rate(folder):
+    pixels = np.asarray(Image.open(folder / "0.png"))[:256, :256]
+    errors = []
+    for rate in (0.2, 1.0, 3.0):
+        decoded, bits = by_jpeg2000(pixels, rate)
+        assert decoded.shape == pixels.shape and 0.8 * rate < bits < 1.15 * rate
+        errors.append(np.square(decoded.astype(float) - pixels).mean())
+    assert errors[0] > errors[1] > errors[2]
+    assert by_jpeg(pixels, 90, 0)[1] > by_jpeg(pixels, 30, 2)[1]
+
+
+def test_pairs_cover_codecs_and_rates_and_stay_aligned(folder):
+    pairs = Pairs(load_folders([folder]), 12, 3)
+    made = [pairs.make() for _ in range(40)]
+    assert {tuple(p.condition[1:]) for p in made} == {(1.0, 0.0, 0.0), (0.0, 1.0, 0.0)}
+    rates = [2 ** (4 * p.condition[0]) for p in made]
+    assert min(rates) < 0.4 and max(rates) > 1.5
+    originals, decoded, conditions = pairs.batch(6, 64)
+    assert originals.shape == decoded.shape == (6, 3, 64, 64) and conditions.shape == (6, 4)
+    for original, found in zip(originals, decoded, strict=True):
+        apart = np.square(original.astype(float) - found).mean()
+        assert apart < 0.5 * np.square(original.astype(float) - found[:, ::-1]).mean() or apart < 200
+
+
+@pytest.mark.parametrize("kind", ["none", "oracle", "regressed", "generated"])
+def test_every_kind_of_prior_adds_little_at_first_and_takes_any_size(kind):
+    torch.manual_seed(1)
+    enhancer = Enhancer(SMALL, kind)
+    image, condition = torch.rand(2, 3, 128, 192), torch.tensor([condition_of(0.5, "jpeg2000")] * 2)
+    noise = torch.randn(2, SMALL.tokens, 2, 3)
+    added = enhancer(image, condition, original=image.flip(2), noise=noise)
+    assert added.shape == image.shape and added.abs().mean() < 0.2
+    if kind == "generated":
+        assert not torch.equal(added, enhancer(image, condition, noise=-noise))
+
+
+def test_the_diffusion_ends_at_what_is_predicted_and_begins_close_to_noise():
+    predicted, noisy = torch.ones(1, 2, 1, 1), torch.zeros(1, 2, 1, 1)
+    assert torch.allclose(posterior_mean(predicted, noisy, 1), predicted)
+    assert float(posterior_mean(noisy, predicted, 4).mean()) < 0.1 and np.prod([1 - b for b in BETAS]) < 0.01
+
+
+def test_the_compact_preset_keeps_to_its_cost():
+    enhancer = Enhancer(COMPACT, "generated")
+    weights = sum(p.numel() for name, p in enhancer.named_parameters() if not name.startswith("oracle."))
+    assert 2 * weights < 4e6, "in fp16, of 12 MB for all"
+
+
+def test_stage_two_starts_from_stage_one(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(enhancement, "POOL", 8)
+    for name, value in (("CROPS", 2), ("SIDE", 64)):
+        monkeypatch.setattr(enhancement, name, value)
+    one, two = tmp_path / "one", tmp_path / "two"
+    common = ["--data", str(folder), "--minutes", "0.03", "--threads", "1"]
+    assert enhancement_cli.main([str(one), *common, "--prior", "oracle"]) == 0
+    assert "from training step 0" in capsys.readouterr().err
+    assert (one / "log.csv").read_text().startswith("step,minutes,left")
+    more = ["--prior", "generated", "--start-from", str(one / "checkpoint.pt")]
+    assert enhancement_cli.main([str(two), *common, *more]) == 0
+    first, second = (read_checkpoint(run / "checkpoint.pt", torch.device("cpu"))["mean"] for run in (one, two))
+    assert torch.equal(first["oracle.enter.weight"], second["oracle.enter.weight"]), "the oracle is not trained again"
+    assert not torch.equal(first["network.enter.weight"], second["network.enter.weight"])
+    assert enhancement_cli.main([str(two), *common, *more]) == 0, "a run that is spent is left as it is"
+    assert enhancement_cli.main([str(tmp_path / "x"), "--data", str(tmp_path / "none")]) == 66
