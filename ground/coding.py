@@ -1,0 +1,93 @@
+"""How an image file was coded: the codec, its rate, and whether its transform is reversible, read from the file's own headers.
+
+JPEG 2000: ITU-T T.800, annexes A (code-stream markers) and I (boxes of a JP2 file). JPEG: ITU-T T.81, annex B.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from perigee.bitstream.errors import Fault, RasterError
+
+JPEG2000, JPEG = "jpeg2000", "jpeg"
+HEAD_MAX_BYTES = 1 << 20  # of a file that are looked through for its headers
+CODESTREAM, SIGNATURE = b"\xff\x4f\xff\x51", b"\x00\x00\x00\x0cjP  \r\n\x87\n"
+COD, FIRST_TILE_PART, REVERSIBLE = 0xFF52, 0xFF90, 1
+BOX_CODESTREAM = b"jp2c"
+
+
+@dataclass(frozen=True)
+class Coding:
+    """``codec`` is ``jpeg2000``, ``jpeg``, or None where the file does not tell. ``bits_per_pixel`` counts every byte of the file, or of its
+    code-stream, over its pixels. ``reversible`` says that the transform loses nothing (the file still may, where it was cut to a rate).
+    ``layers`` and ``levels`` are those of JPEG 2000."""
+
+    codec: str | None
+    bits_per_pixel: float
+    reversible: bool = False
+    layers: int = 0
+    levels: int = 0
+
+
+def coding_of(path: Path, pixels: int) -> Coding:
+    """The coding of a file of so many pixels. Raises RasterError for one whose headers end early or contradict themselves, and OSError."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(HEAD_MAX_BYTES)
+    if head.startswith(CODESTREAM):
+        return _of_codestream(head, 0, size, pixels)
+    if head.startswith(SIGNATURE):
+        offset, length = _codestream_box(head, size)
+        return _of_codestream(head, offset, length, pixels)
+    if head.startswith(b"\xff\xd8\xff"):
+        return Coding(JPEG, 8 * size / pixels)
+    return Coding(None, 8 * size / pixels)
+
+
+def _ends(what: str) -> RasterError:
+    return RasterError(f"the JPEG 2000 headers end inside {what}", Fault.ENDS_EARLY, field=what)
+
+
+def _codestream_box(head: bytes, size: int) -> tuple[int, int]:
+    """Offset and length of the code-stream in a JP2 file of ``size`` bytes that begins with ``head``."""
+    at = 0
+    while at + 8 <= len(head):
+        length, kind, first = int.from_bytes(head[at : at + 4], "big"), head[at + 4 : at + 8], 8
+        if length == 1:
+            length, first = int.from_bytes(head[at + 8 : at + 16], "big"), 16
+        elif length == 0:
+            length = size - at
+        if length < first or at + length > size:
+            raise RasterError(
+                f"box {kind!r} of {length} bytes at {at} does not fit the file of {size} bytes",
+                Fault.SIZE,
+                field="box",
+                expected=f"{first} to {size - at} bytes",
+                found=length,
+                offset_bytes=at,
+            )
+        if kind == BOX_CODESTREAM:
+            return at + first, length - first
+        at += length
+    raise _ends("the boxes before the code-stream")
+
+
+def _of_codestream(head: bytes, start: int, size: int, pixels: int) -> Coding:
+    """The coding of a code-stream of ``size`` bytes that begins at ``start``."""
+    at = start + 2
+    while at + 4 <= len(head):
+        marker, length = int.from_bytes(head[at : at + 2], "big"), int.from_bytes(head[at + 2 : at + 4], "big")
+        if marker < 0xFF00 or length < 2:
+            raise RasterError(
+                f"no marker of a code-stream at byte {at}: {marker:#06x}", Fault.KIND, field="marker", offset_bytes=at
+            )
+        if marker == COD:
+            if at + 14 > len(head):
+                raise _ends("the coding style")
+            layers, levels, transform = int.from_bytes(head[at + 6 : at + 8], "big"), head[at + 9], head[at + 13]
+            return Coding(JPEG2000, 8 * size / pixels, transform == REVERSIBLE, layers, levels)
+        if marker == FIRST_TILE_PART:
+            break
+        at += 2 + length
+    raise _ends("the main header")
