@@ -78,6 +78,13 @@ def build_parser() -> Parser:
         help="a profile or compensator of your own, or a folder of several (repeatable)",
     )
     parser.add_argument(
+        "--effort",
+        choices=("full", "fast"),
+        default="full",
+        help="fast decodes streams of format version 2 by integers alone: faster, the same samples on every machine, and less close to the "
+        "original at low quality; other streams are decoded as with full (default %(default)s)",
+    )
+    parser.add_argument(
         "--compensation",
         default="none",
         metavar="NAME[:METHOD]",
@@ -167,6 +174,7 @@ def _decode(args: argparse.Namespace) -> int:
         args.strength,
         tuple(paths),
         args.unknown_crs,
+        args.effort,
     )
     _check_outputs(args.stream, list(paths.values()), args.overwrite)
     start = time.perf_counter()

@@ -32,14 +32,22 @@ class ComponentDecoder(StreamSource):
     """A parsed stream of version 2 as an image source; it keeps the last few patches."""
 
     def __init__(
-        self, stream: ComponentStream, engine: GroundComponents, coder: str = "auto", damaged: bool = False
+        self,
+        stream: ComponentStream,
+        engine: GroundComponents,
+        coder: str = "auto",
+        damaged: bool = False,
+        fast: bool = False,
     ) -> None:
-        """Raises FormatError where stream, metadata and contract do not go together."""
+        """``fast`` leaves the synthesis out: the samples are those of the integers.
+
+        Raises FormatError where stream, metadata and contract do not go together.
+        """
         super().__init__(stream, engine.profile.contract.patch_side, damaged)
         self.stream, self.engine, self.coder = stream, engine, coder
         self.header = stream.header
         self._reconstruction = Reconstruction(engine.profile.contract)
-        self._synthesis = ComponentSynthesis(engine, self.header) if engine.can_synthesise else None
+        self._synthesis = ComponentSynthesis(engine, self.header) if engine.can_synthesise and not fast else None
         self._patches: dict[int, DecodedPlanes | None] = {}
 
     # --- patches ---------------------------------------------------------------------------------------------------
@@ -173,6 +181,7 @@ class ComponentDecoder(StreamSource):
             "PERIGEE_PROFILE": profile.name,
             "PERIGEE_CONTRACT": profile.contract.digest.hex(),
             "PERIGEE_ENGINE": self.engine.name,
+            "PERIGEE_SYNTHESIS": "YES" if self._synthesis else "NO",
         } | self._measured()
 
     def _measured(self) -> dict[str, str]:

@@ -21,7 +21,7 @@ from perigee.bitstream.version2 import ComponentHeader
 from perigee.engines.ground_components import GroundComponents
 from perigee.ground.regions import Region, squares_over
 
-MARGIN = 4  # blocks on each side of a window
+MARGIN = 4  # blocks on each side of a window: with two, samples would depend on the window by up to a third of a step
 STEPS_MAX = 120  # the quality step from which on the synthesis gains less than 0.02 dB
 FRACTIONS = 16  # latents are kept in sixteenths of a step, within the 8 steps that the network tells apart
 

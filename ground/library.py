@@ -107,11 +107,14 @@ class Library:
             return self._compensators[name, contract]
 
     def component_source(
-        self, stream: ComponentStream, damaged: bool = False, compensation: str = NONE
+        self, stream: ComponentStream, damaged: bool = False, compensation: str = NONE, fast: bool = False
     ) -> ComponentDecoder:
-        """A stream of format version 2 as an image source. No compensator serves such streams: one that is asked for is
-        left out, and the source says so. Raises UnknownProfileError, FormatError, ProfileError or EngineError."""
-        decoder = ComponentDecoder(stream, self.component_engine(stream.header.contract), damaged=damaged)
+        """A stream of format version 2 as an image source, ``fast`` without the synthesis.
+
+        No compensator serves such streams: one that is asked for is left out, and the source says so. Raises UnknownProfileError,
+        FormatError, ProfileError or EngineError.
+        """
+        decoder = ComponentDecoder(stream, self.component_engine(stream.header.contract), damaged=damaged, fast=fast)
         if compensation != NONE:
             name = decoder.engine.profile.name
             decoder.left_alone = (

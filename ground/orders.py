@@ -45,6 +45,7 @@ SCALES = {"1": 1, "1/2": 2, "1/4": 4, "1/8": 8, "1/16": 16}
 IMAGE, TRUST, STAC = "image", "trust", "stac"
 PNG_BANDS = (1, 3)  # beside an alpha band
 PRODUCTS = (IMAGE, TRUST, STAC)
+FULL, FAST = EFFORTS = ("full", "fast")
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,8 @@ class OrderLimits:
 class Order:
     """Products of a stream. ``window`` is top, left, rows and columns in pixels; ``bands`` count from 1; None is everything.
 
-    ``unknown_crs`` says what is done with a CRS that cannot be interpreted: refuse, keep (as text in a tag) or drop.
+    ``effort`` is full, or fast for streams of format version 2: by integers alone, which is faster and gives the same samples on every
+    machine. ``unknown_crs`` says what is done with a CRS that cannot be interpreted: refuse, keep (as text in a tag) or drop.
     ``format`` (tif, png or json) is that of the image. ``products`` are the image, how far to trust it, and a STAC item of both.
     Raises OrderError or CompensationError for what could not be made of any stream.
     """
@@ -75,11 +77,13 @@ class Order:
     strength: float = 1.0
     products: tuple[str, ...] = (IMAGE,)
     unknown_crs: str = "refuse"
+    effort: str = FULL
 
     def __post_init__(self) -> None:
         _one_of("format", self.format, FORMATS)
         _one_of("scale", self.scale, SCALES)
         _one_of("unknown_crs", self.unknown_crs, UNKNOWN_CRS)
+        _one_of("effort", self.effort, EFFORTS)
         if self.window is not None and len(self.window) != 4:
             raise OrderError(
                 f"window {self.window}: accepted are top, left, rows and columns",
@@ -187,7 +191,7 @@ def open_source(
     """
     if version_of(data) == VERSION:
         components = parse_component_stream(data, damaged=order.damaged)
-        return library.component_source(components, order.damaged, order.compensation)
+        return library.component_source(components, order.damaged, order.compensation, order.effort == FAST)
     stream = parse_stream(data, damaged=order.damaged)
     runs = (limits or OrderLimits()).denoiser_runs
     return library.source(stream, order.damaged, order.compensation, order.wanted(), runs, progress)

@@ -8,7 +8,7 @@ from fastapi import Query, Request
 
 from perigee.bitstream.errors import OrderError
 from perigee.ground.library import NONE
-from perigee.ground.orders import Order
+from perigee.ground.orders import FULL, Order
 from perigee.ground.service.problems import Problem
 
 OFFERED = {"image/tiff": "tif", "image/png": "png", "application/json": "json"}  # in the service's order of preference
@@ -96,6 +96,7 @@ def order_of(
     unknown_crs: Annotated[
         str, Query(description="a CRS that cannot be interpreted: refuse (422), keep as text in a tag, or drop")
     ] = "refuse",
+    effort: Annotated[str, Query(description="full, or fast: streams of format version 2 by integers alone")] = FULL,
 ) -> Order:
     """The query as an order. Raises Problem 406, OrderError or CompensationError."""
     if product == "stac":
@@ -114,4 +115,5 @@ def order_of(
         strength,
         (product,),
         unknown_crs,
+        effort,
     )

@@ -12,6 +12,7 @@ from perigee.bitstream.component_profile import find_component_profile, load_com
 from perigee.bitstream.version2_parsing import parse_component_stream
 from perigee.engines.ground_components import GroundComponents
 from perigee.export.component_synthesis import add_synthesis
+from perigee.ground import cli as ground_cli
 from perigee.ground.component_decoder import ComponentDecoder
 from perigee.ground.regions import Region
 from perigee.models.codec.component_synthesis import ComponentSynthesis
@@ -136,3 +137,22 @@ def test_beside_a_lost_patch_the_others_come_back(codec, wild, integers):
     assert (found[:, :256, 256:512] == 0).all()
     assert np.abs(found - product(bytes(lost), integers, damaged=True)).max() < 1000
     assert parse_component_stream(data).segments[0].mode == fmt.NETWORK
+
+
+def test_the_command_leaves_the_synthesis_out_on_request(codec, integers, tmp_path, tiles, capsys):
+    with rasterio.open(tiles[0]) as file:
+        samples = file.read()
+    data = codec.encode_scene(ArraySource(samples), 20).data
+    (tmp_path / "a.peri").write_bytes(data)
+    found = {}
+    for effort in ("full", "fast"):
+        assert (
+            ground_cli.main([str(tmp_path / "a.peri"), "-o", str(tmp_path / f"{effort}.tif"), "--effort", effort]) == 0
+        )
+        with rasterio.open(tmp_path / f"{effort}.tif") as file:
+            found[effort], tag = file.read(), file.tags()["PERIGEE_SYNTHESIS"]
+        assert tag == ("YES" if effort == "full" else "NO")
+    assert np.array_equal(found["fast"], product(data, integers)) and not np.array_equal(found["full"], found["fast"])
+    with pytest.raises(SystemExit) as caught:
+        ground_cli.main([str(tmp_path / "a.peri"), "-o", str(tmp_path / "b.tif"), "--effort", "none"])
+    assert caught.value.code == 64
