@@ -19,7 +19,7 @@ from perigee.bitstream.lapped import BLOCK
 from perigee.bitstream.reconstruction import Reconstruction
 from perigee.bitstream.version2 import ComponentSegment, ComponentStream, checksum_of_components
 from perigee.engines.ground_components import GroundComponents
-from perigee.ground.component_synthesis import MARGIN, ComponentSynthesis, DecodedPlanes
+from perigee.ground.component_synthesis import CHANNELS_MIN, MARGIN, ComponentSynthesis, DecodedPlanes
 from perigee.ground.regions import Region, squares_over
 from perigee.ground.scene import StreamSource
 from perigee.ground.source import Decoded
@@ -104,7 +104,7 @@ class ComponentDecoder(StreamSource):
             if channels:
                 parts = decoded.q[c], decoded.mean[c], decoded.scale_index[c]
                 planes[c] = self._reconstruction.plane(*parts, step)
-                if self._synthesis:
+                if self._synthesis and channels > CHANNELS_MIN:
                     kept[c] = self._synthesis.inputs_of(*parts, step)
         return DecodedPlanes(planes, kept, segment.quality_steps)
 
