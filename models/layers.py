@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+Small = TypeVar("Small", nn.Conv2d, nn.Linear)
 
-def start_small(layer: nn.Conv2d, std: float) -> nn.Conv2d:
-    """Give a convolution small random weights and no bias, so that its branch adds almost nothing when training starts.
+
+def start_small(layer: Small, std: float) -> Small:
+    """Give a convolution or a linear layer small random weights and no bias, so that its branch adds almost nothing when training starts.
 
     ``std`` is the standard deviation of the weights. The layer is changed in place and returned.
     """

@@ -134,7 +134,7 @@ class Conditioned(nn.Module):
 
     def __init__(self, channels: int, blocks: int) -> None:
         super().__init__()
-        self.modulate = start_small(nn.Linear(CONDITIONS, 2 * channels), 0.01)  # type: ignore[arg-type]
+        self.modulate = start_small(nn.Linear(CONDITIONS, 2 * channels), 0.01)
         self.blocks = nn.Sequential(*(ResidualBlock(channels) for _ in range(blocks)))
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:

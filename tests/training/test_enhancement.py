@@ -5,6 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
+from perigee.engines.onnxruntime import OnnxRuntimeGraph
+from perigee.export.enhancement_graph import write_enhancer
+from perigee.export.graph import round_to_half
 from perigee.models.checkpoint import read_checkpoint
 from perigee.models.enhancement.network import COMPACT, SMALL, condition_of
 from perigee.models.enhancement.prior import BETAS, Enhancer, posterior_mean
@@ -90,3 +93,24 @@ def test_stage_two_starts_from_stage_one(folder, tmp_path, monkeypatch, capsys):
     assert not torch.equal(first["network.enter.weight"], second["network.enter.weight"])
     assert enhancement_cli.main([str(two), *common, *more]) == 0, "a run that is spent is left as it is"
     assert enhancement_cli.main([str(tmp_path / "x"), "--data", str(tmp_path / "none")]) == 66
+
+
+@pytest.mark.parametrize("kind", ["none", "regressed", "generated"])
+def test_the_graph_gives_what_the_network_gives(kind, tmp_path):
+    torch.manual_seed(2)
+    enhancer = Enhancer(SMALL, kind).eval()
+    with torch.no_grad():
+        for parameter in enhancer.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    round_to_half(enhancer)
+    write_enhancer(enhancer, tmp_path / "enhancer.onnx")
+    image, condition, noise = torch.rand(2, 3, 256, 256), torch.rand(2, 4), torch.randn(2, SMALL.tokens, 4, 4)
+    with torch.no_grad():
+        wanted = enhancer(image, condition, noise=noise).numpy()
+    feeds = {"image": image.numpy(), "condition": condition.numpy()}
+    (found,) = OnnxRuntimeGraph(tmp_path / "enhancer.onnx", 1)(
+        feeds | ({"noise": noise.numpy()} if kind == "generated" else {})
+    )
+    assert np.abs(wanted).max() > 0.05 and np.allclose(found, wanted, atol=1e-5)
+    with pytest.raises(ValueError, match="original"):
+        write_enhancer(Enhancer(SMALL, "oracle"), tmp_path / "oracle.onnx")
