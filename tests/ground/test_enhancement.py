@@ -1,0 +1,85 @@
+"""Enhanced images: what is added does not depend on the window that is asked for, and other images are left alone."""
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+
+from perigee.export.enhancement_graph import write_enhancer
+from perigee.ground.coded_file import CodedFile
+from perigee.ground.enhancement import EnhancedSource, Enhancer
+from perigee.ground.products import write_cog
+from perigee.ground.regions import Region
+from perigee.ground.views import view_of
+from perigee.models.enhancement import prior
+from perigee.models.enhancement.network import SMALL
+
+pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+
+
+@pytest.fixture(scope="module", params=["none", "generated"])
+def enhancer(request, tmp_path_factory):
+    """A small untrained network whose additions can be seen."""
+    torch.manual_seed(5)
+    network = prior.Enhancer(SMALL, request.param).eval()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    path = tmp_path_factory.mktemp("enhancer") / "enhancer.onnx"
+    write_enhancer(network, path)
+    return Enhancer(path, 1, SMALL.tokens if request.param == "generated" else 0)
+
+
+def coded(tmp_path, bands=3, dtype="uint8", rows=420, cols=900, **options) -> CodedFile:
+    y, x = np.mgrid[0:rows, 0:cols]
+    samples = np.stack([120 + 90 * np.sin(x / 17 + b) * np.cos(y / 29) for b in range(bands)]).astype(dtype)
+    path = tmp_path / f"{bands}{dtype}.jp2"
+    with rasterio.open(
+        path, "w", driver="JP2OpenJPEG", width=cols, height=rows, count=bands, dtype=dtype, QUALITY=20, REVERSIBLE="NO",
+        crs="EPSG:32633", transform=rasterio.Affine(2, 0, 5e5, 0, -2, 5e6), **options,
+    ) as file:  # fmt: skip
+        file.write(samples)
+    return CodedFile(path)
+
+
+def pixels(source, region=None, bands=None) -> np.ndarray:
+    whole = region or Region(0, 0, source.height, source.width)
+    out = np.zeros((len(bands) if bands else source.bands, whole.rows, whole.cols), source.dtype)
+    for place, block in source.blocks(region, bands):
+        out[(slice(None), *place.within(whole))] = block.samples
+    return out
+
+
+def test_what_is_added_does_not_depend_on_the_window(tmp_path, enhancer):
+    file = coded(tmp_path)
+    whole = pixels(EnhancedSource(file, enhancer, file.coding, seed=3))
+    assert (whole != pixels(file)).mean() > 0.3
+    for region in (Region(0, 0, 40, 40), Region(150, 300, 200, 500), Region(419, 0, 1, 900)):
+        part = pixels(EnhancedSource(file, enhancer, file.coding, seed=3), region)
+        assert np.array_equal(part, whole[:, region.top : region.bottom, region.left : region.right])
+    swapped = pixels(EnhancedSource(file, enhancer, file.coding, seed=3), None, [2, 0])
+    assert np.array_equal(swapped, whole[[2, 0]])
+    if enhancer.tokens:
+        assert not np.array_equal(pixels(EnhancedSource(file, enhancer, file.coding, seed=4)), whole)
+
+
+def test_no_strength_is_the_input(tmp_path, enhancer):
+    file = coded(tmp_path)
+    source = EnhancedSource(file, enhancer, file.coding, strength=0)
+    assert np.array_equal(pixels(source), pixels(file)) and source.provenance()["PERIGEE_ENHANCED"] == "NO"
+
+
+@pytest.mark.parametrize(("bands", "dtype"), [(1, "uint8"), (3, "uint16")])
+def test_other_images_are_left_alone(tmp_path, enhancer, bands, dtype):
+    file = coded(tmp_path, bands, dtype, 100, 120)
+    source = EnhancedSource(file, enhancer, file.coding)
+    assert np.array_equal(pixels(source), pixels(file)) and f"{bands} bands of {dtype}" in source.left_alone
+
+
+def test_products_keep_their_place_and_say_what_was_done(tmp_path, enhancer):
+    file = coded(tmp_path, rows=70, cols=90)
+    source = EnhancedSource(file, enhancer, file.coding)
+    write_cog(tmp_path / "out.tif", source, view_of(source))
+    with rasterio.open(tmp_path / "out.tif") as found:
+        assert found.crs.to_epsg() == 32633 and np.array_equal(found.read(), pixels(source))
+        assert found.tags()["PERIGEE_ENHANCED"] == "YES" and found.tags()["PERIGEE_SOURCE_CODEC"] == "jpeg2000"
