@@ -83,6 +83,15 @@ def geotiffs() -> Path:
 
 
 @pytest.fixture(scope="session")
+def jpeg2000_files() -> Path:
+    """Folder of real JPEG 2000 files; skips where it is absent."""
+    folder = SHARED / "data" / "jp2"
+    if not folder.is_dir():
+        pytest.skip(f"the JPEG 2000 files are not at {folder}; set PERIGEE_SHARED")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def scenes() -> Path:
     """Folder of larger real scenes; skips where it is absent."""
     folder = SHARED / "data" / "eval" / "scenes"

@@ -35,13 +35,10 @@ def test_jpeg2000_tells_its_transform_layers_and_levels(tmp_path, irreversible, 
     assert found == Coding("jpeg2000", 8 * size / PIXELS, not irreversible, 3, 3)
 
 
-def test_real_files_of_esa_are_read(tmp_path):
-    folder = pytest.importorskip("pathlib").Path(__file__).parents[3] / "shared" / "data" / "jp2"
-    if not folder.is_dir():
-        pytest.skip(f"the JPEG 2000 files are not at {folder}")
-    band = coding_of(folder / "s2a_l2a_b01_60m_t32tls.jp2", 1830 * 1830)
+def test_real_files_of_esa_are_read(jpeg2000_files):
+    band = coding_of(jpeg2000_files / "s2a_l2a_b01_60m_t32tls.jp2", 1830 * 1830)
     assert band.codec == "jpeg2000" and band.reversible and 1.8 < band.bits_per_pixel < 2
-    preview = coding_of(folder / "s2_preview_320m_pacific.jp2", 343 * 343)
+    preview = coding_of(jpeg2000_files / "s2_preview_320m_pacific.jp2", 343 * 343)
     assert preview.codec == "jpeg2000" and 11 < preview.bits_per_pixel < 11.5
 
 
