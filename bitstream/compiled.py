@@ -115,6 +115,7 @@ class NativeCosts(ctypes.Structure):
     _fields_ = [
         *_fields(ctypes.c_void_p, "bits starts radius centroids"),
         ("error_bits", ctypes.c_float),
+        ("scales", ctypes.c_int32),
     ]
 
 

@@ -62,9 +62,11 @@ def decode_symbols(
     cut: bool = False,
     kind: str = "auto",
     latents: int | None = None,
+    offsets: IntArray | None = None,
 ) -> DecodedPatch:
     """Inverse of :func:`encode_symbols`; ``hyper_size`` is (h, w) of z. Only the first ``latents`` channels are coded
-    (None: all); the others are 0, and have a mean and a scale index all the same.
+    (None: all); the others are 0, and have a mean and a scale index all the same. ``offsets`` int8 [latents] were added to
+    the scale indices for coding; the scale indices that are returned are without them.
 
     Of a segment cut short, the passes that are certainly complete are used (never the last), and the latents of the
     others are the prior's mean. Raises SymbolError where the words cannot come from an encoder.
@@ -92,7 +94,8 @@ def decode_symbols(
         if channels and not dry:
             decoded = None
             try:
-                decoded = coder.pop_pass(Prediction(coded.table[0], coded.mean[0]))
+                shifted = coded if offsets is None else coded.shifted(offsets[start : start + channels])
+                decoded = coder.pop_pass(Prediction(shifted.table[0], shifted.mean[0]))
             except SymbolError:
                 if not cut:  # past the end of a cut segment anything can be read
                     raise

@@ -29,7 +29,7 @@ MAGIC = b"\x89PGE"
 VERSION = 1
 HEADER_FIXED = struct.Struct("<4sBB8sBB")
 
-END, SEGMENT, MASK, METADATA, RANGE = 0x00, 0x01, 0x02, 0x03, 0x04
+END, SEGMENT, MASK, METADATA, RANGE, OFFSETS = 0x00, 0x01, 0x02, 0x03, 0x04, 0x08
 RESERVED_CRITICAL = {0x05: "key id", 0x06: "encrypted packet group", 0x07: "signature"}
 OPTIONAL_BIT = 0x80
 
@@ -48,6 +48,7 @@ CHANNEL_STEP = 8
 DTYPES = {1: "uint8", 2: "uint16", 3: "int16"}
 DTYPE_CODES = {name: code for code, name in DTYPES.items()}
 BANDS_PER_GROUP = 3
+LATENTS_MAX = 2048  # of a group, in the offsets of the tables
 SPARE_CHUNKS = 1024  # chunks beside segments and masks that a stream may hold
 NOTES_MAX = 100  # faults of a damaged stream that are listed
 VARINT_MAX = (1 << 32) - 1
@@ -152,6 +153,7 @@ class Stream:
     masks: dict[int, bytes] = field(default_factory=dict)  # patch number -> payload, see masks.py
     metadata: bytes | None = None
     ranges: npt.NDArray[np.int32] | None = None  # [bands, 2]: sample values coded as 0 and 1
+    offsets: npt.NDArray[np.int8] | None = None  # [groups, latents]: added to the scale indices
     damage: list[str] = field(default_factory=list)
 
 
@@ -289,6 +291,11 @@ def write_segment(segment: Segment) -> bytes:
 def write_ranges(ranges: npt.NDArray[Any]) -> bytes:
     """The chunk of the coding ranges, int32 [bands, 2]."""
     return write_chunk(RANGE, ranges.astype("<i4").tobytes())
+
+
+def write_offsets(offsets: npt.NDArray[np.int8]) -> bytes:
+    """The chunk of the offsets of the tables, int8 [groups, latents]."""
+    return write_chunk(OFFSETS, zlib.compress(offsets.astype(np.int8).tobytes(), 9))
 
 
 def write_end(chunks: int) -> bytes:

@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Callable, Iterator
 
 import numpy as np
+import numpy.typing as npt
 
 from perigee.bitstream.errors import (
     BitstreamError,
@@ -23,11 +24,13 @@ from perigee.bitstream.format import (
     EMPTY,
     END,
     FIRST_FLAG,
+    LATENTS_MAX,
     LINEAR_FLAG,
     MASK,
     METADATA,
     NETWORK,
     NOTES_MAX,
+    OFFSETS,
     OPTIONAL_BIT,
     QUALITY_STEP_MAX,
     RANGE,
@@ -254,15 +257,48 @@ def _take(stream: Stream, kind: int, payload: memoryview, start: int, limits: Li
                 "a coding range is empty", field="coding ranges", expected="high > low", offset_bytes=start
             )
         stream.ranges = ranges
+    elif kind == OFFSETS:
+        offsets = _offsets(payload, start, header.groups)
+        if stream.offsets is not None and not np.array_equal(stream.offsets, offsets):
+            raise FormatError(
+                "offsets of the tables that differ from those before",
+                Fault.REPEATED,
+                field="offsets",
+                expected="the same offsets again",
+                offset_bytes=start,
+            )
+        stream.offsets = offsets
     elif not kind & OPTIONAL_BIT:
         name = RESERVED_CRITICAL.get(kind, "unknown")
         raise UnsupportedError(
             f"critical chunk type {kind:#04x} ({name}), which this reader cannot do without",
             field="chunk type",
-            expected="0x00 to 0x04, or an optional type",
+            expected="0x00 to 0x04, 0x08, or an optional type",
             found=kind,
             offset_bytes=start,
         )
+
+
+def _offsets(payload: memoryview, start: int, groups: int) -> npt.NDArray[np.int8]:
+    """Offsets of the tables int8 [groups, latents], of as many latents as the payload has."""
+    inflater = zlib.decompressobj()
+    try:
+        inflated = inflater.decompress(payload, groups * LATENTS_MAX + 1)
+    except zlib.error as error:
+        raise FormatError(
+            f"offsets of the tables do not inflate: {error}", Fault.SIZE, field="offsets", offset_bytes=start
+        ) from error
+    size = len(inflated)
+    if not inflater.eof or inflater.unused_data or not 0 < size <= groups * LATENTS_MAX or size % groups:
+        raise FormatError(
+            f"offsets of the tables of {size} bytes for {groups} groups of bands",
+            Fault.SIZE,
+            field="offsets",
+            expected=f"one zlib stream of 1 to {LATENTS_MAX} bytes for each group",
+            found=size,
+            offset_bytes=start,
+        )
+    return np.frombuffer(inflated, np.int8).reshape(groups, -1)
 
 
 def _segment(payload: memoryview, start: int) -> Segment:

@@ -259,6 +259,12 @@ class Prediction(NamedTuple):
         """The prediction restricted to the first ``channels`` channels."""
         return Prediction(self.table[:, :channels], self.mean[:, :channels])
 
+    def shifted(self, offsets: IntArray) -> Prediction:
+        """The prediction with offsets int8 [slice] added to the scale indices of its channels."""
+        index, fraction = np.divmod(self.table, MEAN_FRACTIONS)
+        moved = np.clip(index + offsets.astype(np.int32)[:, None, None], 0, SCALE_COUNT - 1)
+        return Prediction((moved * MEAN_FRACTIONS + fraction).astype(np.int32), self.mean)
+
 
 def split_outputs(outputs: IntArray) -> Prediction:
     """Outputs of :func:`pass_outputs` as table numbers and means."""

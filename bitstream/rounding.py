@@ -14,13 +14,13 @@ from __future__ import annotations
 import ctypes
 
 import numpy as np
-import numpy.typing as npt
 
 from perigee.bitstream.arrays import FloatArray, IntArray
-from perigee.bitstream.compiled import NativeCosts, address, library
+from perigee.bitstream.compiled import address, library
 from perigee.bitstream.component_contract import ComponentContract
+from perigee.bitstream.costs import TableCosts
 from perigee.bitstream.prior import MEAN_FRACTIONS, SCALE_COUNT, Prediction
-from perigee.bitstream.tables import FREQUENCY_TOTAL, OCTAVE, TRELLIS, TRELLIS_FROM, WIDE_SCALE_COUNT, raw_bits_of
+from perigee.bitstream.tables import TRELLIS, TRELLIS_FROM
 
 BITS_OF_ERROR = 12.5  # what a squared error of one step is worth
 BUCKET_MAX = 31
@@ -31,14 +31,10 @@ class Rounding:
     """Chooses the latents of a pass."""
 
     def __init__(self, contract: ComponentContract, error_bits: float = BITS_OF_ERROR) -> None:
-        tables = contract.tables
-        self._bits = -np.log2(tables.frequencies.astype(np.float32) / FREQUENCY_TOTAL)
-        self._starts = tables.starts.astype(np.int32)
-        self._radius = np.repeat(tables.radius.astype(np.int32), MEAN_FRACTIONS)
+        self.costs = TableCosts(contract.tables)
         self._centroids = np.ascontiguousarray(contract.centroids)
         self._error_bits = error_bits
-        arrays = (self._bits, self._starts, self._radius, self._centroids)
-        self._native = NativeCosts(*(address(a) for a in arrays), error_bits)
+        self._native = self.costs.native(self._centroids, error_bits)
 
     def choose(self, y: FloatArray, prediction: Prediction) -> IntArray:
         """Latents int32, in half steps, for values ``y`` float32 in steps, of the shape of the prediction."""
@@ -51,33 +47,6 @@ class Rounding:
         parts = (ctypes.c_void_p(address(a)) for a in (y, table, mean, order, reached, out))
         library.perigee_choose(ctypes.byref(self._native), ctypes.c_uint32(y.size), *parts)
         return out
-
-    def bits_by_offset(self, latents: IntArray, prediction: Prediction, offsets: IntArray) -> npt.NDArray[np.float64]:
-        """About how many bits the latents of each channel of a pass take, [channel, offset], where each of ``offsets`` int32 is added to
-        their scale indices."""
-        latents, table, mean = (np.ascontiguousarray(part, np.int32) for part in (latents, *prediction))
-        bits = np.zeros((len(latents), len(offsets)))
-        if library is None:
-            for number, offset in enumerate(offsets.tolist()):
-                bits[:, number] = self._bits_of(latents, table, mean, offset).reshape(len(latents), -1).sum(1)
-            return bits
-        parts = [ctypes.c_void_p(address(a)) for a in (latents, table, mean, offsets, bits)]
-        sizes = [ctypes.c_uint32(n) for n in (len(latents), latents[0].size, len(offsets))]
-        library.perigee_bits_by_offset(ctypes.byref(self._native), *sizes[:2], *parts[:3], sizes[2], *parts[3:])
-        return bits
-
-    def _bits_of(self, x: IntArray, table: IntArray, mean: IntArray, offset: int) -> FloatArray:
-        index = np.clip(table // MEAN_FRACTIONS + offset, 0, WIDE_SCALE_COUNT - 1)
-        raw = raw_bits_of(index)
-        below = mean - (x & 1) * MEAN_FRACTIONS // 2
-        row = (index - OCTAVE * raw) * MEAN_FRACTIONS + (below >> raw & MEAN_FRACTIONS - 1)
-        return raw + self._symbol_bits(row, (x >> 1 >> raw) - (below >> raw + 4))
-
-    def _symbol_bits(self, row: IntArray, symbol: IntArray) -> FloatArray:
-        radius = self._radius[row]
-        outside = (symbol < -radius) | (symbol > radius + 1)
-        bits = self._bits[self._starts[row] + np.where(outside, 2 * radius + 2, symbol + radius)]
-        return np.asarray(bits + np.where(outside, 2 * np.log2(np.abs(symbol) + 1.0) + 1, 0), np.float32)
 
     def _choose(self, y: FloatArray, table: IntArray, mean: IntArray, order: IntArray) -> IntArray:
         whole = np.rint(y).astype(np.int32)
@@ -95,7 +64,10 @@ class Rounding:
             odd = state & 1
             steps = round(float(values[i]) - odd / 2)
             flat[i] = 2 * steps + odd
-            symbol, radius = steps - (int(means[i]) - MEAN_FRACTIONS // 2 * odd >> 4), int(self._radius[numbers[i]])
+            symbol, radius = (
+                steps - (int(means[i]) - MEAN_FRACTIONS // 2 * odd >> 4),
+                int(self.costs.radius[numbers[i]]),
+            )
             state = TRELLIS[state][steps & 1 if -radius <= symbol <= radius + 1 else 0]
         return out
 
@@ -104,5 +76,5 @@ class Rounding:
         bucket = np.minimum(np.abs(distance) + 2 >> 2, BUCKET_MAX)
         inward = self._centroids[np.minimum(table // MEAN_FRACTIONS, SCALE_COUNT - 1), bucket].astype(np.float32) / 128
         error = y - (q - np.sign(distance) * inward)
-        bits = self._symbol_bits(table, q - (mean >> 4))
+        bits = self.costs.of_symbols(table, q - (mean >> 4))
         return np.asarray(self._error_bits * error * error + bits, np.float32)

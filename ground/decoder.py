@@ -55,6 +55,15 @@ class SceneDecoder(StreamSource):
         self.header = stream.header
         if stream.ranges is None and self.dtype != "uint8":
             raise FormatError(f"a stream of {self.dtype} needs coding ranges", Fault.MISSING, field="coding ranges")
+        latents = engine.profile.contract.widths.latents
+        if stream.offsets is not None and stream.offsets.shape[1] != latents:
+            raise FormatError(
+                f"offsets of the tables for {stream.offsets.shape[1]} latent channels; profile {engine.profile.name} has {latents}",
+                Fault.MISFIT,
+                field="offsets",
+                expected=latents,
+                found=stream.offsets.shape[1],
+            )
         self._latents: dict[int, FloatArray | None] = {}
         self._received: dict[int, IntArray] = {}  # int16 symbols of whole units that are a rounded linear transform
 
@@ -68,7 +77,7 @@ class SceneDecoder(StreamSource):
         size = (-(-rows // HYPER_BLOCK), -(-cols // HYPER_BLOCK))
         decoded = decode_symbols(
             contract.widths, contract.tables, self.engine.prior, segment.words, segment.quality_step, size, segment.cut,
-            self.coder, segment.latents,
+            self.coder, segment.latents, self._offsets_of(unit),
         )  # fmt: skip
         if segment.cut:
             self.report.cut[unit] = decoded.passes
@@ -81,6 +90,10 @@ class SceneDecoder(StreamSource):
                 found=fmt.checksum_of(decoded.q),
             )
         return decoded
+
+    def _offsets_of(self, unit: int) -> IntArray | None:
+        offsets = self.stream.offsets
+        return None if offsets is None else offsets[unit % self.header.groups]
 
     def latents(self, unit: int) -> FloatArray | None:
         """Dequantised latents and quality plane, float32 [latents + 1, H, W], of a unit; None where it has none."""

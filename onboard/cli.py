@@ -149,7 +149,7 @@ def build_parser() -> Parser:
         "--format",
         type=int,
         choices=(1, 2),
-        help="format version of the stream: 1 for older ground software, 2 for spectral components (default: that of the profile)",
+        help="format version of the stream: 1 for ground software before 0.7, 2 for spectral components (default: that of the profile)",
     )
     parser.add_argument(
         "--analysis",

@@ -27,11 +27,12 @@ from perigee.onboard.encoder import EncodedScene, Timings, fill_invalid, needs_m
 from perigee.onboard.fidelity import EVEN, Fidelity
 from perigee.onboard.guard import sum_of
 from perigee.onboard.measured import ErrorMeter
-from perigee.onboard.offsets import EVERY, PATCHES_MIN, TableOffsets
+from perigee.onboard.offsets import PATCHES_MIN, TableOffsets, share_of
 from perigee.onboard.source import Block, Source, SourceInfo
 from perigee.onboard.statistics import BandStatistics, spectral_of
 from perigee.onboard.strips import Strips
 
+OFFSETS_TAKEN = 0.75  # the choice of latents by their cost makes the distributions narrower, and would do so twice
 PATCHES_PER_PARAMETERS = 64  # a strip of more patches has its parameters again before each following group
 # On how many patches it is estimated what the spectral transform gains, how far apart they are, and how much of each is valid
 GAIN_PATCHES, GAIN_EVERY, VALID_SHARE = 4, 3, 0.5
@@ -99,10 +100,11 @@ class ComponentEncoder:
                 before = list(windows) if strip_rows is not None else None
             parameters = v2.Parameters(spectral, np.zeros((info.bands, v2.LATENTS), np.int8))
             if strip_rows is None and len(patches) >= PATCHES_MIN:
-                watched = TableOffsets(info.bands)
-                for patch, window in zip(patches[::EVERY], strips.sample(patches[::EVERY]), strict=True):
+                watched = TableOffsets(self.engine.rounding.costs, info.bands, v2.LATENTS)
+                share = share_of(len(patches))
+                for patch, window in zip(patches[::share], strips.sample(patches[::share]), strict=True):
                     self.encode_patch(patch, window, parameters, quality_step, timings=timings, watched=watched)
-                parameters = v2.Parameters(spectral, watched.chosen(EVERY))
+                parameters = v2.Parameters(spectral, watched.chosen(share, OFFSETS_TAKEN))
             if number:
                 chunks.append(v2.write_strip(first, rows, number))
             for patch, window in zip(patches, windows, strict=True):
@@ -213,8 +215,8 @@ class ComponentEncoder:
         watched: TableOffsets | None = None,
     ) -> tuple[v2.ComponentSegment, DecodedComponents]:
         """The segment, and its latents with what the prior predicted of them."""
-        watch = watched.watch(self.engine.rounding) if watched else None
         with timings.stage("coding"):
+            watch = watched.add if watched else None
             coded = self.engine.code(coefficients, parameters.offsets, quality_step, watch)
         checksum = v2.checksum_of_components(coded.latents.q, coded.channels)
         segment = v2.ComponentSegment(patch, fmt.NETWORK, quality_step, checksum, coded.channels, (), coded.words)

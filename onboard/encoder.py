@@ -6,12 +6,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 
 import numpy as np
 
 from perigee.bitstream import format as fmt
 from perigee.bitstream.arrays import Array, BoolArray, FloatArray, IntArray
 from perigee.bitstream.contract import BLOCK, HYPER_BLOCK, PATCH_MULTIPLE
+from perigee.bitstream.costs import TableCosts
 from perigee.bitstream.entropy import decode_symbols, encode_symbols
 from perigee.bitstream.errors import Fault, MetadataError, RasterError, SymbolError, UpsetError
 from perigee.bitstream.masks import pack_mask
@@ -22,8 +24,12 @@ from perigee.bitstream.samples import normalise, quality_step_of
 from perigee.bitstream.version2 import BandErrors, ComponentHeader
 from perigee.engines.flight import FlightEngine
 from perigee.onboard.guard import Guard
+from perigee.onboard.offsets import PATCHES_MIN, TableOffsets, share_of
 from perigee.onboard.ranges import coding_ranges
 from perigee.onboard.source import Block, Source
+
+Watch = Callable[[int, IntArray, Prediction], None]  # first channel, latents in half steps and their prediction
+PATCHES_PER_OFFSETS, OFFSETS_MOST = 64, 512  # before so many patches the offsets come again, but not more often in all
 
 
 @dataclass
@@ -106,8 +112,9 @@ def coded_latents(q: Array) -> int | None:
 class Encoder:
     """Encodes with one profile and engine; ``coder`` chooses the entropy coder (the bytes are the same)."""
 
-    def __init__(self, profile: Profile, engine: FlightEngine, coder: str = "auto") -> None:
-        self.profile, self.coder = profile, coder
+    def __init__(self, profile: Profile, engine: FlightEngine, coder: str = "auto", table_offsets: bool = True) -> None:
+        """``table_offsets``: whether scenes of many patches get offsets of the tables, which readers before 0.7 refuse."""
+        self.profile, self.coder, self.table_offsets = profile, coder, table_offsets
         self.guard = Guard(engine, coder)
 
     @property
@@ -116,21 +123,36 @@ class Encoder:
         return self.guard.engine
 
     def encode_image(
-        self, image: FloatArray, quality_step: int, unit: int = 0, timings: Timings | None = None
+        self,
+        image: FloatArray,
+        quality_step: int,
+        unit: int = 0,
+        timings: Timings | None = None,
+        offsets: IntArray | None = None,
+        watch: Watch | None = None,
     ) -> fmt.Segment:
         """Segment of one patch: float32 [3, H, W], nominally 0..1, any size up to the patch side.
 
-        After an upset the patch is computed again. Raises UpsetError or SymbolError where that does not help.
+        ``offsets`` int8 [latents] are those of the tables; ``watch`` is called with each pass, its latents in half steps. After an
+        upset the patch is computed again. Raises UpsetError or SymbolError where that does not help.
         """
         timings = timings or Timings()
         self.guard.patch_begins()
         try:
-            return self._encode_image(image, quality_step, unit, timings)
+            return self._encode_image(image, quality_step, unit, timings, offsets, watch)
         except (UpsetError, SymbolError):  # the coder was given what no analysis and no prior makes
             self.guard.renew()
-            return self._encode_image(image, quality_step, unit, timings)
+            return self._encode_image(image, quality_step, unit, timings, offsets)
 
-    def _encode_image(self, image: FloatArray, quality_step: int, unit: int, timings: Timings) -> fmt.Segment:
+    def _encode_image(
+        self,
+        image: FloatArray,
+        quality_step: int,
+        unit: int,
+        timings: Timings,
+        offsets: IntArray | None,
+        watch: Watch | None = None,
+    ) -> fmt.Segment:
         with timings.stage("analysis"):
             q, z = self.engine.analyse(pad_to_multiple(image)[None], quality_step)
             checksum = fmt.checksum_of(q[0])
@@ -144,20 +166,24 @@ class Encoder:
             passes = []
             for k, p in enumerate(predictions):
                 start, _ = widths.slice_of(k)
-                values = halves[k % 2][start : start + p.mean.shape[1]]
+                stop = start + p.mean.shape[1]
+                values = halves[k % 2][start:stop]
+                if watch:
+                    watch(start, 2 * values, Prediction(p.table[0], p.mean[0]))
+                p = p if offsets is None else p.shifted(offsets[start:stop])
                 passes.append((values, Prediction(p.table[0], p.mean[0])))
             words = encode_symbols(widths, contract.tables, z[0], passes, quality_step, self.coder)
         linear = self.engine.linear
         return fmt.Segment(unit, fmt.NETWORK, quality_step, checksum, words, linear=linear, latents=latents)
 
-    def verify(self, segment: fmt.Segment, shape: tuple[int, int]) -> None:
+    def verify(self, segment: fmt.Segment, shape: tuple[int, int], offsets: IntArray | None = None) -> None:
         """Decode a segment again with the numpy prior. Raises UpsetError where its symbols differ."""
         contract = self.engine.profile.contract
         size = tuple(-(-n // HYPER_BLOCK) for n in shape)
         try:
             decoded = decode_symbols(
                 contract.widths, contract.tables, contract.reference(np.float64), segment.words, segment.quality_step,
-                (size[0], size[1]), kind=self.coder, latents=segment.latents,
+                (size[0], size[1]), kind=self.coder, latents=segment.latents, offsets=offsets,
             )  # fmt: skip
         except SymbolError as error:
             raise UpsetError(f"segment {segment.unit} does not decode: {error}") from error
@@ -194,60 +220,94 @@ class Encoder:
             with timings.stage("read"):
                 ranges = coding_ranges(source, side)
             chunks.append(fmt.write_ranges(ranges))
+        scene = _Scene(source, header, ranges, quality_step, verify, timings)
         patches = header.patches
+        offsets = self._offsets(scene) if self.table_offsets else None
+        again = max(PATCHES_PER_OFFSETS, patches // OFFSETS_MOST)
         for patch in range(patches):
-            with timings.stage("read"):
-                _, top, left, rows, cols = header.unit_region(patch * header.groups)
-                window = source.read(top, left, rows, cols)
-            chunks += self._encode_patch(header, patch, window, ranges, quality_step, verify, timings)
+            if offsets is not None and patch % again == 0:
+                chunks.append(fmt.write_offsets(offsets))
+            chunks += self._encode_patch(scene, patch, offsets)
             if progress:
                 progress(patch + 1, patches)
         return EncodedScene(fmt.write_stream(header, chunks), header, quality_step, timings, self.guard.upsets - upsets)
 
-    def _encode_patch(
-        self,
-        header: fmt.Header,
-        patch: int,
-        window: Block,
-        ranges: IntArray | None,
-        quality_step: int,
-        verify: bool,
-        timings: Timings,
-    ) -> list[bytes]:
+    def _offsets(self, scene: _Scene) -> IntArray | None:
+        """The offsets of the tables int8 [groups, latents] of a scene, None where it is small or none saves what it costs."""
+        if scene.header.patches < PATCHES_MIN:
+            return None
+        contract = self.profile.contract
+        watched = TableOffsets(TableCosts(contract.tables), scene.header.groups, contract.widths.latents)
+        share = share_of(scene.header.patches)
+        for patch in range(0, scene.header.patches, share):
+            for group, image in scene.images(scene.window(patch)):
+                if image is not None:
+                    watch = partial(watched.add, group)
+                    self.encode_image(image, scene.quality_step, timings=scene.timings, watch=watch)
+        offsets = watched.chosen(share)
+        return offsets if offsets.any() else None
+
+    def _encode_patch(self, scene: _Scene, patch: int, offsets: IntArray | None) -> list[bytes]:
         """The chunks of one patch: its mask where it needs one, and a segment for each group of bands."""
+        window = scene.window(patch)
         chunks = []
         if needs_mask(window):
             chunks.append(fmt.write_chunk(fmt.MASK, pack_mask(patch, window.valid, window.alpha)))
-        for group in range(header.groups):
-            unit = patch * header.groups + group
-            bands = list(header.group_bands(group))
-            valid = window.valid[bands]
-            if not valid.any():
+        for group, image in scene.images(window):
+            unit = patch * scene.header.groups + group
+            if image is None:
                 chunks.append(fmt.write_segment(fmt.Segment(unit, fmt.EMPTY)))
-                continue
-            with timings.stage("normalise"):
-                image = normalise(window.samples[bands], None if ranges is None else ranges[bands])
-                image = fill_invalid(image, valid)
-                image = image[[min(i, len(bands) - 1) for i in range(fmt.BANDS_PER_GROUP)]]
-            chunks.append(fmt.write_segment(self._encode_unit(image, quality_step, unit, verify, timings)))
+            else:
+                own = None if offsets is None else offsets[group]
+                chunks.append(fmt.write_segment(self._encode_unit(scene, unit, image, own)))
         return chunks
 
-    def _encode_unit(
-        self, image: FloatArray, quality_step: int, unit: int, verify: bool, timings: Timings
-    ) -> fmt.Segment:
-        """Segment of one unit; with ``verify`` it was decoded again, and encoded once more where that failed."""
-        segment = self.encode_image(image, quality_step, unit, timings)
-        if not verify:
+    def _encode_unit(self, scene: _Scene, unit: int, image: FloatArray, offsets: IntArray | None) -> fmt.Segment:
+        """Segment of one unit; where the scene wants it, it was decoded again, and encoded once more where that failed."""
+        timings = scene.timings
+        segment = self.encode_image(image, scene.quality_step, unit, timings, offsets)
+        if not scene.verify:
             return segment
         try:
             with timings.stage("verify"):
-                self.verify(segment, image.shape[1:])
+                self.verify(segment, image.shape[1:], offsets)
         except UpsetError:
             self.guard.renew()
-            segment = self.encode_image(image, quality_step, unit, timings)
+            segment = self.encode_image(image, scene.quality_step, unit, timings, offsets)
             with timings.stage("verify"):
-                self.verify(segment, image.shape[1:])
+                self.verify(segment, image.shape[1:], offsets)
         return segment
+
+
+@dataclass(frozen=True)
+class _Scene:
+    """A scene while it is encoded."""
+
+    source: Source
+    header: fmt.Header
+    ranges: IntArray | None
+    quality_step: int
+    verify: bool
+    timings: Timings
+
+    def window(self, patch: int) -> Block:
+        """The samples of a patch."""
+        with self.timings.stage("read"):
+            return self.source.read(*self.header.patch_region(patch))
+
+    def images(self, window: Block) -> Iterator[tuple[int, FloatArray | None]]:
+        """Each group of bands of a patch and its normalised image float32 [3, H, W], None where no sample is valid."""
+        for group in range(self.header.groups):
+            bands = list(self.header.group_bands(group))
+            valid = window.valid[bands]
+            if not valid.any():
+                yield group, None
+                continue
+            with self.timings.stage("normalise"):
+                image = normalise(window.samples[bands], None if self.ranges is None else self.ranges[bands])
+                image = fill_invalid(image, valid)
+                image = image[[min(i, len(bands) - 1) for i in range(fmt.BANDS_PER_GROUP)]]
+            yield group, image
 
 
 def packet_of(metadata: Metadata, acquisition: Acquisition | None) -> bytes:

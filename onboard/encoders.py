@@ -30,7 +30,8 @@ class Encoders:
 
     def __init__(self, profile: str, load: LoadEngine, version: int | None = None) -> None:
         """``profile`` is a shipped profile's name, a folder, or ``auto``; ``version`` is the format version that is wanted, None
-        for that of the profile. ``load`` makes the engine of a profile of format version 1."""
+        for that of the profile. Streams of version 1 that was asked for can be read by every reader since 0.1, so they have no offsets
+        of the tables. ``load`` makes the engine of a profile of format version 1."""
         self._profile, self._load, self._version = profile, load, version
         self._made: dict[str, Encoder | ComponentEncoder] = {}
 
@@ -63,7 +64,7 @@ class Encoders:
                 self._made[name] = ComponentEncoder(find_component_profile(name))
             else:
                 profile = find_profile(name)
-                self._made[name] = Encoder(profile, self._load(profile))
+                self._made[name] = Encoder(profile, self._load(profile), table_offsets=self._version is None)
         return self._made[name]
 
 

@@ -6,7 +6,7 @@
 
 #include "coder.h"
 
-enum { BUCKETS = 32, CELL = 128, FRACTIONS = 16, TABLED = 64, INDICES = 128, PER_OCTAVE = 6 };
+enum { BUCKETS = 32, CELL = 128, FRACTIONS = 16, TABLED = 64, PER_OCTAVE = 6 };
 
 /* A latent `x`, in half steps, as a choice: what it costs, and how it moves the trellis. */
 typedef struct {
@@ -116,7 +116,7 @@ void perigee_bits_by_offset(const Costs *c, uint32_t channels, uint32_t latents,
         for (uint32_t i = 0; i < latents; i++, x++, table++, mean++)
             for (uint32_t o = 0; o < count; o++) {
                 int32_t index = *table / FRACTIONS + offsets[o], raw = 0;
-                index = index < 0 ? 0 : index >= INDICES ? INDICES - 1 : index;
+                index = index < 0 ? 0 : index >= c->scales ? c->scales - 1 : index;
                 if (index >= TABLED) raw = (index - TABLED) / PER_OCTAVE + 1, index -= PER_OCTAVE * raw;
                 const int32_t below = *mean - (*x & 1) * FRACTIONS / 2;
                 const int32_t row = index * FRACTIONS + ((below >> raw) & (FRACTIONS - 1));

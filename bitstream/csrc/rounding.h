@@ -10,12 +10,14 @@
 enum { STATES = 8 };
 
 /* What latents cost. `bits` has the cost of each entry of the tables, whose rows begin at `starts`; `radius` is by
- * table. `centroids` is [scale index][32], in 1/128 step. A squared error of one step is worth `error_bits` bits. */
+ * table. `centroids` is [scale index][32], in 1/128 step. A squared error of one step is worth `error_bits` bits. There
+ * are `scales` scale indices. `perigee_bits_by_offset` needs neither centroids nor the worth of an error. */
 typedef struct {
     const float *bits;
     const int32_t *starts, *radius;
     const int8_t *centroids;
     float error_bits;
+    int32_t scales;
 } Costs;
 
 /* How each state of the trellis was reached at one latent: the latent, in half steps, and the state before it. */

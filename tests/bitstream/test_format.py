@@ -272,7 +272,7 @@ class TestChunks:
         stream = parse_stream(join(ONE, fmt.write_chunk(kind, b"x" * 300), EMPTY_ONE, fmt.write_chunk(kind, b"")))
         assert list(stream.segments) == [0] and stream.damage == []
 
-    @pytest.mark.parametrize("kind", [0x05, 0x06, 0x07, 0x08, 0x40, 0x7F])
+    @pytest.mark.parametrize("kind", [0x05, 0x06, 0x07, 0x09, 0x40, 0x7F])
     @pytest.mark.parametrize("damaged", [False, True])
     def test_unknown_critical_chunks_are_refused(self, kind: int, damaged: bool) -> None:
         with pytest.raises(UnsupportedError, match=f"{kind:#04x}"):

@@ -146,7 +146,9 @@ class TestHeaderTable:
 class TestChunkTable:
     def test_codes(self) -> None:
         defined = {row[1]: code for code, row in CODES.items() if row[2] == "defined"}
-        assert defined == {name: getattr(fmt, name) for name in ("END", "SEGMENT", "MASK", "METADATA", "RANGE")}
+        assert defined == {
+            name: getattr(fmt, name) for name in ("END", "SEGMENT", "MASK", "METADATA", "RANGE", "OFFSETS")
+        }
         assert {code: row[1] for code, row in CODES.items() if row[2] == "reserved"} == fmt.RESERVED_CRITICAL
         assert [row[5] for row in CODES.values() if row[2] == "reserved"] == ["refuses"] * len(fmt.RESERVED_CRITICAL)
         assert fmt.OPTIONAL_BIT == 0x80 and "bit 0x80 set" in TEXT
@@ -159,7 +161,7 @@ class TestChunkTable:
         assert data[-4:] == zlib.crc32(data[:-4]).to_bytes(4, "little")
 
     def test_what_a_reader_does(self) -> None:
-        payloads = {fmt.MASK: b"\0\0", fmt.RANGE: struct.pack("<ii", 0, 1)}
+        payloads = {fmt.MASK: b"\0\0", fmt.RANGE: struct.pack("<ii", 0, 1), fmt.OFFSETS: zlib.compress(b"?")}
         for kind in set(range(256)) - {fmt.END, fmt.SEGMENT}:
             stream = one_unit(EMPTY, fmt.write_chunk(kind, payloads.get(kind, b"?")))
             if kind >= fmt.OPTIONAL_BIT or (kind in CODES and CODES[kind][2] == "defined"):

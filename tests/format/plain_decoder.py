@@ -90,9 +90,10 @@ def patch_size(header: Header, patch: int) -> tuple[int, int]:
 
 
 # Sections 2 and 4, the stream and its chunks. `segments` is {unit: Segment}, `masks` {patch: what read_mask returns},
-# `ranges` int32 [bands, 2], `metadata` the packet as bytes or None, and `fields` what metadata_fields returns for it.
-Stream = namedtuple("Stream", "header segments masks ranges metadata fields")
-END, SEGMENT, MASK, METADATA, RANGE = range(5)  # types of chunks
+# `ranges` int32 [bands, 2], `offsets` int8 [groups, latents] or None, `metadata` the packet as bytes or None, and `fields`
+# what metadata_fields returns for it.
+Stream = namedtuple("Stream", "header segments masks ranges offsets metadata fields")
+END, SEGMENT, MASK, METADATA, RANGE, OFFSETS = 0, 1, 2, 3, 4, 8  # types of chunks
 SHARED, PER_BAND, ALPHA = range(3)  # kinds of masks
 
 
@@ -110,7 +111,7 @@ def read_stream(data: bytes) -> Stream:
     """Parses a whole stream strictly: the bytes of a file to a Stream. No segment's words are decoded yet."""
     cursor = Cursor(data)
     header = read_header(cursor)
-    segments, masks, ranges, metadata, fields, count = {}, {}, None, None, {}, 0
+    segments, masks, ranges, offsets, metadata, fields, count = {}, {}, None, None, None, {}, 0
     kind, payload = read_chunk(cursor)
     while kind != END:
         count += 1
@@ -130,6 +131,10 @@ def read_stream(data: bytes) -> Stream:
             require(ranges is None and len(payload) == 8 * header.bands, "the coding ranges are double or misshapen")
             ranges = np.frombuffer(payload, "<i4").reshape(header.bands, 2)
             require(bool((ranges[:, 1] > ranges[:, 0]).all()), "a coding range is empty")
+        elif kind == OFFSETS:
+            own = read_offsets(payload, header)
+            require(offsets is None or np.array_equal(own, offsets), "there are two different sets of offsets")
+            offsets = own
         else:
             require(kind >= 0x80, "a critical chunk is unknown or reserved")
         kind, payload = read_chunk(cursor)
@@ -143,7 +148,20 @@ def read_stream(data: bytes) -> Stream:
     require(fits and fields.get("ALPHA", 0) <= header.bands, "the metadata do not fit the masks or the bands")
     nodata, legal = fields.get("NODATA", 0.0), np.iinfo(header.sample_type)
     require(legal.min <= nodata <= legal.max and nodata.is_integer(), "NODATA is no value of the sample type")
-    return Stream(header, segments, masks, ranges, metadata, fields)
+    return Stream(header, segments, masks, ranges, offsets, metadata, fields)
+
+
+# Section 7.1, offsets of the tables.
+def read_offsets(payload: bytes, header: Header) -> np.ndarray:
+    """Parses the payload of an OFFSETS chunk: int8 [groups, latents]. decode_latents checks the number of latents."""
+    inflater, most = zlib.decompressobj(), 2048 * header.groups
+    try:
+        data = inflater.decompress(payload, most + 1)
+    except zlib.error as error:
+        raise Refused(f"the offsets are no zlib stream: {error}") from error
+    require(inflater.eof and not inflater.unused_data, "the offsets are not one zlib stream")
+    require(0 < len(data) <= most and len(data) % header.groups == 0, "the offsets have the wrong size")
+    return np.frombuffer(data, np.int8).reshape(header.groups, -1)
 
 
 # Section 5, segments. All but `unit` and `mode` belong to mode 0 alone; `coded` is None without the flag FIRST.
@@ -463,8 +481,8 @@ def decode_pass(contract: Contract, coder: Coder, mean: np.ndarray, index: np.nd
     return latents
 
 
-def decode_latents(contract: Contract, segment: Segment, rows: int, cols: int) -> tuple:
-    """Decodes a segment of mode 0 of `rows` x `cols` pixels.
+def decode_latents(contract: Contract, segment: Segment, rows: int, cols: int, offsets: np.ndarray | None) -> tuple:
+    """Decodes a segment of mode 0 of `rows` x `cols` pixels; `offsets` are those of its group, or None.
 
     Returns q, the means in sixteenths and the scale indices, all int64 [latents, H, W], and how many passes count.
     """
@@ -473,6 +491,8 @@ def decode_latents(contract: Contract, segment: Segment, rows: int, cols: int) -
     coded = latents if segment.coded is None else 8 * segment.coded
     require(segment.mode == NETWORK and coded <= latents, "the segment does not fit the contract")
     require(segment.words[:1] != (0,), "the first word is 0")
+    offsets = np.zeros(latents, np.int8) if offsets is None else offsets
+    require(len(offsets) == latents, "the offsets do not fit the contract")
     coder = Coder(segment.words)
     first = segment.quality_step * (len(contract.z_tables) // hyper_latents) // 251 * hyper_latents
     z = [coder.pop(contract.z_tables[first + c]) - 64 for c in range(hyper_latents) for _ in range(h * w)]
@@ -490,7 +510,8 @@ def decode_latents(contract: Contract, segment: Segment, rows: int, cols: int) -
         values = np.zeros_like(mean)
         if own > 0 and counts:
             try:
-                values[:own] = decode_pass(contract, coder, mean[:own], index[:own])
+                moved = np.clip(index[:own] + offsets[start : start + own, None, None].astype(np.int64), 0, 63)
+                values[:own] = decode_pass(contract, coder, mean[:own], moved)
                 counts = not (cut and coder.remaining() < 2)
             except Refused:
                 require(cut, "an escape or a latent is illegal")
@@ -512,7 +533,9 @@ def main(stream_path: str, contract_path: str) -> None:
     require(contract.digest == header.contract and contract.side == header.side, "the stream names another contract")
     for unit, segment in sorted(stream.segments.items()):
         if segment.mode == NETWORK:
-            q, _, _, passes[unit] = decode_latents(contract, segment, *patch_size(header, unit // header.groups))
+            patch, group = divmod(unit, header.groups)
+            offsets = None if stream.offsets is None else stream.offsets[group]
+            q, _, _, passes[unit] = decode_latents(contract, segment, *patch_size(header, patch), offsets)
             latents[unit] = zlib.crc32(q.astype("<i2").tobytes())
     fields = header._asdict() | {"contract": header.contract.hex(), "sample_type": header.sample_type.name}
     print(json.dumps({"header": fields, "latents": latents, "passes": passes}, indent=1))

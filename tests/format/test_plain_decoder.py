@@ -111,11 +111,14 @@ def decoded_plainly(data: bytes) -> Scene:
     stream = plain.read_stream(data)
     header, contract = stream.header, plain_contract(stream.header.contract)
     plain.require(contract is not None and contract.side == header.side, "the stream needs another contract")
+    fitting = stream.offsets is None or stream.offsets.shape[1] == contract.widths[0]
+    plain.require(fitting, "the offsets do not fit the contract")
     units = {}
     for unit, segment in stream.segments.items():
         if segment.mode == plain.NETWORK:
             size = plain.patch_size(header, unit // header.groups)
-            *parts, passes = plain.decode_latents(contract, segment, *size)
+            offsets = None if stream.offsets is None else stream.offsets[unit % header.groups]
+            *parts, passes = plain.decode_latents(contract, segment, *size, offsets)
             units[unit] = Unit(*parts, passes if segment.flags & plain.CUT else None)
     valid = np.empty((header.bands, header.height, header.width), bool)
     alpha = np.empty(valid.shape[1:], header.sample_type) if "ALPHA" in stream.fields else None
@@ -181,7 +184,7 @@ class TestGoldenStreams:
         note(coder)
         assert coder.state == 0x9B4A87A39 and "S = 0x9b4a87a39" in text
         monkeypatch.setattr(plain, "decode_pass", watched)
-        *_, passes = plain.decode_latents(plain_contract(stream.header.contract), segment, 256, 256)
+        *_, passes = plain.decode_latents(plain_contract(stream.header.contract), segment, 256, 256, None)
         assert found == wanted and passes == 1
 
 
@@ -206,6 +209,21 @@ class AlphaSource:
 def encoder(name: str) -> Encoder:
     profile = find_profile(name)
     return Encoder(profile, FlightEngine(profile, 1))
+
+
+class AnyOffsets(Encoder):
+    """An encoder that codes with any offsets of the tables."""
+
+    offsets: Any = None
+
+    def _offsets(self, scene: Any) -> Any:
+        return self.offsets
+
+
+@lru_cache(maxsize=2)
+def encoder_with_offsets(name: str) -> AnyOffsets:
+    profile = find_profile(name)
+    return AnyOffsets(profile, FlightEngine(profile, 1))
 
 
 def random_size(rng: np.random.Generator) -> tuple[int, int]:
@@ -284,8 +302,15 @@ def random_stream(number: int, tiny: bool = False) -> tuple[bytes, frozenset[str
         metadata = random_metadata(rng, nodata=nodata, masked=bool(rng.random() < 0.1))
         shape = {"shared mask": (rows, cols), "mask a band": (bands, rows, cols)}.get(kind)
         valid = None if shape is None else random_mask(rng, *shape)
-        if rng.random() < 0.5:
+        way = rng.random()
+        if way < 0.3:
             data = perigee.encode(samples, quality, profile, metadata, valid=valid, threads=1)
+        elif way < 0.6:
+            other = encoder_with_offsets(profile)
+            shape = (-(-bands // 3), other.profile.contract.widths.latents)
+            other.offsets = np.rint(rng.normal(0, 10.0 ** rng.uniform(0, 1.5), shape)).clip(-128, 127).astype(np.int8)
+            data = other.encode_scene(ArraySource(samples, metadata, valid), quality).data
+            notes.add("offsets")
         else:
             data = encoder(profile).encode_scene(ArraySource(samples, metadata, valid), quality).data
     return changed_on_the_way(rng, data, notes), frozenset(notes)
@@ -297,6 +322,8 @@ def changed_on_the_way(rng: np.random.Generator, data: bytes, notes: set[str]) -
     chunks = [] if stream.metadata is None else [fmt.write_chunk(fmt.METADATA, stream.metadata)]
     if stream.ranges is not None:
         chunks.append(fmt.write_ranges(stream.ranges))
+    if stream.offsets is not None:
+        chunks += [fmt.write_offsets(stream.offsets)] * int(rng.integers(1, 4))
     chunks += [fmt.write_chunk(fmt.MASK, fmt.write_varint(patch) + mask) for patch, mask in stream.masks.items()]
     notes |= {f"mask of kind {mask[0]}" for mask in stream.masks.values()}
     notes |= {"several patches"} if stream.header.units > stream.header.groups else set()
@@ -402,9 +429,11 @@ class TestRandomContracts:
         q = np.clip(q, -32768, 32767)
         latents = None if coded is None else 8 * coded
         q[latents if latents else widths.latents :] = 0
+        offsets = rng.integers(-128, 128, widths.latents).astype(np.int8) if rng.random() < 0.5 else None
         passes = []
         for k, p in enumerate(reference.all_passes(z[None], q[None], step, latents)):
             start, _ = widths.slice_of(k)
+            p = p if offsets is None else p.shifted(offsets[start : start + p.mean.shape[1]])
             values = half(q[None, start : start + p.mean.shape[1]], k % 2)[0]
             passes.append((values, Prediction(p.table[0], p.mean[0])))
         words = entropy.encode_symbols(widths, contract.tables, z, passes, step)
@@ -413,10 +442,10 @@ class TestRandomContracts:
         for count in kept:
             sent = whole if count is None else whole._replace(words=words[:count], cut=True)
             ours = entropy.decode_symbols(
-                widths, contract.tables, reference, sent.words, step, (h, w), sent.cut, latents=latents
+                widths, contract.tables, reference, sent.words, step, (h, w), sent.cut, latents=latents, offsets=offsets
             )
             segment = plain.read_segment(plain.read_chunk(plain.Cursor(fmt.write_segment(sent)))[1])
-            found, mean, index, decoded = plain.decode_latents(other, segment, rows, cols)
+            found, mean, index, decoded = plain.decode_latents(other, segment, rows, cols, offsets)
             assert np.array_equal(found, ours.q) and np.array_equal(mean, ours.mean), count
             assert np.array_equal(index, ours.scale_index) and decoded == ours.passes, count
             assert count is not None or np.array_equal(found, q)
@@ -452,11 +481,11 @@ class TestRandomContracts:
             segment = plain.read_segment(plain.read_chunk(plain.Cursor(fmt.write_segment(sent)))[1])
             if not legal and not cut:
                 with pytest.raises(plain.Refused):
-                    plain.decode_latents(other, segment, 64, 64)
+                    plain.decode_latents(other, segment, 64, 64, None)
                 with pytest.raises(SymbolError):
                     entropy.decode_symbols(contract.widths, tables, reference, sent.words, 0, (1, 1))
                 continue
-            found, _, _, passes = plain.decode_latents(other, segment, 64, 64)
+            found, _, _, passes = plain.decode_latents(other, segment, 64, 64, None)
             ours = entropy.decode_symbols(contract.widths, tables, reference, sent.words, 0, (1, 1), cut)
             assert np.array_equal(found, ours.q) and passes == ours.passes == (2 if legal else 0)
             assert np.array_equal(found, q if legal else 0 * q)
@@ -467,14 +496,14 @@ class TestRandomContracts:
         contract, theirs = profile.contract, plain_contract(profile.contract.digest)
         words = np.random.default_rng(1).integers(1, 1 << 32, 5000).astype(np.uint32)
         segment = plain.Segment(0, plain.NETWORK, plain.CUT, 100, 0, 1, tuple(words.tolist()))
-        q, _, _, passes = plain.decode_latents(theirs, segment, 64, 64)
+        q, _, _, passes = plain.decode_latents(theirs, segment, 64, 64, None)
         given = (contract.widths, contract.tables, contract.reference(np.float64), words, 100, (1, 1))
         ours = entropy.decode_symbols(*given, cut=True, latents=8)
         assert (
             np.array_equal(q, ours.q) and passes == ours.passes == 4
         )  # the first two slices of flight3 have 8 channels
         with pytest.raises(plain.Refused):
-            plain.decode_latents(theirs, segment._replace(flags=0, checksum=fmt.checksum_of(q)), 64, 64)
+            plain.decode_latents(theirs, segment._replace(flags=0, checksum=fmt.checksum_of(q)), 64, 64, None)
         with pytest.raises(SymbolError):
             entropy.decode_symbols(*given, latents=8)
 
@@ -752,6 +781,23 @@ def edges() -> dict[str, tuple[bytes, bool]]:
     add("no range", False, empty, dtype="int16")
     for payload in (b"", bytes(7), struct.pack("<iii", 0, 1, 2), struct.pack("<iiii", 0, 1, 0, 1)):
         add(f"a range of {len(payload)} bytes", False, empty, (fmt.RANGE, payload))
+
+    def offsets(name: str, accepted: bool, *payloads: bytes) -> None:
+        add(f"offsets: {name}", accepted, empty, *((fmt.OFFSETS, payload) for payload in payloads))
+
+    latents = find_profile("flight2").contract.widths.latents
+    zeros, ones = zlib.compress(bytes(latents)), zlib.compress(b"\1" * latents)
+    offsets("of the right size", True, zeros)
+    offsets("twice the same", True, zlib.compress(bytes(latents), 9), zlib.compress(bytes(latents), 0))
+    offsets("two that differ", False, zeros, ones)
+    offsets("one latent less", False, zlib.compress(bytes(latents - 1)))
+    offsets("one latent more", False, zlib.compress(bytes(latents + 1)))
+    offsets("none", False, zlib.compress(b""))
+    offsets("of more than any group has", False, zlib.compress(bytes(2049)))
+    offsets("a byte behind the zlib stream", False, zeros + b"\0")
+    offsets("a zlib stream that ends early", False, zeros[:-1])
+    offsets("a bomb", False, zlib.compress(bytes(1 << 24)))
+    offsets("no zlib stream", False, b"?")
 
     packed = zlib.compress(b"\xaa\0")
     dictionary = zlib.compressobj(zdict=b"\xaa\0\xaa\0")

@@ -13,9 +13,11 @@ import perigee
 from perigee.bitstream import format as fmt
 from perigee.bitstream.component_prior import magnitude_table
 from perigee.bitstream.component_profile import find_component_profile
+from perigee.bitstream.costs import TableCosts
 from perigee.bitstream.errors import ProfileError, RasterError, UpsetError
 from perigee.bitstream.metadata import Metadata
 from perigee.bitstream.prior import Prediction
+from perigee.bitstream.profile import find_profile
 from perigee.bitstream.version2 import (
     ComponentSegment,
     Parameters,
@@ -378,19 +380,22 @@ def test_a_scene_has_offsets_of_the_tables_that_save_bytes(codec, engine, monkey
     assert errors[0] < 1.1 * errors[1]
 
 
-def test_bits_by_offset_are_those_of_tables_that_the_prior_would_have_named(codec):
+@pytest.mark.parametrize("profile", ["spectral1", "flight3"])
+def test_bits_by_offset_are_those_of_tables_that_the_prior_would_have_named(profile):
+    tables = (find_component_profile if profile == "spectral1" else find_profile)(profile).contract.tables
+    costs, scales, steps = TableCosts(tables), tables.scales, 1 if profile == "spectral1" else 2
     rng = np.random.default_rng(3)
-    table = rng.integers(0, 2048, (3, 4, 4)).astype(np.int32)
+    table = rng.integers(0, 16 * scales, (3, 4, 4)).astype(np.int32)
     mean = table % 16 + 16 * rng.integers(-400, 400, table.shape).astype(np.int32)
-    latents = (mean // 8 + rng.integers(-300, 300, table.shape)).astype(np.int32)
+    latents = steps * ((mean // 8 + rng.integers(-300, 300, table.shape)) // steps).astype(np.int32)
     offsets = np.array([-9, 0, 5], np.int32)
     prediction = Prediction(table, mean)
-    compiled = codec.engine.rounding.bits_by_offset(latents, prediction, offsets)
+    compiled = costs.by_offset(latents, prediction, offsets)
     for number, offset in enumerate(offsets):
-        plain = codec.engine.rounding._bits_of(latents, table, mean, int(offset)).reshape(3, -1).sum(1)
+        plain = costs._with_offset(latents, table, mean, int(offset)).reshape(3, -1).sum(1)
         assert np.allclose(compiled[:, number], plain, rtol=1e-5)
-        moved = Prediction(np.clip(table // 16 + offset, 0, 127) * 16 + table % 16, mean)
-        assert np.allclose(codec.engine.rounding.bits_by_offset(latents, moved, offsets[1:2])[:, 0], plain, rtol=1e-5)
+        moved = Prediction(np.clip(table // 16 + offset, 0, scales - 1) * 16 + table % 16, mean)
+        assert np.allclose(costs.by_offset(latents, moved, offsets[1:2])[:, 0], plain, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("bands", "dtype", "nbits", "nodata"), [(3, "uint16", 12, None), (1, "int16", None, 0)])
