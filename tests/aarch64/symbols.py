@@ -71,9 +71,10 @@ def decode(report, way, folders):
         for unit, segment in sorted(stream.segments.items()):
             _, _, _, rows, cols = stream.header.unit_region(unit)
             size = (-(-rows // HYPER_BLOCK), -(-cols // HYPER_BLOCK))
+            offsets = None if stream.offsets is None else stream.offsets[unit % stream.header.groups]
             found = decode_symbols(
                 contract.widths, contract.tables, prior, segment.words, segment.quality_step, size,
-                kind=coder, latents=segment.latents,
+                kind=coder, latents=segment.latents, offsets=offsets,
             )  # fmt: skip
             if fmt.checksum_of(found.q) != segment.checksum:
                 sys.exit(f"{path}: segment {unit} does not decode to the symbols that were encoded")
