@@ -7,6 +7,7 @@ are little-endian; ``varint`` is unsigned LEB128 of at most five bytes.
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 from collections.abc import Iterable
@@ -303,10 +304,31 @@ def write_end(chunks: int) -> bytes:
     return write_chunk(END, write_varint(chunks))
 
 
+class StreamWriter:
+    """Collects the bytes of a stream: the header, the chunks in their order, the end mark that counts them. No chunk is held twice."""
+
+    def __init__(self, header: bytes) -> None:
+        self._out = io.BytesIO()
+        self._out.write(header)
+        self._chunks = 0
+
+    def add(self, *chunks: bytes) -> None:
+        """Append chunks."""
+        for chunk in chunks:
+            self._out.write(chunk)
+        self._chunks += len(chunks)
+
+    def finish(self) -> bytes:
+        """The whole stream."""
+        self._out.write(write_end(self._chunks))
+        return self._out.getvalue()
+
+
 def write_stream(header: Header, chunks: Iterable[bytes]) -> bytes:
     """A whole stream: the header, the chunks in their order, the end mark that counts them."""
-    body = list(chunks)
-    return b"".join([write_header(header), *body, write_end(len(body))])
+    writer = StreamWriter(write_header(header))
+    writer.add(*chunks)
+    return writer.finish()
 
 
 def cut_segment(segment: Segment, words: int) -> Segment:

@@ -22,8 +22,8 @@ from perigee.bitstream.format import (
     NETWORK,
     QUALITY_STEP_MAX,
     SEGMENT,
+    StreamWriter,
     write_chunk,
-    write_end,
     write_varint,
 )
 from perigee.bitstream.spectral import Spectral
@@ -193,7 +193,9 @@ def write_component_segment(segment: ComponentSegment) -> bytes:
 
 def write_component_stream(header: ComponentHeader, chunks: list[bytes]) -> bytes:
     """A whole stream: the header, the chunks in their order, the end mark that counts them."""
-    return b"".join([write_component_header(header), *chunks, write_end(len(chunks))])
+    writer = StreamWriter(write_component_header(header))
+    writer.add(*chunks)
+    return writer.finish()
 
 
 def checksum_of_components(q: IntArray, channels: tuple[int, ...]) -> int:

@@ -12,6 +12,7 @@ from perigee.bitstream.profile import CONSISTENCY_FILE, Profile
 from perigee.engines.graph import HYPER_PRIOR, Graph, GraphLoader, GraphPrior
 from perigee.engines.onnxruntime import OnnxRuntimeGraph
 from perigee.engines.prior import prior_without
+from perigee.support.cores import usable_cores
 
 
 class Predicted(NamedTuple):
@@ -36,6 +37,7 @@ class GroundEngine:
         """``threads`` None takes all cores. The prior must pass the profile's self-test. Raises ProfileError, EngineError."""
         self.profile = profile
         self.name = graph.engine_name
+        self.threads = threads or usable_cores()
         widths = profile.contract.widths
         prior = prior or prior_without(HYPER_PRIOR, profile, graph, use_compiled_prior)
         if prior is None:

@@ -9,6 +9,7 @@ from perigee.bitstream.component_profile import SYNTHESIS_FILE, ComponentProfile
 from perigee.bitstream.reconstruction import STEP_BITS
 from perigee.engines.components import ComponentEngine
 from perigee.engines.onnxruntime import OnnxRuntimeGraph
+from perigee.support.cores import usable_cores
 
 
 class GroundComponents(ComponentEngine):
@@ -18,6 +19,7 @@ class GroundComponents(ComponentEngine):
         """``threads`` None takes all cores for the synthesis; without ``synthesis`` the samples are those of the integers. Raises
         ProfileError or EngineError."""
         super().__init__(profile)
+        self.threads = threads or usable_cores()
         self._synthesis = None
         if synthesis and profile.manifest.has(SYNTHESIS_FILE):
             self._synthesis = OnnxRuntimeGraph(profile.file(SYNTHESIS_FILE), threads)

@@ -31,9 +31,12 @@ def write_component_synthesis(network: ComponentSynthesis, path: Path) -> None:
 
     def away(x: str, side: int, reach: float, factor: float) -> str:
         mean = x
-        for rows, cols in ((side, 1), (1, side)):  # a square at a time would take far longer
-            pads = [rows // 2, cols // 2] * 2
-            mean = writer.node("AveragePool", mean, kernel_shape=[rows, cols], pads=pads, count_include_pad=0)
+        for _ in range(
+            2
+        ):  # along the rows, then along the columns; a square at a time, or upright, would take far longer
+            pads = [0, side // 2] * 2
+            mean = writer.node("AveragePool", mean, kernel_shape=[1, side], pads=pads, count_include_pad=0)
+            mean = writer.node("Transpose", mean, perm=[0, 1, 3, 2])
         clipped = writer.clip(writer.node("Sub", x, mean), -reach, reach)
         return writer.node("SpaceToDepth", writer.scalar("Mul", clipped, factor), blocksize=REDUCTION)
 

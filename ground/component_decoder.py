@@ -19,12 +19,14 @@ from perigee.bitstream.lapped import BLOCK
 from perigee.bitstream.reconstruction import Reconstruction
 from perigee.bitstream.version2 import ComponentSegment, ComponentStream, checksum_of_components
 from perigee.engines.ground_components import GroundComponents
+from perigee.ground.ahead import Ahead
 from perigee.ground.component_synthesis import CHANNELS_MIN, MARGIN, ComponentSynthesis, DecodedPlanes
 from perigee.ground.regions import Region, squares_over
 from perigee.ground.scene import StreamSource
 from perigee.ground.source import Decoded
 
-WINDOW_PATCHES = 4  # on the side of a window; scenes of many bands have windows of one row
+# Patches down and across a window of the scene
+WINDOW_ROWS, WINDOW_ROWS_MANY_BANDS, WINDOW_COLUMNS = 4, 2, 8
 FEW_BANDS = 4
 
 
@@ -49,6 +51,7 @@ class ComponentDecoder(StreamSource):
         self._reconstruction = Reconstruction(engine.profile.contract)
         self._synthesis = ComponentSynthesis(engine, self.header) if engine.can_synthesise and not fast else None
         self._patches: dict[int, DecodedPlanes | None] = {}
+        self._ahead = Ahead(self._decoded)
 
     # --- patches ---------------------------------------------------------------------------------------------------
 
@@ -80,21 +83,22 @@ class ComponentDecoder(StreamSource):
 
     def planes(self, patch: int) -> DecodedPlanes | None:
         """The components of a patch; None where it has none."""
-        if patch in self._patches:
-            return self._patches[patch]
-        out = None
+        if patch not in self._patches:
+            self._patches[patch] = self._ahead.get(patch)
+        return self._patches[patch]
+
+    def _decoded(self, patch: int) -> DecodedPlanes | None:
         segment = self.stream.segments.get(patch)
         if segment is None or segment.mode == fmt.DROPPED:
             self.report.lost[patch] = "dropped on board" if segment else "missing from the stream"
         elif segment.mode == fmt.NETWORK:
             try:
-                out = self._decode(patch, segment)
+                return self._decode(patch, segment)
             except BitstreamError as error:
                 if not self.damaged:
                     raise
                 self.report.lost[patch] = str(error)
-        self._patches[patch] = out
-        return out
+        return None
 
     def _decode(self, patch: int, segment: ComponentSegment) -> DecodedPlanes:
         decoded = self.latents(patch)
@@ -163,17 +167,32 @@ class ComponentDecoder(StreamSource):
     def blocks(
         self, region: Region | None = None, bands: Sequence[int] | None = None
     ) -> Iterator[tuple[Region, Decoded]]:
-        """The scene or a region in windows of patches, row by row. Patches that are done with are dropped."""
-        side = self.header.patch_side
+        """The scene or a region in windows at absolute places, stripe by stripe from the left, each from its top. Patches that are done
+        with are dropped; those on both sides of a stripe's edge are decoded twice, so that memory does not grow with the scene."""
         whole = region or Region(0, 0, self.height, self.width)
-        high, wide = side * (WINDOW_PATCHES if self.bands <= FEW_BANDS else 1), side * WINDOW_PATCHES
         margin = MARGIN * BLOCK if self._synthesis else 0
-        for top in range(whole.top, whole.top + whole.rows, high):
-            self.forget(before_patch_row=max(top - margin, 0) // side)
-            rows = min(high, whole.top + whole.rows - top)
-            for left in range(whole.left, whole.left + whole.cols, wide):
-                window = Region(top, left, rows, min(wide, whole.left + whole.cols - left))
+        windows = list(self._windows(whole))
+        with self._ahead.threads(self.engine.threads):
+            for window, following in zip(windows, [*windows[1:], None], strict=True):
+                at_top = window.top == whole.top
+                self.forget(None if at_top else max(window.top - margin, 0) // self.header.patch_side)
+                for needed in (window, following):
+                    if needed:
+                        self._begin(needed, margin)
                 yield window, self.region(window, bands)
+
+    def _windows(self, whole: Region) -> Iterator[Region]:
+        side = self.header.patch_side
+        high, wide = side * (WINDOW_ROWS if self.bands <= FEW_BANDS else WINDOW_ROWS_MANY_BANDS), side * WINDOW_COLUMNS
+        for left in range(whole.left // wide * wide, whole.right, wide):
+            for top in range(whole.top // high * high, whole.bottom, high):
+                yield Region(top, left, high, wide).intersection(whole)
+
+    def _begin(self, window: Region, margin: int) -> None:
+        """Have the patches of a window decoded by threads."""
+        around = window.grown(margin, Region(0, 0, self.height, self.width))
+        touched = (row * self.header.grid[1] + col for row, col, _, _ in squares_over(around, self.header.patch_side))
+        self._ahead.begin(patch for patch in touched if patch not in self._patches)
 
     def _origin(self) -> dict[str, str]:
         profile = self.engine.profile

@@ -7,19 +7,19 @@ spectral transform, so that no seams show at the borders of patches. From ``STEP
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from perigee.bitstream.arrays import IntArray
+from perigee.bitstream.arrays import FloatArray, IntArray
 from perigee.bitstream.contract import HYPER_BLOCK
 from perigee.bitstream.lapped import BLOCK
 from perigee.bitstream.prior import QUALITY_STEPS
 from perigee.bitstream.reconstruction import CELL_BITS, UNIT_BITS, centroids_of
 from perigee.bitstream.version2 import ComponentHeader
 from perigee.engines.ground_components import GroundComponents
-from perigee.ground.regions import Region, squares_over
+from perigee.ground.regions import Place, Region, squares_over
 
 MARGIN = 4  # blocks on each side of a window: with two, samples would depend on the window by up to a third of a step
 STEPS_MAX = 120  # the quality step from which on the synthesis gains less than 0.02 dB
@@ -37,6 +37,9 @@ class DecodedPlanes:
     planes: list[IntArray | None]
     inputs: list[tuple[IntArray, IntArray] | None]
     quality_steps: tuple[int, ...]
+
+
+Found = Sequence[tuple[DecodedPlanes, Place, Place]]  # patches, where they lie in themselves and in an area in blocks
 
 
 class ComponentSynthesis:
@@ -69,33 +72,38 @@ class ComponentSynthesis:
             return None
         out = np.zeros((self._header.bands, region.rows, region.cols), np.int32)
         strongest = np.zeros((BLOCK * around.rows, BLOCK * around.cols), np.float32)
+        for patch, inner, outer in found:
+            if patch.planes[0] is not None:
+                strongest[_pixels(outer)] = patch.planes[0][_pixels(inner)] * np.float32(2.0**-UNIT_BITS)
+        inside = region.within(around.times(BLOCK))
         for c in used:
-            latents, index = (np.zeros((1, BLOCK * BLOCK, around.rows, around.cols), np.float32) for _ in range(2))
-            plane = np.zeros_like(strongest)
-            steps, quality, gains = (np.zeros((around.rows, around.cols), np.float32) for _ in range(3))
-            for patch, inner, outer in found:
-                step = patch.quality_steps[c]
-                steps[outer] = self._engine.step(step)
-                quality[outer] = step / QUALITY_STEPS
-                part, inputs = patch.planes[c], patch.inputs[c]
-                if part is not None:
-                    there, here = ([slice(BLOCK * s.start, BLOCK * s.stop) for s in place] for place in (outer, inner))
-                    plane[tuple(there)] = part[tuple(here)] * np.float32(2.0**-UNIT_BITS)
-                if inputs is not None:
-                    gains[outer] = steps[outer]
-                    latents[(0, slice(None), *outer)] = inputs[0][(slice(None), *inner)] * np.float32(1 / FRACTIONS)
-                    index[(0, slice(None), *outer)] = inputs[1][(slice(None), *inner)]
-            size = steps.repeat(BLOCK, 0).repeat(BLOCK, 1)
-            per_step = np.divide(1, size, out=np.zeros_like(size), where=size > 0)
-            if c == 0:
-                strongest = plane
-            guide = np.zeros_like(plane) if c == 0 else strongest * per_step
-            added = self._engine.synthesise(
-                latents, index, (plane * per_step)[None, None], guide[None, None], quality[None, None]
-            )
-            whole = added[0, 0] * gains.repeat(BLOCK, 0).repeat(BLOCK, 1)
-            out[c] = np.rint(whole[region.within(around.times(BLOCK))] * np.float32(1 << UNIT_BITS)).astype(np.int32)
+            whole = self._of_component(c, found, around, strongest)
+            out[c] = np.rint(whole[inside] * np.float32(1 << UNIT_BITS)).astype(np.int32)
         return out
+
+    def _of_component(self, c: int, found: Found, around: Region, strongest: FloatArray) -> FloatArray:
+        """What is added to component ``c`` of an area in blocks, float32 [16 rows, 16 cols], as a share of the range."""
+        latents, index = (np.zeros((1, BLOCK * BLOCK, around.rows, around.cols), np.float32) for _ in range(2))
+        plane = strongest if c == 0 else np.zeros_like(strongest)
+        steps, quality, gains = (np.zeros((around.rows, around.cols), np.float32) for _ in range(3))
+        for patch, inner, outer in found:
+            step = patch.quality_steps[c]
+            steps[outer] = self._engine.step(step)
+            quality[outer] = step / QUALITY_STEPS
+            part, inputs = patch.planes[c], patch.inputs[c]
+            if c and part is not None:
+                plane[_pixels(outer)] = part[_pixels(inner)] * np.float32(2.0**-UNIT_BITS)
+            if inputs is not None:
+                gains[outer] = steps[outer]
+                latents[(0, slice(None), *outer)] = inputs[0][(slice(None), *inner)] * np.float32(1 / FRACTIONS)
+                index[(0, slice(None), *outer)] = inputs[1][(slice(None), *inner)]
+        size = steps.repeat(BLOCK, 0).repeat(BLOCK, 1)
+        per_step = np.divide(1, size, out=np.zeros_like(size), where=size > 0)
+        guide = strongest * per_step if c else np.zeros_like(plane)
+        added = self._engine.synthesise(
+            latents, index, (plane * per_step)[None, None], guide[None, None], quality[None, None]
+        )
+        return np.asarray(added[0, 0] * gains.repeat(BLOCK, 0).repeat(BLOCK, 1))
 
     def _extent(self, rows: tuple[int, int]) -> Region:
         """Rows of patches in blocks, the padding of the scene's last patches included."""
@@ -103,6 +111,12 @@ class ComponentSynthesis:
         first, last = rows
         bottom = (last + 1) * side if last + 1 < header.grid[0] else _padded(header.height, header.patch_side)
         return Region(first * side, 0, bottom - first * side, _padded(header.width, header.patch_side))
+
+
+def _pixels(place: Place) -> Place:
+    """A place in blocks as one in pixels."""
+    rows, cols = (slice(BLOCK * part.start, BLOCK * part.stop) for part in place)
+    return rows, cols
 
 
 def _padded(length: int, patch_side: int) -> int:

@@ -20,6 +20,7 @@ from perigee.bitstream.entropy import DecodedPatch, decode_symbols
 from perigee.bitstream.errors import BitstreamError, ChecksumError, Fault, FormatError
 from perigee.bitstream.samples import denormalise
 from perigee.engines.ground import GroundEngine
+from perigee.ground.ahead import Ahead
 from perigee.ground.regions import Region, squares_over
 from perigee.ground.scene import StreamSource
 from perigee.ground.source import Decoded
@@ -65,6 +66,7 @@ class SceneDecoder(StreamSource):
                 found=stream.offsets.shape[1],
             )
         self._latents: dict[int, FloatArray | None] = {}
+        self._ahead = Ahead(self._reconstructed)
         self._received: dict[int, IntArray] = {}  # int16 symbols of whole units that are a rounded linear transform
 
     # --- what only a stream has ------------------------------------------------------------------------------------
@@ -97,9 +99,14 @@ class SceneDecoder(StreamSource):
 
     def latents(self, unit: int) -> FloatArray | None:
         """Dequantised latents and quality plane, float32 [latents + 1, H, W], of a unit; None where it has none."""
-        if unit in self._latents:
-            return self._latents[unit]
-        out = None
+        if unit not in self._latents:
+            self._latents[unit], received = self._ahead.get(unit)
+            if received is not None:
+                self._received[unit] = received
+        return self._latents[unit]
+
+    def _reconstructed(self, unit: int) -> tuple[FloatArray | None, IntArray | None]:
+        """What :meth:`latents` and :meth:`received` give of a unit."""
         segment = self.stream.segments.get(unit)
         if segment is None or segment.mode == fmt.DROPPED:
             self.report.lost[unit] = "dropped on board" if segment else "missing from the stream"
@@ -107,14 +114,13 @@ class SceneDecoder(StreamSource):
             try:
                 d = self.symbols(unit)
                 out = self.engine.reconstruct(d.q[None], d.mean[None], d.scale_index[None], segment.quality_step)[0]
-                if segment.linear and not segment.cut and self.engine.can_project:
-                    self._received[unit] = d.q.astype(np.int16)
+                linear = segment.linear and not segment.cut and self.engine.can_project
+                return out, d.q.astype(np.int16) if linear else None
             except BitstreamError as error:
                 if not self.damaged:
                     raise
                 self.report.lost[unit] = str(error)
-        self._latents[unit] = out
-        return out
+        return None, None
 
     def received(self, unit: int) -> IntArray | None:
         """Symbols int16 [latents, H, W] of a whole unit whose analysis was linear, so that they describe cells; else None."""
@@ -233,11 +239,26 @@ class SceneDecoder(StreamSource):
         """
         side = self.header.patch_side
         whole = region or Region(0, 0, self.height, self.width)
-        for top, rows in synthesis_windows(whole.top, whole.rows, side):
-            self.forget(before_patch_row=(top - MARGIN * BLOCK) // side)
-            for left, cols in synthesis_windows(whole.left, whole.cols, side):
-                window = Region(top, left, rows, cols)
+        windows = [
+            Region(top, left, rows, cols)
+            for top, rows in synthesis_windows(whole.top, whole.rows, side)
+            for left, cols in synthesis_windows(whole.left, whole.cols, side)
+        ]
+        chosen = range(self.bands) if bands is None else bands
+        groups = sorted({b // fmt.BANDS_PER_GROUP for b in chosen})
+        with self._ahead.threads(self.engine.threads):
+            for window, following in zip(windows, [*windows[1:], None], strict=True):
+                self.forget(before_patch_row=(window.top - MARGIN * BLOCK) // side)
+                for needed in (window, following):
+                    if needed:
+                        self._begin(needed, groups)
                 yield window, self.region(window, bands, image_of)
+
+    def _begin(self, window: Region, groups: Sequence[int]) -> None:
+        """Have the units of a window decoded by threads."""
+        around = window.blocks(BLOCK).grown(MARGIN, self.latent_extent)
+        units = (unit for group in groups for unit, _, _ in self.units_over(group, around))
+        self._ahead.begin(unit for unit in units if unit not in self._latents)
 
     def _origin(self) -> dict[str, str]:
         profile = self.engine.profile

@@ -29,7 +29,7 @@ class Library:
     """What is shipped plus the folders given; a folder may be a profile or a compensator, or hold several."""
 
     def __init__(self, folders: Iterable[Path] = (), threads: int | None = None) -> None:
-        self._threads = threads
+        self.threads = threads
         self._lock = threading.Lock()
         self._engines: dict[bytes, GroundEngine] = {}
         self._folders = tuple(folders)
@@ -80,7 +80,7 @@ class Library:
             raise UnknownProfileError(contract.hex(), known)
         with self._lock:
             if contract not in self._component_engines:
-                self._component_engines[contract] = GroundComponents(profile, self._threads)
+                self._component_engines[contract] = GroundComponents(profile, self.threads)
             return self._component_engines[contract]
 
     def profile(self, contract: bytes) -> Profile:
@@ -95,14 +95,14 @@ class Library:
         profile = self.profile(contract)
         with self._lock:
             if contract not in self._engines:
-                self._engines[contract] = GroundEngine(profile, self._threads)
+                self._engines[contract] = GroundEngine(profile, self.threads)
             return self._engines[contract]
 
     def compensator(self, name: str, contract: bytes) -> Compensator:
         """A compensator for streams of a contract. Raises CompensationError or EngineError."""
         with self._lock:
             if (name, contract) not in self._compensators:
-                found = find_compensator(name, contract, self._folders, self._threads)
+                found = find_compensator(name, contract, self._folders, self.threads)
                 self._compensators[name, contract] = found
             return self._compensators[name, contract]
 

@@ -42,6 +42,11 @@ GDAL_ERRORS = (RasterioError, RasterioIOError, CPLE_BaseError)
 COG = {"driver": "COG", "COMPRESS": "DEFLATE", "PREDICTOR": "YES", "BLOCKSIZE": 512, "BIGTIFF": "IF_SAFER"}
 
 
+def compressing(threads: int | None) -> rasterio.Env:
+    """A context in which products are compressed by so many threads, None for all cores. Their bytes are the same."""
+    return rasterio.Env(GDAL_NUM_THREADS=str(threads or "ALL_CPUS"))
+
+
 def _window(place: Region) -> Window:
     return Window(place.left, place.top, place.cols, place.rows)
 

@@ -86,7 +86,9 @@ class ComponentEncoder:
             v2.write_component_header(header)
         )  # raises LimitError for what no reader would accept
         packet = packet_of(source.metadata, acquisition)
-        chunks = [write_metadata_packet(packet)] if packet else []
+        stream = fmt.StreamWriter(v2.write_component_header(header))
+        if packet:
+            stream.add(write_metadata_packet(packet))
         strips = Strips(source, header, strip_rows)
         meter = ErrorMeter(self.contract, source.metadata, info.bands, info.dtype) if measure_errors else None
         quality_step = quality_step_of(quality)
@@ -106,18 +108,17 @@ class ComponentEncoder:
                     self.encode_patch(patch, window, parameters, quality_step, timings=timings, watched=watched)
                 parameters = v2.Parameters(spectral, watched.chosen(share, OFFSETS_TAKEN))
             if number:
-                chunks.append(v2.write_strip(first, rows, number))
+                stream.add(v2.write_strip(first, rows, number))
             for patch, window in zip(patches, windows, strict=True):
                 if (patch - patches[0]) % PATCHES_PER_PARAMETERS == 0:
-                    chunks.append(v2.write_parameters(number, parameters))
-                chunks += self.encode_patch(patch, window, parameters, quality_step, verify, timings, meter=meter)
+                    stream.add(v2.write_parameters(number, parameters))
+                stream.add(*self.encode_patch(patch, window, parameters, quality_step, verify, timings, meter=meter))
                 if progress:
                     progress(patch + 1, header.patches)
         errors = meter.errors if meter else None
         if errors:
-            chunks.append(v2.write_errors(errors))
-        data = v2.write_component_stream(header, chunks)
-        return EncodedScene(data, header, quality_step, timings, self.upsets - upsets, errors)
+            stream.add(v2.write_errors(errors))
+        return EncodedScene(stream.finish(), header, quality_step, timings, self.upsets - upsets, errors)
 
     def spectral(
         self,

@@ -211,26 +211,26 @@ class Encoder:
         side = self.profile.contract.patch_side
         header = fmt.Header(self.profile.contract.digest, info.width, info.height, info.bands, info.dtype, side)
         fmt.read_header(fmt.write_header(header))  # raises LimitError for what no reader would accept
-        chunks = []
+        stream = fmt.StreamWriter(fmt.write_header(header))
         packet = packet_of(source.metadata, acquisition)
         if packet:
-            chunks.append(write_metadata_packet(packet))
+            stream.add(write_metadata_packet(packet))
         ranges = None
         if info.dtype != "uint8":
             with timings.stage("read"):
                 ranges = coding_ranges(source, side)
-            chunks.append(fmt.write_ranges(ranges))
+            stream.add(fmt.write_ranges(ranges))
         scene = _Scene(source, header, ranges, quality_step, verify, timings)
         patches = header.patches
         offsets = self._offsets(scene) if self.table_offsets else None
         again = max(PATCHES_PER_OFFSETS, patches // OFFSETS_MOST)
         for patch in range(patches):
             if offsets is not None and patch % again == 0:
-                chunks.append(fmt.write_offsets(offsets))
-            chunks += self._encode_patch(scene, patch, offsets)
+                stream.add(fmt.write_offsets(offsets))
+            stream.add(*self._encode_patch(scene, patch, offsets))
             if progress:
                 progress(patch + 1, patches)
-        return EncodedScene(fmt.write_stream(header, chunks), header, quality_step, timings, self.guard.upsets - upsets)
+        return EncodedScene(stream.finish(), header, quality_step, timings, self.guard.upsets - upsets)
 
     def _offsets(self, scene: _Scene) -> IntArray | None:
         """The offsets of the tables int8 [groups, latents] of a scene, None where it is small or none saves what it costs."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import time
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from perigee.engines import choice
 from perigee.engines.flight import FlightEngine
 from perigee.onboard.encoder import Encoder
 from perigee.onboard.guard import texture
+from perigee.support.cores import usable_cores
 
 PACKAGES = ("numpy", "onnxruntime", "tifffile", "imagecodecs", "constriction")
 QUALITY_STEP, SIDE = 100, 256
@@ -36,7 +36,7 @@ class Finding(NamedTuple):
 
 def machine_findings() -> Iterator[Finding]:
     """Processor, board and the versions of what the encoder needs."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = usable_cores()
     yield Finding("machine", None, f"{platform.machine()}, {cores} cores, {platform.system()} {platform.release()}")
     model = Path("/proc/device-tree/model")
     if model.is_file():

@@ -1,0 +1,47 @@
+"""Patches that are decoded before they are needed: threads decode those of the next window while this one is synthesised and written.
+
+The entropy coder and the prior are compiled and let go of the interpreter's lock, so the threads do work side by side. Results do not
+depend on how many there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Ahead(Generic[T]):
+    """Results by number. They are computed when they are asked for, or before that by threads."""
+
+    def __init__(self, compute: Callable[[int], T]) -> None:
+        self._compute = compute
+        self._pool: ThreadPoolExecutor | None = None
+        self._begun: dict[int, Future[T]] = {}
+
+    @contextmanager
+    def threads(self, count: int) -> Iterator[None]:
+        """Have so many threads while the block runs; what they have not begun by then is dropped."""
+        with ThreadPoolExecutor(count, "ahead") as pool:
+            self._pool = pool
+            try:
+                yield
+            finally:
+                self._pool = None
+                for future in self._begun.values():
+                    future.cancel()
+                self._begun.clear()
+
+    def begin(self, numbers: Iterable[int]) -> None:
+        """Let the threads compute results, in this order. Without threads nothing happens."""
+        for number in numbers:
+            if self._pool is not None and number not in self._begun:
+                self._begun[number] = self._pool.submit(self._compute, number)
+
+    def get(self, number: int) -> T:
+        """A result, once only: whoever wants it again keeps it. Raises what its computation raised."""
+        begun = self._begun.pop(number, None)
+        return self._compute(number) if begun is None else begun.result()
