@@ -2,8 +2,9 @@
 
 The anchor is what a good operator uses: one OpenJPEG code-stream (9/7, no colour transform) whose components are the scene's bands
 behind the scene's own spectral KLT, with one scale for all components and OpenJPEG's joint rate allocation; the bytes of matrix and
-means are counted. On request stand beside it: OpenJPEG band by band, all bands at equal error; HTJ2K (OpenJPH) and JPEG XL (effort 7, each
-component a grey image of 16 bits) behind the same KLT.
+means are counted. On request stand beside it: OpenJPEG behind the fixed KLT of all training images of the same sensor and bands, whose
+matrix is not counted; OpenJPEG band by band, all bands at equal error; HTJ2K (OpenJPH), JPEG XL (effort 7, each component a grey image
+of 16 bits) and HEVC (x265 slow, each component a grey intra picture of 12 bits) behind the same KLT.
 
 The error of a band is taken over the band's own range, from the 0.05th to the 99.95th percentile of its valid samples, and averaged
 over the bands: PSNR of the range, in dB. Rates are bits a sample. Per image a BD-rate over 0.05 to 2 bits a sample, with a second
@@ -23,12 +24,14 @@ from typing import Any
 
 import imagecodecs
 import numpy as np
+import numpy.typing as npt
 import rasterio
 from tqdm import tqdm
 
 import perigee
 from perigee.benchmarks.common import table, write_report
 from perigee.benchmarks.metrics import bd_rate
+from perigee.benchmarks.video import decode_hevc_grey, encode_hevc_grey
 from perigee.bitstream.arrays import FloatArray, Samples
 from perigee.bitstream.component_profile import DEFAULT_COMPONENTS
 from perigee.onboard.encoders import is_component_profile
@@ -40,9 +43,10 @@ COMPONENT_QUALITIES = (4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44, 48, 54, 60)  # 
 LEVELS = tuple(range(18, 92, 4))  # dB of OpenJPEG's own scale
 HTJ2K_EXPONENTS = tuple(np.arange(3, 13.1, 0.75).tolist())  # the step is 2**-e of the range of 16 bits
 JPEGXL_DISTANCES = (0.03, 0.06, 0.1, 0.2, 0.35, 0.6, 1, 1.7, 3, 5, 8, 14)
-FIXED_BYTES = {"perigee": 44, "klt": 157, "bands": 157, "jpegxl": 12}  # the last two for each band
+HEVC_QPS = (0, 4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44)
+FIXED_BYTES = {"perigee": 44, "klt": 157, "bands": 157, "jpegxl": 12, "hevc": 83}  # the last three for each band
 MATRIX_BYTES, MEAN_BYTES = 2, 4  # of each entry of the matrix, of each mean
-Decoded = Callable[[], Samples]
+Files = Callable[[Samples, FloatArray], Iterable[tuple[int, int, Samples]]]
 
 
 @dataclass(frozen=True)
@@ -75,20 +79,27 @@ def range_psnr(original: Samples, decoded: Samples, ranges: FloatArray) -> float
     return math.inf if mean == 0 else -10 * math.log10(mean)
 
 
+def klt_of(covariance: npt.NDArray[Any]) -> FloatArray:
+    """The eigenvectors of bands' covariance, the strongest first, as they would be sent: float32 [components, bands]."""
+    _, vectors = np.linalg.eigh(np.atleast_2d(covariance))
+    return vectors.T[::-1].astype(np.float16).astype(np.float32)
+
+
 class SpectralKlt:
     """The spectral transform of a scene: bands over their ranges, decorrelated by an orthonormal matrix, then one scale."""
 
-    def __init__(self, samples: Samples, ranges: FloatArray) -> None:
-        """``samples`` [band, row, col]. The matrix and the means are rounded as they would be sent."""
+    def __init__(self, samples: Samples, ranges: FloatArray, matrix: FloatArray | None = None) -> None:
+        """``samples`` [band, row, col]. The matrix and the means are rounded as they would be sent. A ``matrix`` that is given need not
+        be sent."""
         flat = samples.reshape(len(samples), -1) / ranges[:, None]
         self._ranges, self._mean = ranges, flat.mean(1, keepdims=True).astype(np.float32)
-        _, vectors = np.linalg.eigh(np.cov(flat) if len(flat) > 1 else np.ones((1, 1)))
-        self._matrix = vectors.T[::-1].astype(np.float16).astype(np.float32)
+        own = matrix is None
+        self._matrix = klt_of(np.cov(flat)) if matrix is None else matrix
         self._inverse = np.linalg.inv(self._matrix)
         components = self._matrix @ (flat - self._mean)
         self._scale = (2**15 - 2) / max(float(np.abs(components).max()), 1e-9)
         self.components = np.rint(components * self._scale).astype(np.int16).reshape(samples.shape)
-        self.side_bytes = MATRIX_BYTES * self._matrix.size + MEAN_BYTES * (len(samples) + 1)
+        self.side_bytes = own * MATRIX_BYTES * self._matrix.size + MEAN_BYTES * (len(samples) + 1)
 
     def restored(self, components: Samples, dtype: str) -> Samples:
         """Samples [band, row, col] of components [band, row, col]."""
@@ -118,6 +129,40 @@ def klt_files(samples: Samples, ranges: FloatArray) -> Iterable[tuple[int, int, 
     for level in LEVELS:
         data = components_by_jpeg2000(klt.components, level)
         yield len(data) + klt.side_bytes, FIXED_BYTES["klt"], klt.restored(planes_by_jpeg2000(data), samples.dtype.name)
+
+
+def fixed_klt_files(training: Path, sensor: str, names: str) -> Files:
+    """As :func:`klt_files`, behind a fixed matrix: the KLT of all training images of the same sensor and bands."""
+    found = []
+    with (training / "index.csv").open(newline="", encoding="utf-8") as handle:
+        for row in csv.DictReader(handle):
+            if (row["sensor"], row["band_names"], row["train_ok"]) == (sensor, names, "yes"):
+                with rasterio.open(training / row["file"]) as image:
+                    samples = image.read()
+                found.append(np.cov(samples.reshape(len(samples), -1) / ranges_of(samples)[:, None]))
+    matrix = klt_of(np.mean(found, axis=0)) if found else None
+
+    def files(samples: Samples, ranges: FloatArray) -> Iterable[tuple[int, int, Samples]]:
+        if matrix is None:
+            return
+        klt = SpectralKlt(samples, ranges, matrix)
+        for level in LEVELS:
+            data = components_by_jpeg2000(klt.components, level)
+            decoded = klt.restored(planes_by_jpeg2000(data), samples.dtype.name)
+            yield len(data) + klt.side_bytes, FIXED_BYTES["klt"], decoded
+
+    return files
+
+
+def hevc_files(samples: Samples, ranges: FloatArray) -> Iterable[tuple[int, int, Samples]]:
+    """As :func:`klt_files`, with HEVC: each component a grey intra picture of 12 bits, all at one QP."""
+    klt = SpectralKlt(samples, ranges)
+    grey = np.clip((klt.components.astype(np.int32) + 2**15 + 8) >> 4, 0, 4095).astype(np.uint16)
+    for qp in HEVC_QPS:
+        files = [encode_hevc_grey(plane, qp) for plane in grey]
+        decoded = (np.stack([decode_hevc_grey(data) for data in files]).astype(np.int32) << 4) - 2**15
+        fixed = FIXED_BYTES["hevc"] * len(files)
+        yield sum(map(len, files)) + klt.side_bytes, fixed, klt.restored(decoded.astype(np.int16), samples.dtype.name)
 
 
 def band_files(samples: Samples, ranges: FloatArray) -> Iterable[tuple[int, int, Samples]]:
@@ -150,7 +195,7 @@ def jpegxl_files(samples: Samples, ranges: FloatArray) -> Iterable[tuple[int, in
         yield sum(map(len, files)) + klt.side_bytes, fixed, klt.restored(decoded.astype(np.int16), samples.dtype.name)
 
 
-def perigee_files(profile: str) -> Callable[[Samples, FloatArray], Iterable[tuple[int, int, Samples]]]:
+def perigee_files(profile: str) -> Files:
     """As :func:`klt_files`, by a profile."""
 
     def files(samples: Samples, _: FloatArray) -> Iterable[tuple[int, int, Samples]]:
@@ -161,7 +206,7 @@ def perigee_files(profile: str) -> Callable[[Samples, FloatArray], Iterable[tupl
     return files
 
 
-BESIDE = {"bands": band_files, "htj2k": htj2k_files, "jpegxl": jpegxl_files}
+BESIDE = {"bands": band_files, "htj2k": htj2k_files, "jpegxl": jpegxl_files, "hevc": hevc_files}
 
 
 def points_of(path: Path, sensor: str, codecs: dict[str, Any]) -> list[Point]:
@@ -192,12 +237,12 @@ def points_of(path: Path, sensor: str, codecs: dict[str, Any]) -> list[Point]:
 
 
 def rates_of(points: list[Point], codec: str, anchor: str, bare: bool = False) -> float:
-    """BD-rate in % of one image's points against the anchor."""
+    """BD-rate in % of one image's points against the anchor; NaN where the codec has none."""
 
     def curve(name: str) -> list[tuple[float, float]]:
         return [(p.bare_rate if bare else p.rate, p.psnr) for p in points if p.codec == name]
 
-    return bd_rate(curve(anchor), curve(codec), LOW, HIGH)
+    return bd_rate(curve(anchor), curve(codec), LOW, HIGH) if curve(codec) else math.nan
 
 
 def kind_of(bands: int) -> str:
@@ -231,14 +276,15 @@ def summarise(points: list[Point], codecs: Iterable[str], anchor: str) -> list[d
     return rows
 
 
-def _sensors(folder: Path) -> dict[str, str]:
+def _rows(folder: Path) -> dict[str, dict[str, str]]:
+    """The rows of a folder's index by file name; empty where it has none."""
     index = folder / "index.csv"
     if not index.exists():
         index = folder.parent / "index.csv"
     if not index.exists():
         return {}
     with index.open(newline="", encoding="utf-8") as handle:
-        return {Path(row["file"]).name: row["sensor"] for row in csv.DictReader(handle)}
+        return {Path(row["file"]).name: row for row in csv.DictReader(handle)}
 
 
 def main() -> None:
@@ -249,6 +295,9 @@ def main() -> None:
     parser.add_argument(
         "--beside", choices=BESIDE, action="append", default=[], help="another codec beside the anchor (repeatable)"
     )
+    parser.add_argument(
+        "--train", type=Path, help="folder of training images with their index: adds the anchor behind fixed matrices"
+    )
     parser.add_argument("--limit", type=int, help="only the first N files of each folder")
     parser.add_argument("--out", type=Path, default=Path("build/multiband"), help="folder for CSV and JSON")
     args = parser.parse_args()
@@ -257,17 +306,20 @@ def main() -> None:
     codecs |= {f"perigee {Path(name).name}": perigee_files(name) for name in args.profile or [DEFAULT_COMPONENTS]}
     points: list[Point] = []
     for folder in args.data:
-        sensors = _sensors(folder)
+        rows = _rows(folder)
         for path in tqdm(sorted(folder.glob("*.tif"))[: args.limit], desc=folder.name, unit="image", disable=None):
-            points += points_of(path, sensors.get(path.name, "unknown"), codecs)
+            row = rows.get(path.name, {"sensor": "unknown", "band_names": ""})
+            if args.train:
+                codecs["fixed klt"] = fixed_klt_files(args.train, row["sensor"], row["band_names"])
+            points += points_of(path, row["sensor"], codecs)
     args.out.mkdir(parents=True, exist_ok=True)
     with (args.out / "points.csv").open("w", newline="", encoding="utf-8") as handle:
         writer = csv.DictWriter(handle, list(asdict(points[0])), lineterminator="\n")
         writer.writeheader()
         writer.writerows(asdict(point) for point in points)
-    rows = summarise(points, codecs, "klt")
-    print(table(rows, ["group", "images", "codec", "median %", "quartiles %", "without headers %"]))
-    write_report(args.out / "summary.json", rows)
+    summary = summarise(points, codecs, "klt")
+    print(table(summary, ["group", "images", "codec", "median %", "quartiles %", "without headers %"]))
+    write_report(args.out / "summary.json", summary)
 
 
 if __name__ == "__main__":

@@ -18,11 +18,12 @@ from fractions import Fraction
 import numpy as np
 
 from perigee.benchmarks.metrics import LUMA_WEIGHTS, Luma
-from perigee.bitstream.arrays import Pixels
+from perigee.bitstream.arrays import Pixels, Samples
 from perigee.bitstream.errors import PerigeeError
 
 INSTALL = "pip install '.[bench]' in Perigee's checkout"
-X265 = "qp={qp}:keyint=1:info=0:pools=none:frame-threads=1:range=full:colormatrix=smpte170m:log-level=none"
+X265 = "qp={qp}:keyint=1:info=0:pools=none:frame-threads=1:range=full:log-level=none"
+COLOUR = ":colormatrix=smpte170m"
 VVC_SAMPLES = "yuv420p10le"
 
 
@@ -78,24 +79,45 @@ def encode_hevc(pixels: Pixels, qp: float) -> bytes:
 
     Sides of at least 16 pixels, odd ones too. Raises AnchorError where x265 refuses, MissingAnchorError without PyAV.
     """
-    check_hevc()
-    import av
-
     planes = _rounded(rgb_to_ycbcr(pixels)).transpose(2, 0, 1)
-    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(planes), format="yuv444p")
-    frame.pts = 0
-    coder = av.CodecContext.create("libx265", "w")
-    coder.width, coder.height, coder.pix_fmt = frame.width, frame.height, "yuv444p"
-    coder.time_base, coder.framerate = Fraction(1, 25), Fraction(25)
-    coder.options = {"preset": "slow", "tune": "psnr", "x265-params": X265.format(qp=qp)}
-    try:
-        return b"".join(bytes(packet) for packet in [*coder.encode(frame), *coder.encode(None)])
-    except (av.FFmpegError, ValueError) as error:
-        raise AnchorError(f"x265 refuses an image of {frame.height}x{frame.width} at QP {qp:g}: {error}") from error
+    return _x265(planes, "yuv444p", X265.format(qp=qp) + COLOUR)
 
 
 def decode_hevc(data: bytes) -> Pixels:
     """RGB uint8 [row, col, 3] of a stream of :func:`encode_hevc`. Raises AnchorError where it is not exactly one picture."""
+    planes = _of_x265(data, ("yuv444p", "yuvj444p"))  # [plane, row, col]
+    return ycbcr_to_rgb(planes.astype(np.uint8, copy=False).transpose(1, 2, 0))
+
+
+def encode_hevc_grey(plane: Samples, qp: float) -> bytes:
+    """Annex B bytes of one HEVC intra picture 4:0:0 of 12 bits, uint16 [row, col], at a QP of -24..51. Errors as :func:`encode_hevc`."""
+    return _x265(plane, "gray12le", X265.format(qp=qp))
+
+
+def decode_hevc_grey(data: bytes) -> Samples:
+    """Samples uint16 [row, col] of a stream of :func:`encode_hevc_grey`. Raises AnchorError."""
+    return np.asarray(_of_x265(data, ("gray12le",)), np.uint16)
+
+
+def _x265(planes: Samples, pix_fmt: str, parameters: str) -> bytes:
+    check_hevc()
+    import av
+
+    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(planes), format=pix_fmt)
+    frame.pts = 0
+    coder = av.CodecContext.create("libx265", "w")
+    coder.width, coder.height, coder.pix_fmt = frame.width, frame.height, pix_fmt
+    coder.time_base, coder.framerate = Fraction(1, 25), Fraction(25)
+    coder.options = {"preset": "slow", "tune": "psnr", "x265-params": parameters}
+    try:
+        return b"".join(bytes(packet) for packet in [*coder.encode(frame), *coder.encode(None)])
+    except (av.FFmpegError, ValueError) as error:
+        raise AnchorError(
+            f"x265 refuses an image of {frame.height}x{frame.width} with {parameters}: {error}"
+        ) from error
+
+
+def _of_x265(data: bytes, formats: tuple[str, ...]) -> Samples:
     check_hevc()
     import av
 
@@ -106,10 +128,9 @@ def decode_hevc(data: bytes) -> Pixels:
         frames = [frame for packet in [*packets, None] for frame in coder.decode(packet)]
     except av.FFmpegError as error:
         raise AnchorError(f"the HEVC stream of {len(data)} bytes does not decode: {error}") from error
-    if len(frames) != 1 or frames[0].format.name not in ("yuv444p", "yuvj444p"):
-        raise AnchorError(f"{len(frames)} pictures in an HEVC stream, expected one of 4:4:4 and 8 bits")
-    planes = frames[0].to_ndarray()  # [plane, row, col]
-    return ycbcr_to_rgb(planes.astype(np.uint8, copy=False).transpose(1, 2, 0))
+    if len(frames) != 1 or frames[0].format.name not in formats:
+        raise AnchorError(f"{len(frames)} pictures in an HEVC stream, expected one of {' or '.join(formats)}")
+    return np.asarray(frames[0].to_ndarray())
 
 
 @functools.cache
