@@ -1,4 +1,4 @@
-"""What conditions the networks of a compensator beside pixels: the acquisition fields as numbers in 0..1, and the window."""
+"""What conditions networks beside pixels: a compensator's the acquisition fields as numbers in 0..1, an enhancer's how an image was coded."""
 
 from __future__ import annotations
 
@@ -25,6 +25,9 @@ FIELDS = (
 )
 GSD_DECADES = (-2.0, 2.0)  # log10 of metres
 DAYS, HOURS = 365.25, 24.0
+CODECS = ("jpeg2000", "jpeg", "perigee")  # that an enhancer tells apart; any other is none of them
+CODING_CONDITIONS = 1 + len(CODECS)  # log2 of the bits per pixel / 4, then one number for each codec
+BPP_LEAST = 1e-3
 COMPENSATION_WINDOW = 256  # pixels on the side of what a compensator's networks see at once
 
 
@@ -69,3 +72,8 @@ def condition_of(acquisition: Acquisition | None) -> tuple[FloatArray, FloatArra
             values[i] = np.clip(value if isinstance(value, tuple) else (value, 0.0), 0, 1)
             known[i] = 1
     return values, known
+
+
+def coding_condition(bits_per_pixel: float, codec: str | None) -> list[float]:
+    """The condition [CODING_CONDITIONS] of an image that took so many bits per pixel, by one of ``CODECS`` or another (None)."""
+    return [math.log2(max(bits_per_pixel, BPP_LEAST)) / 4, *(float(codec == name) for name in CODECS)]

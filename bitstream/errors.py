@@ -185,7 +185,7 @@ class ProfileError(PerigeeError):
 
 
 class CompensationError(PerigeeError):
-    """A compensator is missing or damaged, does not fit the stream, or was asked for something that it cannot do."""
+    """A compensator or an enhancer is missing or damaged, does not fit the image, or was asked for something that it cannot do."""
 
 
 class EngineError(PerigeeError):

@@ -18,17 +18,18 @@ from perigee.bitstream.errors import CompensationError, Fault, PerigeeError, Pro
 MANIFEST_FILE = "manifest.json"
 MANIFEST_VERSION = 1
 MANIFEST_MAX_BYTES = 1 << 20
-PROFILE, COMPONENTS, COMPENSATOR = "profile", "component profile", "compensator"
+PROFILE, COMPONENTS, COMPENSATOR, ENHANCER = "profile", "component profile", "compensator", "enhancer"
 ERRORS: dict[str, type[PerigeeError]] = {
     PROFILE: ProfileError,
     COMPONENTS: ProfileError,
     COMPENSATOR: CompensationError,
+    ENHANCER: CompensationError,
 }
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """A checked manifest. ``contracts`` are the digests of the contracts that the folder is for; a profile has one.
+    """A checked manifest. ``contracts`` are the digests of the contracts that the folder is for; a profile has one, an enhancer none.
 
     ``files`` maps names to SHA-256 in hexadecimal. ``shared`` maps some of these names to the sibling folder in which the file
     lies, for profiles that have one synthesis in common.
@@ -97,7 +98,7 @@ def read_manifest(folder: Path, kind: str) -> Manifest:
             found=values.get("manifest_version"),
         )
     try:
-        contracts = list(values["contracts"]) if kind == COMPENSATOR else [values["contract"]]
+        contracts = [] if kind == ENHANCER else values["contracts"] if kind == COMPENSATOR else [values["contract"]]
         return Manifest(
             kind,
             folder,

@@ -15,6 +15,7 @@ from perigee.export import cli as export_profile
 from perigee.export import compensation_cli as export_compensator
 from perigee.export import components_cli as export_components
 from perigee.ground import cli as ground_decode
+from perigee.ground import enhance_cli as ground_enhance
 from perigee.ground.service import cli as ground_serve
 from perigee.ground.service.app import create_app
 from perigee.onboard import cli as onboard_encode
@@ -38,6 +39,7 @@ PARSERS = (
     onboard_encode.build_parser,
     onboard_encode.build_doctor_parser,
     ground_decode.build_parser,
+    ground_enhance.build_parser,
     ground_serve.build_parser,
     export_engine.build_parser,
     train.build_parser,

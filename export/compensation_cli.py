@@ -1,4 +1,4 @@
-"""``export-compensator``: turn a training checkpoint into a compensator that the ground can use without torch.
+"""``export-compensator``: turn a training checkpoint into a compensator or enhancer that the ground can use without torch.
 
 Exit codes are those of ``sysexits.h``.
 """
@@ -22,12 +22,12 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the command's argument parser."""
     parser = Parser(
         prog=PROGRAM,
-        description="Turn a checkpoint of perigee-train-compensator into a compensator. Prints one JSON line with the "
-        "compensator's name, its contracts and the digests of its files.",
+        description="Turn a checkpoint of perigee-train-compensator into a compensator, or one of perigee-train-enhancer into an "
+        "enhancer. Prints one JSON line with its name, the contracts or the prior, and the digests of its files.",
         epilog="Exit codes: 0 exported, 64 usage, 65 unusable checkpoint or card, 66 input missing, 69 package missing, "
         "73 output exists, 74 I/O error, 78 unusable profile.",
     )
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="checkpoint.pt of a run")
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="checkpoint.pt of a run of either")
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="new folder for the compensator")
     parser.add_argument("--name", help="name of the compensator (default: the name of the folder)")
     parser.add_argument(
@@ -61,9 +61,18 @@ def read_card(path: Path) -> dict[str, Any]:
 
 def _export(args: argparse.Namespace) -> int:
     """Export as the parsed arguments say."""
+    import torch
+
     from perigee.export.compensation import export_compensator
+    from perigee.export.enhancement import export_enhancer, is_enhancer
+    from perigee.models.checkpoint import read_checkpoint
 
     card = read_card(args.card) if args.card else None
+    state = read_checkpoint(args.checkpoint, torch.device("cpu"))
+    if is_enhancer(state):
+        manifest = export_enhancer(state, args.out, args.name or args.out.resolve().name, card)
+        print(json.dumps({key: manifest[key] for key in ("name", "prior", "files")}))
+        return os.EX_OK
     profiles = [find_profile(name) for name in args.profile or [DEFAULT_PROFILE]]
     manifest = export_compensator(args.checkpoint, args.out, args.name or args.out.resolve().name, profiles, card)
     print(json.dumps({key: manifest[key] for key in ("name", "contracts", "files")}))

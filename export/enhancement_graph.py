@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
+from perigee.bitstream.conditions import CODING_CONDITIONS
 from perigee.export.graph import GraphWriter
 from perigee.models.enhancement.network import (
-    CONDITIONS,
     REDUCTION,
     ChannelAttention,
     ChannelNorm,
@@ -135,9 +135,9 @@ class EnhancementWriter(GraphWriter):
         """The tokens of a decoded image."""
         inner = WINDOW // READER_REDUCTION
         place = self.node("Unsqueeze", condition, self._numbers(2, 3))
-        planes = self.node("Expand", place, self._numbers(1, CONDITIONS, inner, inner))
+        planes = self.node("Expand", place, self._numbers(1, CODING_CONDITIONS, inner, inner))
         pixels, order = self.space_to_depth(self.scalar("Sub", image, 0.5), READER_REDUCTION, 3)
-        order = np.concatenate([order, len(order) + np.arange(CONDITIONS)])
+        order = np.concatenate([order, len(order) + np.arange(CODING_CONDITIONS)])
         x = self.convolution(reader.enter, self.node("Concat", pixels, planes, axis=1), order)
         x = self.module(reader.blocks, self.node("LeakyRelu", x, alpha=0.1))
         x = self.node("LeakyRelu", self.convolution(reader.down, x), alpha=0.1)
@@ -171,7 +171,10 @@ def write_enhancer(enhancer: Enhancer, path: Path) -> None:
     if enhancer.kind == "oracle":
         raise ValueError("the oracle's prior needs the original, which the ground does not have")
     writer = EnhancementWriter()
-    image, condition = writer.input("image", ["N", 3, WINDOW, WINDOW]), writer.input("condition", ["N", CONDITIONS])
+    image, condition = (
+        writer.input("image", ["N", 3, WINDOW, WINDOW]),
+        writer.input("condition", ["N", CODING_CONDITIONS]),
+    )
     prior = None
     if enhancer.reader is not None:
         prior = writer.reader(enhancer.reader, image, condition)

@@ -10,45 +10,24 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from perigee.bitstream.errors import Fault, OutputError, PerigeeError
+from perigee.bitstream.errors import PerigeeError
+from perigee.ground.arguments import SUFFIXES, add_output, add_view, check_outputs
 from perigee.ground.environment import own_environment
 from perigee.support.command import (
     Parser,
     complain,
     exit_code,
     exit_on_signals,
-    positive,
     prepare_streams,
     run,
     say,
 )
-from perigee.support.files import destination, read_bounded
+from perigee.support.files import read_bounded
 
 if TYPE_CHECKING:
     from perigee.ground.orders import Made
 
 PROGRAM = "ground-decode"
-SUFFIXES = {".tif": "tif", ".tiff": "tif", ".png": "png"}
-
-
-def _numbers(text: str, count: int | None = None) -> list[int]:
-    try:
-        values = [int(part) for part in text.split(",")]
-    except ValueError:
-        values = []
-    if not values or (count is not None and len(values) != count):
-        raise argparse.ArgumentTypeError(f"{text!r} is not {count or 'a list of'} whole numbers with commas between")
-    return values
-
-
-def _window(text: str) -> list[int]:
-    return _numbers(text, 4)
-
-
-def _scale(text: str) -> str:
-    if text not in ("1", "1/2", "1/4", "1/8", "1/16"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not 1, 1/2, 1/4, 1/8 or 1/16")
-    return text
 
 
 def build_parser() -> Parser:
@@ -66,17 +45,7 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--info", action="store_true", help="print what the stream says of itself as JSON; decode nothing"
     )
-    parser.add_argument("--window", type=_window, metavar="TOP,LEFT,ROWS,COLS", help="only this part, in pixels")
-    parser.add_argument("--bands", type=_numbers, metavar="1,2,...", help="only these bands, counted from 1")
-    parser.add_argument("--scale", type=_scale, default="1", metavar="1/2..1/16", help="reduced size")
-    parser.add_argument(
-        "--profiles",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="DIR",
-        help="a profile or compensator of your own, or a folder of several (repeatable)",
-    )
+    add_view(parser)
     parser.add_argument(
         "--effort",
         choices=("full", "fast"),
@@ -114,19 +83,10 @@ def build_parser() -> Parser:
         help="also write, for each pixel, half the width of its 90 %% error interval, and where detail was generated; with "
         "--strength 0 the interval is that of the image without generated detail",
     )
-    parser.add_argument(
-        "--unknown-crs",
-        choices=("refuse", "keep", "drop"),
-        default="refuse",
-        help="what to do with a CRS that cannot be interpreted: refuse with exit code 65, keep it as text in a tag, or drop it "
-        "(default %(default)s)",
-    )
-    parser.add_argument("--stac", type=Path, metavar="OUT.json", help="also write a STAC item of the product")
-    parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: all cores)")
+    add_output(parser)
     parser.add_argument(
         "--damaged", action="store_true", help="decode what is sound of a damaged stream and report the rest"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing product")
     return parser
 
 
@@ -176,7 +136,7 @@ def _decode(args: argparse.Namespace) -> int:
         args.unknown_crs,
         args.effort,
     )
-    _check_outputs(args.stream, list(paths.values()), args.overwrite)
+    check_outputs(args.stream, list(paths.values()), args.overwrite)
     start = time.perf_counter()
     with tqdm(unit="px", unit_scale=True, disable=not sys.stderr.isatty(), leave=False) as bar:
 
@@ -196,28 +156,6 @@ def _failed(error: PerigeeError, stream: Path) -> int:
     code = exit_code(error)
     complain(f"{PROGRAM}: {f'{stream}: ' if code == os.EX_DATAERR else ''}{error}")
     return code
-
-
-def _destination(out: Path) -> Path:
-    """Where an output's path leads. Raises OutputError where it leads nowhere."""
-    try:
-        return destination(out)
-    except OSError as error:
-        raise OutputError(f"{out} cannot be reached ({error.strerror})", found=str(out)) from error
-
-
-def _check_outputs(stream: Path, outputs: list[Path], overwrite: bool) -> None:
-    """Raise OutputError where an output must not or cannot be written, before any work is done."""
-    places = [_destination(out) for out in outputs]
-    for i, out in enumerate(outputs):
-        if places[i] in (stream.resolve(), *places[:i], *places[i + 1 :]):
-            raise OutputError(f"{out} is the stream itself or named twice; choose another output", Fault.EXISTS)
-        if out.exists() and not overwrite:
-            raise OutputError(f"{out} exists; --overwrite replaces it", Fault.EXISTS, found=str(out))
-        if out.exists() and not out.is_file():
-            raise OutputError(f"{out} is not a regular file; choose another output", Fault.EXISTS, found=str(out))
-        if not out.parent.is_dir() or not os.access(out.parent, os.W_OK | os.X_OK):
-            raise OutputError(f"the folder {out.parent} does not exist or cannot be written to", found=str(out.parent))
 
 
 def _tell(args: argparse.Namespace, made: Made, seconds: float) -> int:

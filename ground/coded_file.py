@@ -1,4 +1,4 @@
-"""An image file of any codec that GDAL decodes, such as JPEG 2000 or JPEG, as an image source, with its georeferencing.
+"""A JPEG 2000, JPEG or TIFF file as an image source, with its georeferencing.
 
 The satellite reads GeoTIFFs by its own code (``onboard/raster.py``); here GDAL decodes, because the ground has it.
 """
@@ -6,11 +6,12 @@ The satellite reads GeoTIFFs by its own code (``onboard/raster.py``); here GDAL 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import rasterio
-from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.enums import ColorInterp, Compression, MaskFlags
 from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
@@ -19,12 +20,18 @@ from perigee.bitstream.arrays import BoolArray, Samples
 from perigee.bitstream.errors import Fault, RasterError
 from perigee.bitstream.metadata import Metadata
 from perigee.bitstream.samples import DTYPE_RANGE, keep_from_nodata, sample_range
-from perigee.ground.coding import coding_of
+from perigee.ground.coding import CODESTREAM, JPEG, JPEG2000, SIGNATURE, coding_of
 from perigee.ground.products import GDAL_ERRORS
 from perigee.ground.regions import Region
 from perigee.ground.source import Decoded, Report, acquisition_tags, source_tags
 from perigee.support.files import check_regular
 
+# GDAL's driver by how a file begins. No other: some of its formats name further files to open.
+DRIVERS = (
+    (CODESTREAM, "JP2OpenJPEG"), (SIGNATURE, "JP2OpenJPEG"), (b"\xff\xd8\xff", "JPEG"),
+    *((begin, "GTiff") for begin in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")),
+)  # fmt: skip
+WITHIN_TIFF = {Compression.jpeg: JPEG, Compression.jpeg2000: JPEG2000}
 BANDS_MAX = 32
 BLOCK_PX = 1024  # on the side of what is read at once
 REFUSED = {
@@ -42,6 +49,12 @@ class CodedFile:
         """Raises RasterError for what is no image or none of one to 32 bands of uint8, uint16 or int16, and OSError."""
         check_regular(path)
         self._path = path
+        with path.open("rb") as head:
+            begin = head.read(16)
+        drivers = [driver for magic, driver in DRIVERS if begin.startswith(magic)]
+        if not drivers:
+            raise RasterError(f"{path}: neither JPEG 2000 nor JPEG nor TIFF", Fault.KIND, field="file")
+        self._driver = drivers[0]
         self.report = Report()
         with self._open() as file:
             self._check(file)
@@ -51,11 +64,13 @@ class CodedFile:
             self.width, self.height = file.width, file.height
             self.bands, self.dtype = len(self._places), file.dtypes[0]
             self.metadata = _metadata_of(file, self._alpha)
-        self.coding = coding_of(path, self.width * self.height)
+            inner = WITHIN_TIFF.get(file.compression)
+        coding = coding_of(path, self.width * self.height)
+        self.coding = replace(coding, codec=inner) if coding.codec is None else coding
 
     def _open(self) -> DatasetReader:
         try:
-            return rasterio.open(self._path)
+            return rasterio.open(self._path, driver=self._driver)
         except GDAL_ERRORS as error:
             raise RasterError(f"{self._path}: cannot be read as an image ({error})", Fault.UNREADABLE) from error
 

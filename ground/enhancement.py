@@ -6,44 +6,20 @@ rectangle was asked for. Images of other bands or types are left alone, and the 
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 
 from perigee.bitstream.arrays import BoolArray, FloatArray, Samples
-from perigee.engines.onnxruntime import OnnxRuntimeGraph
+from perigee.engines.enhancer import TOKEN, WINDOW, Enhancer
 from perigee.ground.coding import Coding
-from perigee.ground.compensation.windows import STRIDE, Grid, Window, noise_at
 from perigee.ground.regions import Region
 from perigee.ground.source import Decoded, ImageSource
+from perigee.ground.windows import STRIDE, Grid, Window, noise_at
 
-WINDOW = 256  # pixels on the side
-TOKEN = 64  # pixels on the side of what a token of a generated prior covers
 BLOCK = 4 * STRIDE  # pixels on the side of what is given at once
-CODECS = ("jpeg2000", "jpeg", "perigee")
 HIGHEST = 255.0
-BPP_LEAST = 1e-3
-
-
-class Enhancer:
-    """The graph of an enhancer, as ``export.enhancement_graph`` writes it."""
-
-    def __init__(self, path: Path, threads: int | None = None, tokens: int = 0) -> None:
-        """``tokens`` is the number of channels of the noise that a generated prior begins with, 0 for other priors. Raises EngineError."""
-        self._graph, self.tokens = OnnxRuntimeGraph(path, threads), tokens
-
-    def added(self, image: FloatArray, coding: Coding, noise: FloatArray | None) -> FloatArray:
-        """What is to be added to an image float32 [3, 256, 256] in 0..1; ``noise`` [tokens, 4, 4] where the prior is generated."""
-        rate = math.log2(max(coding.bits_per_pixel, BPP_LEAST)) / 4
-        condition = [rate, *(float(coding.codec == name) for name in CODECS)]
-        feeds = {"image": image[None], "condition": np.array([condition], np.float32)}
-        if noise is not None:
-            feeds["noise"] = noise[None]
-        (out,) = self._graph(feeds)
-        return np.asarray(out[0], np.float32)
 
 
 class EnhancedSource:
@@ -52,14 +28,20 @@ class EnhancedSource:
     def __init__(
         self, source: ImageSource, enhancer: Enhancer, coding: Coding, strength: float = 1.0, seed: int = 0
     ) -> None:
-        """``coding`` says how the source was coded; ``strength`` (0 to 1) is the share of what is added, ``seed`` that of the noise."""
-        self.source, self.coding, self.strength, self._enhancer, self._seed = source, coding, strength, enhancer, seed
+        """``coding`` says how the source was coded; ``strength`` (0 to 1) is the share that is taken of what the enhancer adds at that
+        rate, ``seed`` that of the noise."""
+        self.source, self.coding, self._enhancer, self._seed = source, coding, enhancer, seed
+        self.strength = strength * enhancer.strength_of(coding.codec, coding.bits_per_pixel)
         self.width, self.height, self.bands, self.dtype = source.width, source.height, source.bands, source.dtype
         self.metadata, self.report = source.metadata, source.report
         colour = self.bands == 3 if self.metadata.colour is None else self.metadata.colour and self.bands >= 3
-        self.left_alone = "" if colour and self.dtype == "uint8" else (
-            f"not enhanced: {self.bands} bands of {self.dtype}; enhancers know red, green and blue of uint8 alone"
-        )  # fmt: skip
+        self.left_alone = ""
+        if not colour or self.dtype != "uint8":
+            self.left_alone = f"{self.bands} bands of {self.dtype}; enhancers know red, green and blue of uint8 alone"
+        elif coding.reversible:
+            self.left_alone = "its transform is reversible, so that little or nothing was lost"
+        elif self.strength == 0:
+            self.left_alone = f"at {coding.bits_per_pixel:.3g} bits per pixel and this strength nothing is added"
         self._grid = Grid(self.height, self.width, WINDOW)
         self._windows: OrderedDict[Window, FloatArray] = OrderedDict()
 
@@ -79,8 +61,19 @@ class EnhancedSource:
 
     def provenance(self) -> dict[str, str]:
         """The source's tags, and that it was enhanced."""
-        active = not self.left_alone and self.strength > 0
-        return self.source.provenance() | {"PERIGEE_ENHANCED": "YES" if active else "NO"}
+        if self.left_alone:
+            return self.source.provenance() | {"PERIGEE_ENHANCED": "NO", "PERIGEE_NOT_ENHANCED": self.left_alone}
+        return (
+            self.source.provenance()
+            | {
+                "PERIGEE_ENHANCED": "YES",
+                "PERIGEE_ENHANCER": self._enhancer.name,
+                "PERIGEE_ENHANCER_DIGEST": self._enhancer.digest,
+                "PERIGEE_STRENGTH": f"{self.strength:.3g}",
+                "PERIGEE_GENERATED_DETAIL": "YES",
+            }
+            | ({"PERIGEE_SEED": str(self._seed)} if self._enhancer.tokens else {})
+        )
 
     def _place(self, window: Window) -> Region:
         """What of a window lies in the scene."""
@@ -105,7 +98,7 @@ class EnhancedSource:
                 side, step = WINDOW // TOKEN, STRIDE // TOKEN
                 shape = (self._enhancer.tokens, side, side)
                 noise = noise_at(self._seed, 0, window.row * step, window.col * step, shape)
-            self._windows[window] = self._enhancer.added(image, self.coding, noise)
+            self._windows[window] = self._enhancer.added(image, self.coding.codec, self.coding.bits_per_pixel, noise)
             while len(self._windows) > 2 * (self._grid.shape[1] + 2):
                 self._windows.popitem(last=False)
         self._windows.move_to_end(window)
@@ -128,7 +121,7 @@ class EnhancedSource:
     ) -> Iterator[tuple[Region, Decoded]]:
         """The image or a region of it in blocks, row by row; ``bands`` counts from 0 (None: all)."""
         chosen = list(range(self.bands)) if bands is None else list(bands)
-        if self.left_alone or self.strength == 0 or not any(band < 3 for band in chosen):
+        if self.left_alone or not any(band < 3 for band in chosen):
             yield from self.source.blocks(region, bands)
             return
         whole = region or Region(0, 0, self.height, self.width)

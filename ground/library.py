@@ -13,6 +13,7 @@ from perigee.bitstream.errors import Fault, ProfileError, UnknownProfileError
 from perigee.bitstream.manifest import COMPONENTS, PROFILE, kind_of, manifests_in
 from perigee.bitstream.profile import Profile, find_profile, load_profile, shipped_profiles
 from perigee.bitstream.version2 import ComponentStream
+from perigee.engines.enhancer import Enhancer, find_enhancer
 from perigee.engines.ground import GroundEngine
 from perigee.engines.ground_components import GroundComponents
 from perigee.ground.compensation.compensator import Compensator, find_compensator
@@ -34,6 +35,7 @@ class Library:
         self._engines: dict[bytes, GroundEngine] = {}
         self._folders = tuple(folders)
         self._component_engines: dict[bytes, GroundComponents] = {}
+        self._enhancers: dict[str, Enhancer] = {}
         self._compensators: dict[tuple[str, bytes], Compensator] = {}
         self.profiles: dict[bytes, Profile] = {}
         self.component_profiles: dict[bytes, ComponentProfile] = {}
@@ -105,6 +107,13 @@ class Library:
                 found = find_compensator(name, contract, self._folders, self.threads)
                 self._compensators[name, contract] = found
             return self._compensators[name, contract]
+
+    def enhancer(self, name: str) -> Enhancer:
+        """An enhancer by its name. Raises CompensationError or EngineError."""
+        with self._lock:
+            if name not in self._enhancers:
+                self._enhancers[name] = find_enhancer(name, self._folders, self.threads)
+            return self._enhancers[name]
 
     def component_source(
         self, stream: ComponentStream, damaged: bool = False, compensation: str = NONE, fast: bool = False

@@ -198,6 +198,18 @@ def open_source(
     return library.source(stream, order.damaged, order.compensation, order.wanted(), runs, progress)
 
 
+def check_size(view: View, limits: OrderLimits) -> None:
+    """Raise TooLargeError where a view has more samples than may be decoded."""
+    samples = view.region.pixels * len(view.bands)
+    if samples > limits.samples:
+        raise TooLargeError(
+            f"{samples} samples to decode; accepted are up to {limits.samples}: ask for a window",
+            field="window",
+            expected=f"at most {limits.samples} samples",
+            found=samples,
+        )
+
+
 def make(
     order: Order,
     data: bytes,
@@ -220,14 +232,7 @@ def make(
     if progress and isinstance(source, CompensatedSource) and source.uses_diffusion:
         writing = _half(progress, 1)
     view = order.view(source)
-    samples = view.region.pixels * len(view.bands)
-    if samples > limits.samples:
-        raise TooLargeError(
-            f"{samples} samples to decode; accepted are up to {limits.samples}: ask for a window",
-            field="window",
-            expected=f"at most {limits.samples} samples",
-            found=samples,
-        )
+    check_size(view, limits)
     trusted = check_trust(source, view) if TRUST in order.products else None
     if order.format == "png" and IMAGE in order.products:
         check_png(source)

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from perigee.models.enhancement.network import condition_of
+from perigee.bitstream.conditions import coding_condition
 from perigee.training.data import CropSampler, ImageSet, Pixels
 
 SIDE = 256  # of the images that are coded
@@ -81,7 +81,7 @@ class Pairs:
         factor = rng.uniform(*REDUCED) if good or rng.random() < REDUCED_SHARE else 1.0
         original = self._crop(factor)
         decoded, bits = by_jpeg(original, quality, int(rng.choice([0, 2]))) if jpeg else by_jpeg2000(original, rate)
-        return Pair(original, decoded, condition_of(bits, "jpeg" if jpeg else "jpeg2000"))
+        return Pair(original, decoded, coding_condition(bits, "jpeg" if jpeg else "jpeg2000"))
 
     def _crop(self, factor: float) -> Pixels:
         """A crop [SIDE, SIDE, 3], or [SIDE / 2, SIDE / 2, 3] of an image that is too small for the reduction."""

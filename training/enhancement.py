@@ -7,6 +7,7 @@ together with the network. See ``run`` for the clock and the checkpoints, and ``
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from torch import Tensor
 from perigee.models.checkpoint import read_checkpoint
 from perigee.models.enhancement.network import COMPACT, Preset
 from perigee.models.enhancement.prior import TOKEN, Enhancer, Kind
+from perigee.training.data import ImageSet
 from perigee.training.degraded import Pairs
+from perigee.training.enhancement_strength import fitted_strengths
 from perigee.training.run import (
     ADAM_BETAS,
     CHECKPOINT_FILE,
@@ -62,7 +65,8 @@ class EnhancementTrainer:
         Raises CheckpointError where a checkpoint does not fit.
         """
         torch.manual_seed(seed)
-        self.folder, self.rate, self.seed = folder, rate, seed
+        self.folder, self.rate, self.seed, self.preset = folder, rate, seed, preset
+        self.strength: dict[str, Any] = {}  # by codec, once it was fitted
         self.network, self.mean = Enhancer(preset, kind), Enhancer(preset, kind)
         if start_from is not None:
             self.network.load_state_dict(read_checkpoint(start_from, torch.device("cpu"))["mean"], strict=False)
@@ -82,6 +86,7 @@ class EnhancementTrainer:
             self.mean.load_state_dict(state["mean"])
             self.optimiser.load_state_dict(state["optimiser"])
             self.step, self.clock.seconds = state["step"], state["seconds"]
+            self.strength = state.get("strength", {})
 
     def save(self) -> None:
         """Write the checkpoint atomically."""
@@ -89,6 +94,9 @@ class EnhancementTrainer:
             self.folder,
             {
                 "format": 1,
+                "prior": self.network.kind,
+                "preset": asdict(self.preset),
+                "strength": self.strength,
                 "network": self.network.state_dict(),
                 "mean": self.mean.state_dict(),
                 "optimiser": self.optimiser.state_dict(),
@@ -108,6 +116,12 @@ class EnhancementTrainer:
         follow(self.mean.parameters(), self.network.parameters(), self.step)
         self.step += 1
         return float(left.detach())
+
+    def fit_strength(self, images: ImageSet) -> None:
+        """Find how much of what is added should be taken, on images that were held out, and keep it in the checkpoint."""
+        if self.network.kind != "oracle" and not self.strength:
+            self.strength = fitted_strengths(self.mean.eval(), images)
+            self.save()
 
     def costs(self, wanted: Tensor, image: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
         """Return the share of the squared error that is left, and how far the guessed prior is from the oracle's."""

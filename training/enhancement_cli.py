@@ -65,6 +65,7 @@ def _train(args: argparse.Namespace, arguments: Sequence[str]) -> int:
     from perigee.training.data import load_folders, split
     from perigee.training.degraded import Pairs
     from perigee.training.enhancement import POOL, EnhancementTrainer
+    from perigee.training.enhancement_strength import large_enough
     from perigee.training.run import record_command
 
     if args.threads:
@@ -78,6 +79,10 @@ def _train(args: argparse.Namespace, arguments: Sequence[str]) -> int:
     count = f"{len(images.images)} images, {len(held_out.images)} held out"
     print(f"{count}; from training step {trainer.step}", file=sys.stderr)
     trainer.run(Pairs(images, POOL, args.seed + trainer.step), sys.stderr.isatty())
+    if not any(large_enough(image) for image in held_out.images):
+        print("no held-out image is large enough: the strengths are fitted on images of the training", file=sys.stderr)
+        held_out = images
+    trainer.fit_strength(held_out)
     return os.EX_OK
 
 

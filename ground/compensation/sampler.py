@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from perigee.ground.compensation.windows import FloatArray, Grid, Window, noise_at
+from perigee.ground.windows import FloatArray, Grid, Window, noise_at
 
 Denoise = Callable[[Window, FloatArray, float], FloatArray]  # window, z [C, n, n], step -> v [C, n, n]
 Progress = Callable[[int, int], None]

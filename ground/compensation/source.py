@@ -25,10 +25,10 @@ from perigee.ground.compensation.compensator import DIFFUSION, Compensator, Feat
 from perigee.ground.compensation.consistency import Agreement, costly, shares
 from perigee.ground.compensation.request import Compensation
 from perigee.ground.compensation.sampler import runs_of, sample
-from perigee.ground.compensation.windows import STRIDE, Grid, Window, noise_at
 from perigee.ground.decoder import SceneDecoder
 from perigee.ground.regions import Place, Region, squares_over
 from perigee.ground.source import Decoded, Progress
+from perigee.ground.windows import STRIDE, Grid, Window, noise_at
 
 RUNS_LIMIT = 100_000  # of the denoiser for one product: a day on two cores
 BASE_SIDE = 4 * STRIDE  # pixels on the side of a block of base image

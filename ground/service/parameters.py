@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import Query, Request
 
 from perigee.bitstream.errors import OrderError
+from perigee.ground.enhancing import DEFAULT_METHOD, Wish
 from perigee.ground.library import NONE
 from perigee.ground.orders import FULL, Order
 from perigee.ground.service.problems import Problem
@@ -117,3 +118,41 @@ def order_of(
         unknown_crs,
         effort,
     )
+
+
+def enhancement_of(
+    request: Request,
+    format: Annotated[str | None, Query(description="tif or png; else by Accept", examples=["tif"])] = None,
+    window: Annotated[str | None, Query(description="top,left,rows,cols in pixels", examples=["0,0,512,512"])] = None,
+    bands: Annotated[str | None, Query(description="band numbers from 1", examples=["1,2,3"])] = None,
+    scale: Annotated[str, Query(description="1, 1/2, 1/4, 1/8 or 1/16", examples=["1/4"])] = "1",
+    seed: Annotated[int, Query(description="seed of a generated prior")] = 0,
+    strength: Annotated[float, Query(description="share of what is added, 0 to 1")] = 1.0,
+    unknown_crs: Annotated[
+        str, Query(description="a CRS that cannot be interpreted: refuse (422), keep as text in a tag, or drop")
+    ] = "refuse",
+) -> Order:
+    """The query of an enhancement as an order. Raises Problem 406, OrderError or CompensationError."""
+    wanted = _wanted_format(request, format)
+    if wanted == "json":
+        raise OrderError("format=json: accepted are tif, png", field="format", expected="tif, png", found=wanted)
+    return Order(
+        wanted,
+        _integers(window, "window", 4),
+        _integers(bands, "bands"),
+        scale,
+        seed=seed,
+        strength=strength,
+        unknown_crs=unknown_crs,
+    )
+
+
+def wish_of(
+    method: Annotated[str, Query(description="enhancer that is used")] = DEFAULT_METHOD,
+    codec: Annotated[
+        str | None, Query(description="jpeg2000 or jpeg: how the image was coded, where the file does not tell")
+    ] = None,
+    bpp: Annotated[float | None, Query(description="bits per pixel that it took; default: those of the file")] = None,
+) -> Wish:
+    """The query's enhancer, and how the image was coded. Raises OrderError."""
+    return Wish(method, codec, bpp)

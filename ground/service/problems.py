@@ -21,6 +21,7 @@ from perigee.bitstream.errors import (
     OrderError,
     OutputError,
     PerigeeError,
+    RasterError,
     TooLargeError,
     UnfinishedJobError,
     UnknownJobError,
@@ -48,7 +49,7 @@ STATUS: tuple[tuple[type[PerigeeError] | tuple[type[PerigeeError], ...], int], .
     (UnfinishedJobError, 409),
     (BusyError, 503),
     (OutputError, 507),
-    ((OrderError, BitstreamError, LimitError, MetadataError, CompensationError), 422),
+    ((OrderError, BitstreamError, RasterError, LimitError, MetadataError, CompensationError), 422),
     (PerigeeError, 500),
 )  # the first that fits counts
 log = logging.getLogger("perigee.service")

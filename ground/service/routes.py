@@ -12,15 +12,16 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from perigee.bitstream.errors import PerigeeError
+from perigee.ground.enhancing import Wish, make_enhanced, open_enhanced
 from perigee.ground.inspection import inspect_bytes
 from perigee.ground.library import Library
-from perigee.ground.orders import FORMATS, Order, make
+from perigee.ground.orders import FORMATS, IMAGE, Order, make
 from perigee.ground.service import problems
 from perigee.ground.service.answers import ProductResponse
 from perigee.ground.service.jobs import Jobs
 from perigee.ground.service.limits import Places, Settings
 from perigee.ground.service.metrics import Metrics
-from perigee.ground.service.parameters import order_of
+from perigee.ground.service.parameters import enhancement_of, order_of, wish_of
 from perigee.ground.service.problems import Problem
 from perigee.ground.service.uploads import read_upload
 from perigee.ground.service.workspace import Workspace
@@ -114,6 +115,22 @@ class Service:
         answer = ProductResponse(path, FORMATS[order.format], self.settings.write_s, workspace)
         return _with_damage(answer, made.damage)
 
+    def enhance(self, order: Order, wish: Wish, data: bytes) -> Response:
+        """The product of an image of another codec as an answer; its workspace goes with it."""
+        start = time.perf_counter()
+        workspace = Workspace()
+        image, path = workspace.folder / "image", workspace.folder / f"scene.{order.format}"
+        try:
+            image.write_bytes(data)
+            source = open_enhanced(image, order, wish, self.library)
+            view = make_enhanced(source, order, {IMAGE: path}, self.library.threads, self.settings.answers)
+        except BaseException:
+            workspace.close()
+            raise
+        self.metrics.pixels.inc(view.size[0] * view.size[1])
+        self.metrics.seconds.observe(time.perf_counter() - start)
+        return ProductResponse(path, FORMATS[order.format], self.settings.write_s, workspace)
+
 
 def routes_of(service: Service) -> APIRouter:
     """All routes."""
@@ -131,6 +148,17 @@ def _add_decoding(router: APIRouter, service: Service) -> None:
         data = await service.upload(request)
         with service.decodings.place():
             return await to_thread.run_sync(service.produce, order, data, limiter=service.limiter)
+
+    @router.post("/enhance", openapi_extra=BODY_SCHEMA, responses=PRODUCT | ANSWERS, response_class=Response)
+    async def enhance(
+        request: Request,
+        order: Annotated[Order, Depends(enhancement_of)],
+        wish: Annotated[Wish, Depends(wish_of)],
+    ) -> Response:
+        """Bring an image that JPEG 2000 or JPEG has coded closer to its original: a Cloud-Optimised GeoTIFF or a PNG."""
+        data = await service.upload(request)
+        with service.decodings.place():
+            return await to_thread.run_sync(service.enhance, order, wish, data, limiter=service.limiter)
 
     @router.post("/inspect", openapi_extra=BODY_SCHEMA, responses=ANSWERS, response_description="What the stream says")
     async def inspect(

@@ -12,10 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from perigee.bitstream.conditions import CODING_CONDITIONS
 from perigee.models.layers import ResidualBlock, start_small
 
-CODECS = ("jpeg2000", "jpeg", "perigee")  # the condition names one of them, or none
-CONDITIONS = 1 + len(CODECS)  # log2 of the bits per pixel / 4, then one number for each codec
 REDUCTION = 2
 
 
@@ -134,7 +133,7 @@ class Conditioned(nn.Module):
 
     def __init__(self, channels: int, blocks: int) -> None:
         super().__init__()
-        self.modulate = start_small(nn.Linear(CONDITIONS, 2 * channels), 0.01)
+        self.modulate = start_small(nn.Linear(CODING_CONDITIONS, 2 * channels), 0.01)
         self.blocks = nn.Sequential(*(ResidualBlock(channels) for _ in range(blocks)))
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
@@ -165,7 +164,7 @@ class EnhancementNetwork(nn.Module):
     def forward(self, image: Tensor, condition: Tensor, prior: Tensor | None = None) -> Tensor:
         """Return what is to be added to ``image`` [N, 3, H, W] in 0..1, whose sides are multiples of 8.
 
-        ``condition`` [N, CONDITIONS]: see :func:`condition_of`; ``prior`` [N, tokens, h, w] where the network has a fusion.
+        ``condition`` [N, CODING_CONDITIONS]: see :func:`coding_condition`; ``prior`` [N, tokens, h, w] where the network has a fusion.
         """
         x1 = self.encode1(self.enter(F.pixel_unshuffle(image - 0.5, REDUCTION)), condition)
         x2 = self.encode2(self.down1(x1), condition)
@@ -177,9 +176,3 @@ class EnhancementNetwork(nn.Module):
         x1 = self.decode1(x1 + F.pixel_shuffle(self.up1(x2), 2), condition)
         out: Tensor = F.pixel_shuffle(self.leave(x1), REDUCTION)
         return out
-
-
-def condition_of(bits_per_pixel: float, codec: str | None) -> list[float]:
-    """The condition of an image that took so many bits per pixel, by one of ``CODECS`` or another (None)."""
-    rate = float(torch.log2(torch.tensor(max(bits_per_pixel, 1e-3))))
-    return [rate / 4, *(float(codec == name) for name in CODECS)]

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from perigee.models.enhancement.network import CONDITIONS, EnhancementNetwork, Preset
+from perigee.bitstream.conditions import CODING_CONDITIONS
+from perigee.models.enhancement.network import EnhancementNetwork, Preset
 from perigee.models.layers import ResidualBlock
 
 TOKEN = 64  # pixels on the side of what a token covers
@@ -29,7 +30,7 @@ class PriorReader(nn.Module):
     def __init__(self, tokens: int, images: int, width: int = 32, blocks: int = 3) -> None:
         """``images`` is 2 with the original, 1 without."""
         super().__init__()
-        self.enter = nn.Conv2d(3 * images * REDUCTION**2 + CONDITIONS, width, 3, padding=1)
+        self.enter = nn.Conv2d(3 * images * REDUCTION**2 + CODING_CONDITIONS, width, 3, padding=1)
         self.blocks = nn.Sequential(*(ResidualBlock(width) for _ in range(blocks)))
         self.down = nn.Conv2d(width, 2 * width, 3, stride=2, padding=1)
         self.leave = nn.Conv2d(2 * width, tokens, 3, padding=1)

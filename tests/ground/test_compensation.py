@@ -23,9 +23,9 @@ from perigee.ground.cli import main
 from perigee.ground.compensation.compensator import DIFFUSION, ONE_STEP, Compensator, find_compensator, shipped_folders
 from perigee.ground.compensation.request import Compensation
 from perigee.ground.compensation.source import CompensatedSource
-from perigee.ground.compensation.windows import STRIDE, Grid, noise_at
 from perigee.ground.decoder import SceneDecoder
 from perigee.ground.regions import Region
+from perigee.ground.windows import STRIDE, Grid, noise_at
 
 OCTETS = {"Content-Type": "application/octet-stream"}
 

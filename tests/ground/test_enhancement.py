@@ -1,13 +1,16 @@
 """Enhanced images: what is added does not depend on the window that is asked for, and other images are left alone."""
 
+from dataclasses import asdict, replace
+
 import numpy as np
 import pytest
 import rasterio
 import torch
 
-from perigee.export.enhancement_graph import write_enhancer
+from perigee.engines.enhancer import Enhancer
+from perigee.export.enhancement import export_enhancer
 from perigee.ground.coded_file import CodedFile
-from perigee.ground.enhancement import EnhancedSource, Enhancer
+from perigee.ground.enhancement import EnhancedSource
 from perigee.ground.products import write_cog
 from perigee.ground.regions import Region
 from perigee.ground.views import view_of
@@ -17,17 +20,26 @@ from perigee.models.enhancement.network import SMALL
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 
 
+STRENGTH = {"jpeg2000": [[0.1, 1.0], [6.0, 1.0], [7.0, 0.0]], "jpeg": [[0.1, 1.0], [20, 1.0]], "unknown": [[0.1, 0.0]]}
+
+
 @pytest.fixture(scope="module", params=["none", "generated"])
-def enhancer(request, tmp_path_factory):
+def folder(request, tmp_path_factory):
     """A small untrained network whose additions can be seen."""
     torch.manual_seed(5)
     network = prior.Enhancer(SMALL, request.param).eval()
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
-    path = tmp_path_factory.mktemp("enhancer") / "enhancer.onnx"
-    write_enhancer(network, path)
-    return Enhancer(path, 1, SMALL.tokens if request.param == "generated" else 0)
+    path = tmp_path_factory.mktemp("enhancers") / "small"
+    facts = {"prior": request.param, "preset": asdict(SMALL), "strength": STRENGTH, "step": 7, "seconds": 60.0}
+    export_enhancer(facts | {"mean": network.state_dict()}, path, "small")
+    return path
+
+
+@pytest.fixture(scope="module")
+def enhancer(folder):
+    return Enhancer(folder, 1)
 
 
 def coded(tmp_path, bands=3, dtype="uint8", rows=420, cols=900, **options) -> CodedFile:
@@ -69,6 +81,14 @@ def test_no_strength_is_the_input(tmp_path, enhancer):
     assert np.array_equal(pixels(source), pixels(file)) and source.provenance()["PERIGEE_ENHANCED"] == "NO"
 
 
+def test_nothing_is_added_at_high_rates_or_to_reversible_or_unknown_files(tmp_path, enhancer):
+    file = coded(tmp_path, rows=70, cols=90)
+    for change in ({"bits_per_pixel": 8.0}, {"reversible": True}, {"codec": None}):
+        source = EnhancedSource(file, enhancer, replace(file.coding, **change))
+        assert np.array_equal(pixels(source), pixels(file)) and source.left_alone, change
+    assert not EnhancedSource(file, enhancer, replace(file.coding, bits_per_pixel=0.05)).left_alone
+
+
 @pytest.mark.parametrize(("bands", "dtype"), [(1, "uint8"), (3, "uint16")])
 def test_other_images_are_left_alone(tmp_path, enhancer, bands, dtype):
     file = coded(tmp_path, bands, dtype, 100, 120)
@@ -82,4 +102,5 @@ def test_products_keep_their_place_and_say_what_was_done(tmp_path, enhancer):
     write_cog(tmp_path / "out.tif", source, view_of(source))
     with rasterio.open(tmp_path / "out.tif") as found:
         assert found.crs.to_epsg() == 32633 and np.array_equal(found.read(), pixels(source))
-        assert found.tags()["PERIGEE_ENHANCED"] == "YES" and found.tags()["PERIGEE_SOURCE_CODEC"] == "jpeg2000"
+        assert found.tags()["PERIGEE_GENERATED_DETAIL"] == found.tags()["PERIGEE_ENHANCED"] == "YES"
+        assert found.tags()["PERIGEE_ENHANCER"] == "small" and found.tags()["PERIGEE_SOURCE_CODEC"] == "jpeg2000"

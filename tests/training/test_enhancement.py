@@ -5,11 +5,12 @@ import pytest
 import torch
 from PIL import Image
 
+from perigee.bitstream.conditions import coding_condition
 from perigee.engines.onnxruntime import OnnxRuntimeGraph
 from perigee.export.enhancement_graph import write_enhancer
 from perigee.export.graph import round_to_half
 from perigee.models.checkpoint import read_checkpoint
-from perigee.models.enhancement.network import COMPACT, SMALL, condition_of
+from perigee.models.enhancement.network import COMPACT, SMALL
 from perigee.models.enhancement.prior import BETAS, Enhancer, posterior_mean
 from perigee.training import enhancement, enhancement_cli
 from perigee.training.data import load_folders
@@ -57,7 +58,7 @@ def test_pairs_cover_codecs_and_rates_and_stay_aligned(folder):
 def test_every_kind_of_prior_adds_little_at_first_and_takes_any_size(kind):
     torch.manual_seed(1)
     enhancer = Enhancer(SMALL, kind)
-    image, condition = torch.rand(2, 3, 128, 192), torch.tensor([condition_of(0.5, "jpeg2000")] * 2)
+    image, condition = torch.rand(2, 3, 128, 192), torch.tensor([coding_condition(0.5, "jpeg2000")] * 2)
     noise = torch.randn(2, SMALL.tokens, 2, 3)
     added = enhancer(image, condition, original=image.flip(2), noise=noise)
     assert added.shape == image.shape and added.abs().mean() < 0.2

@@ -1,0 +1,72 @@
+"""Turns an enhancer's checkpoint into its folder: one graph in ONNX and a manifest with its digest. ``engines.enhancer`` reads it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import perigee
+from perigee.bitstream.errors import Fault, OutputError
+from perigee.bitstream.manifest import ENHANCER, MANIFEST_FILE, MANIFEST_VERSION
+from perigee.export.enhancement_graph import write_enhancer
+from perigee.export.graph import round_to_half
+from perigee.models.checkpoint import CheckpointError, brief
+from perigee.models.enhancement.network import Preset
+from perigee.models.enhancement.prior import Enhancer
+
+GRAPH_FILE = "enhancer.onnx"
+
+
+def is_enhancer(state: dict[str, Any]) -> bool:
+    """Whether a checkpoint is one of ``perigee-train-enhancer``."""
+    return "prior" in state and "preset" in state
+
+
+def enhancer_of(state: dict[str, Any]) -> Enhancer:
+    """The averaged network of a checkpoint. Raises CheckpointError where its parts do not fit together."""
+    try:
+        network = Enhancer(Preset(**state["preset"]), state["prior"])
+        network.load_state_dict(state["mean"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"the checkpoint is no enhancer's ({brief(error)})") from error
+    return network.eval()
+
+
+def export_enhancer(
+    state: dict[str, Any], folder: Path, name: str, card: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Write the folder of an enhancer and return its manifest; ``card`` has further entries.
+
+    Raises CheckpointError for a checkpoint without fitted strengths or of stage I, and OutputError where the folder exists.
+    """
+    if state.get("prior") == "oracle":
+        raise CheckpointError("a prior that the oracle reads needs the original; export a run of stage II")
+    if not state.get("strength"):
+        raise CheckpointError(
+            "the run has no fitted strengths; perigee-train-enhancer fits them when its budget is spent"
+        )
+    if folder.exists():
+        raise OutputError(f"{folder} exists; choose another", Fault.EXISTS, found=str(folder))
+    network = enhancer_of(state)
+    round_to_half(network)
+    folder.mkdir(parents=True)
+    with torch.no_grad():
+        write_enhancer(network, folder / GRAPH_FILE)
+    manifest: dict[str, Any] = {
+        "manifest_version": MANIFEST_VERSION,
+        "kind": ENHANCER,
+        "name": name,
+        "perigee": perigee.__version__,
+        "prior": state["prior"],
+        "tokens": network.tokens if state["prior"] == "generated" else 0,
+        "strength": state["strength"],
+        "training": {"steps": state["step"], "minutes": round(state["seconds"] / 60, 1)},
+        **(card or {}),
+        "files": {GRAPH_FILE: hashlib.sha256((folder / GRAPH_FILE).read_bytes()).hexdigest()},
+    }
+    (folder / MANIFEST_FILE).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    return manifest

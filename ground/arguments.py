@@ -1,0 +1,84 @@
+"""Arguments that the commands of the ground share: what part of an image is wanted, and where products go."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from perigee.bitstream.errors import Fault, OutputError
+from perigee.support.command import positive
+from perigee.support.files import destination
+
+SUFFIXES = {".tif": "tif", ".tiff": "tif", ".png": "png"}
+
+
+def _numbers(text: str, count: int | None = None) -> list[int]:
+    try:
+        values = [int(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if not values or (count is not None and len(values) != count):
+        raise argparse.ArgumentTypeError(f"{text!r} is not {count or 'a list of'} whole numbers with commas between")
+    return values
+
+
+def _window(text: str) -> list[int]:
+    return _numbers(text, 4)
+
+
+def _scale(text: str) -> str:
+    if text not in ("1", "1/2", "1/4", "1/8", "1/16"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not 1, 1/2, 1/4, 1/8 or 1/16")
+    return text
+
+
+def add_view(parser: argparse.ArgumentParser) -> None:
+    """Add what says which part of an image is wanted, and ``--profiles``."""
+    parser.add_argument("--window", type=_window, metavar="TOP,LEFT,ROWS,COLS", help="only this part, in pixels")
+    parser.add_argument("--bands", type=_numbers, metavar="1,2,...", help="only these bands, counted from 1")
+    parser.add_argument("--scale", type=_scale, default="1", metavar="1/2..1/16", help="reduced size")
+    parser.add_argument(
+        "--profiles",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="a profile, compensator or enhancer of your own, or a folder of several (repeatable)",
+    )
+
+
+def add_output(parser: argparse.ArgumentParser) -> None:
+    """Add what says how products are written."""
+    parser.add_argument(
+        "--unknown-crs",
+        choices=("refuse", "keep", "drop"),
+        default="refuse",
+        help="what to do with a CRS that cannot be interpreted: refuse with exit code 65, keep it as text in a tag, or drop it "
+        "(default %(default)s)",
+    )
+    parser.add_argument("--stac", type=Path, metavar="OUT.json", help="also write a STAC item of the product")
+    parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: all cores)")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing product")
+
+
+def _destination(out: Path) -> Path:
+    """Where an output's path leads. Raises OutputError where it leads nowhere."""
+    try:
+        return destination(out)
+    except OSError as error:
+        raise OutputError(f"{out} cannot be reached ({error.strerror})", found=str(out)) from error
+
+
+def check_outputs(source: Path, outputs: list[Path], overwrite: bool) -> None:
+    """Raise OutputError where an output must not or cannot be written, before any work is done."""
+    places = [_destination(out) for out in outputs]
+    for i, out in enumerate(outputs):
+        if places[i] in (source.resolve(), *places[:i], *places[i + 1 :]):
+            raise OutputError(f"{out} is the input itself or named twice; choose another output", Fault.EXISTS)
+        if out.exists() and not overwrite:
+            raise OutputError(f"{out} exists; --overwrite replaces it", Fault.EXISTS, found=str(out))
+        if out.exists() and not out.is_file():
+            raise OutputError(f"{out} is not a regular file; choose another output", Fault.EXISTS, found=str(out))
+        if not out.parent.is_dir() or not os.access(out.parent, os.W_OK | os.X_OK):
+            raise OutputError(f"the folder {out.parent} does not exist or cannot be written to", found=str(out.parent))

@@ -1,0 +1,107 @@
+"""``ground-enhance``: an image that JPEG 2000 or JPEG has coded, closer to its original, as a Cloud-Optimised GeoTIFF or PNG."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+from perigee.bitstream.conditions import CODECS
+from perigee.bitstream.errors import PerigeeError
+from perigee.ground.arguments import SUFFIXES, add_output, add_view, check_outputs
+from perigee.ground.environment import own_environment
+from perigee.support.command import Parser, complain, exit_code, exit_on_signals, prepare_streams, run, say
+
+PROGRAM = "ground-enhance"
+DEFAULT_METHOD = "restore"
+
+
+def build_parser() -> Parser:
+    """The command line of ``ground-enhance``."""
+    parser = Parser(
+        prog=PROGRAM,
+        description="Bring an image that JPEG 2000 or JPEG has coded closer to its original. What is added is an estimate, and the product's "
+        "tags say so. Images that were coded without loss, at high rates, or in other bands than red, green and blue of 8 bits stay as "
+        "they are.",
+        epilog="Exit codes: 0 done, 64 usage, unusable or unknown method, 65 the image is invalid, 66 input missing, 69 engine unavailable, "
+        "73 output cannot be created, 74 I/O error.",
+    )
+    parser.add_argument("image", type=Path, metavar="IN", help="JPEG 2000 or JPEG file, or a GeoTIFF that holds either")
+    parser.add_argument(
+        "-o", "--out", type=Path, required=True, metavar="OUT.tif|.png", help="product, with its georeferencing"
+    )
+    parser.add_argument(
+        "--method", default=DEFAULT_METHOD, metavar="NAME", help="enhancer that is used (default %(default)s)"
+    )
+    parser.add_argument(
+        "--codec",
+        choices=CODECS[:2],
+        help="how the image was coded, where the file does not tell, as one that was decoded earlier",
+    )
+    parser.add_argument(
+        "--bpp", type=float, metavar="X", help="bits per pixel that it took (default: those of the file)"
+    )
+    add_view(parser)
+    parser.add_argument(
+        "--strength", type=float, default=1.0, metavar="0..1", help="share of what is added (default %(default)g)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="seed of a generated prior (default %(default)s)"
+    )
+    add_output(parser)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; exit codes as in ``sysexits.h``."""
+    prepare_streams()
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if args.out.suffix.lower() not in SUFFIXES:
+        parser.error(f"{args.out}: the product's suffix must be .tif, .tiff or .png")
+    exit_on_signals()
+    own_environment(PROGRAM)
+    return run(PROGRAM, "ground", lambda: _enhance(args))
+
+
+def _enhance(args: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from perigee.ground.enhancing import Wish, make_enhanced, open_enhanced
+    from perigee.ground.library import Library
+    from perigee.ground.orders import IMAGE, STAC, Order
+
+    paths = {IMAGE: args.out} | ({} if args.stac is None else {STAC: args.stac})
+    order = Order(
+        SUFFIXES[args.out.suffix.lower()],
+        tuple(args.window) if args.window else None,
+        tuple(args.bands) if args.bands else None,
+        args.scale,
+        seed=args.seed,
+        strength=args.strength,
+        products=tuple(paths),
+        unknown_crs=args.unknown_crs,
+    )
+    check_outputs(args.image, list(paths.values()), args.overwrite)
+    start = time.perf_counter()
+    with tqdm(unit="px", unit_scale=True, disable=not sys.stderr.isatty(), leave=False) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        try:
+            library = Library(args.profiles, args.threads)
+            source = open_enhanced(args.image, order, Wish(args.method, args.codec, args.bpp), library)
+            view = make_enhanced(source, order, paths, args.threads, progress=progress)
+        except PerigeeError as error:
+            code = exit_code(error)
+            complain(f"{PROGRAM}: {f'{args.image}: ' if code == os.EX_DATAERR else ''}{error}")
+            return code
+    rows, cols = view.size
+    if source.left_alone:
+        complain(f"{PROGRAM}: {args.image}: not enhanced: {source.left_alone}")
+    seconds = time.perf_counter() - start
+    return say(PROGRAM, f"{args.image} -> {args.out}: {cols}x{rows} pixels, {len(view.bands)} bands, {seconds:.2f} s")

@@ -1,0 +1,89 @@
+"""How an order about an image of another codec is made: one way for the command and the service."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from perigee.bitstream.conditions import CODECS
+from perigee.bitstream.errors import OrderError
+from perigee.ground.coded_file import CodedFile
+from perigee.ground.enhancement import EnhancedSource
+from perigee.ground.georeference import usable_crs
+from perigee.ground.library import Library
+from perigee.ground.orders import IMAGE, STAC, Order, OrderLimits, check_size
+from perigee.ground.products import check_png, compressing, png_view, write_cog, write_png
+from perigee.ground.source import Progress
+from perigee.ground.stac import stac_item
+from perigee.ground.views import View
+from perigee.support.files import replacing, write_atomically
+
+DEFAULT_METHOD = "restore"
+CODED = CODECS[:2]  # what a file of another codec may be coded with
+BPP_MOST = 128
+
+
+@dataclass(frozen=True)
+class Wish:
+    """Which enhancer is wanted, and how the image was coded where its file does not tell, or not truly. Raises OrderError."""
+
+    method: str = DEFAULT_METHOD
+    codec: str | None = None
+    bits_per_pixel: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.codec not in (None, *CODED):
+            accepted = ", ".join(CODED)
+            raise OrderError(
+                f"codec={self.codec}: accepted are {accepted}", field="codec", expected=accepted, found=self.codec
+            )
+        if self.bits_per_pixel is not None and not 0 < self.bits_per_pixel <= BPP_MOST:
+            raise OrderError(
+                f"bpp={self.bits_per_pixel:g}: accepted is more than 0 and at most {BPP_MOST}",
+                field="bpp",
+                expected=f"above 0, at most {BPP_MOST}",
+                found=self.bits_per_pixel,
+            )
+
+
+def open_enhanced(path: Path, order: Order, wish: Wish, library: Library) -> EnhancedSource:
+    """An image file as an image source that is enhanced.
+
+    Raises RasterError for a file that is no such image, CompensationError, EngineError and OSError.
+    """
+    enhancer = library.enhancer(wish.method)
+    file = CodedFile(path)
+    coding = file.coding
+    if wish.codec is not None:
+        coding = replace(coding, codec=wish.codec, reversible=False)
+    if wish.bits_per_pixel is not None:
+        coding = replace(coding, bits_per_pixel=wish.bits_per_pixel)
+    return EnhancedSource(file, enhancer, coding, order.strength, order.seed)
+
+
+def make_enhanced(
+    source: EnhancedSource,
+    order: Order,
+    paths: Mapping[str, Path],
+    threads: int | None = None,
+    limits: OrderLimits | None = None,
+    progress: Progress | None = None,
+) -> View:
+    """Write the order's products, each whole or not at all, at ``paths`` (by product), and return what of the image they hold.
+
+    Raises OrderError for what this image does not have, TooLargeError, RasterError, OutputError and OSError.
+    """
+    view = order.view(source)
+    check_size(view, limits or OrderLimits())
+    if order.format == "png":
+        check_png(source)
+        view = png_view(view)
+    usable_crs(source.metadata, order.unknown_crs)
+    with compressing(threads), replacing(paths[IMAGE]) as temporary:
+        (write_png if order.format == "png" else write_cog)(temporary, source, view, progress, order.unknown_crs)
+    if STAC in order.products:
+        item = stac_item(source, view, paths[IMAGE], None)
+        write_atomically(paths[STAC], (json.dumps(item, indent=1) + "\n").encode())
+    return view
