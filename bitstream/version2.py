@@ -29,7 +29,7 @@ from perigee.bitstream.format import (
 from perigee.bitstream.spectral import Spectral
 
 VERSION = 2
-PARAMETERS, STRIP, PART = 0x08, 0x09, 0x0A
+PARAMETERS, STRIP, PART, PLACES = 0x08, 0x09, 0x0A, 0x0D
 ERRORS = 0x84
 ERRORS_TYPE = np.dtype([("rms", "<f4"), ("largest", "<u4"), ("bias", "<f4")])  # of one band, in counts
 RESERVED_CRITICAL = {
@@ -47,7 +47,9 @@ FEATURES = {
     4: "a scene of open height",
     5: "a reference scene",
     6: "fixed spectral matrices",
+    7: "bands in places of their own",
 }
+PLACED = 1 << 7  # the feature that this reader has
 QUALITIES_FLAG, PARTS_FLAG = 0x20, 0x40
 PARTS_MAX = 15
 MATRIX_FLAG, OFFSETS_FLAG = 0x01, 0x02
@@ -66,6 +68,7 @@ class ComponentHeader:
     bands: int
     dtype: str
     patch_side: int
+    placed: bool = False  # whether the bands lie at different places of the frame that is coded
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -138,6 +141,13 @@ class ComponentStream:
     strips: dict[int, int] = field(default_factory=dict)
     damage: list[str] = field(default_factory=list)
     errors: BandErrors | None = None
+    places: IntArray | None = None  # [bands, 2]: line and column of the frame at which each band begins
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Rows and columns of the scene: those of the frame, less what the bands are apart."""
+        lines, columns = (0, 0) if self.places is None else self.places.max(0).tolist()
+        return self.header.height - lines, self.header.width - columns
 
     def parameters_of(self, patch: int) -> Parameters | None:
         """The parameters of a patch, None where they were lost."""
@@ -147,7 +157,8 @@ class ComponentStream:
 def write_component_header(header: ComponentHeader) -> bytes:
     """The header's bytes."""
     kind = DTYPE_CODES[header.dtype] | (header.patch_side.bit_length() - 1) << 4
-    body = MAGIC + bytes([VERSION]) + header.contract + bytes([kind, header.bands]) + write_varint(0)
+    body = MAGIC + bytes([VERSION]) + header.contract + bytes([kind, header.bands])
+    body += write_varint(PLACED if header.placed else 0)
     body += write_varint(header.width) + write_varint(header.height)
     return body + zlib.crc32(body).to_bytes(4, "little")
 
@@ -169,6 +180,11 @@ def write_parameters(number: int, parameters: Parameters) -> bytes:
 def write_strip(first_row: int, rows: int, parameters: int) -> bytes:
     """The chunk that gives rows of patches their parameters."""
     return write_chunk(STRIP, write_varint(first_row) + write_varint(rows) + write_varint(parameters))
+
+
+def write_places(places: IntArray) -> bytes:
+    """The chunk of the places of the bands, [bands, 2], none of them negative."""
+    return write_chunk(PLACES, b"".join(write_varint(int(n)) for n in places.reshape(-1)))
 
 
 def write_errors(errors: BandErrors) -> bytes:

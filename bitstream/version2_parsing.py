@@ -7,15 +7,13 @@ import zlib
 import numpy as np
 import numpy.typing as npt
 
-from perigee.bitstream.errors import ChecksumError, Fault, FormatError, LimitError, TruncatedError, UnsupportedError
+from perigee.bitstream.errors import Fault, FormatError, UnsupportedError
 from perigee.bitstream.format import (
     CHANNEL_STEP,
     CUT_FLAG,
     DEFAULT_LIMITS,
     DROPPED,
-    DTYPES,
     EMPTY,
-    MAGIC,
     MASK,
     METADATA,
     NETWORK,
@@ -24,8 +22,6 @@ from perigee.bitstream.format import (
     SEGMENT,
     SPARE_CHUNKS,
     Limits,
-    not_a_stream,
-    read_varint,
 )
 from perigee.bitstream.parsing import check_missing, leading_varint, read_chunks
 from perigee.bitstream.spectral import SCALE_MAX, Spectral, identity
@@ -33,8 +29,6 @@ from perigee.bitstream.version2 import (
     CODED_MAX,
     ERRORS,
     ERRORS_TYPE,
-    FEATURES,
-    HEADER_FIXED,
     LATENTS,
     MATRIX_FLAG,
     OFFSETS_FLAG,
@@ -42,81 +36,16 @@ from perigee.bitstream.version2 import (
     PART,
     PARTS_FLAG,
     PARTS_MAX,
+    PLACES,
     QUALITIES_FLAG,
     RESERVED_CRITICAL,
     STRIP,
-    VERSION,
     BandErrors,
-    ComponentHeader,
     ComponentSegment,
     ComponentStream,
     Parameters,
-    version_of,
 )
-
-
-def read_component_header(data: bytes | memoryview, limits: Limits = DEFAULT_LIMITS) -> tuple[ComponentHeader, int]:
-    """Header and the offset behind it. Raises a BitstreamError, or LimitError for sizes beyond the limits."""
-    if len(data) < HEADER_FIXED:
-        if bytes(data[:4]) != MAGIC[: len(data)]:
-            raise not_a_stream(data)
-        raise TruncatedError(f"{len(data)} bytes are too few for a header", field="header", offset_bytes=len(data))
-    if version_of(data) != VERSION:
-        raise UnsupportedError(
-            f"format version {version_of(data)}, this reader knows {VERSION}",
-            Fault.VERSION,
-            field="version",
-            expected=VERSION,
-            found=version_of(data),
-            offset_bytes=4,
-        )
-    contract, kind, bands = bytes(data[5:13]), data[13], data[14]
-    features, offset = read_varint(data, HEADER_FIXED)
-    width, offset = read_varint(data, offset)
-    height, offset = read_varint(data, offset)
-    if len(data) < offset + 4:
-        raise TruncatedError("the data end inside the header", field="header", offset_bytes=len(data))
-    stored, computed = int.from_bytes(data[offset : offset + 4], "little"), zlib.crc32(data[:offset])
-    if computed != stored:
-        raise ChecksumError(
-            "the header's CRC differs", field="crc", expected=computed, found=stored, offset_bytes=offset
-        )
-    if features:
-        needed = [FEATURES.get(bit, f"feature {bit}") for bit in range(32) if features >> bit & 1]
-        raise UnsupportedError(
-            f"the stream needs {', '.join(needed)}, which this reader does not have",
-            Fault.FLAGS,
-            field="features",
-            expected=0,
-            found=features,
-            offset_bytes=HEADER_FIXED,
-        )
-    dtype, side = DTYPES.get(kind & 15), 1 << (kind >> 4)
-    if dtype is None or not 64 <= side <= 512:
-        raise FormatError(
-            f"sample type and patch side {kind:#04x}; types are {DTYPES}, sides 64 to 512",
-            field="kind",
-            expected="types 1 to 3, sides 6 to 9",
-            found=kind,
-            offset_bytes=13,
-        )
-    if not 1 <= bands <= limits.bands:
-        raise LimitError(
-            f"{bands} bands, accepted are 1 to {limits.bands}",
-            field="bands",
-            expected=f"1 to {limits.bands}",
-            found=bands,
-            offset_bytes=14,
-        )
-    if not (1 <= width <= limits.side_px and 1 <= height <= limits.side_px) or width * height * bands > limits.samples:
-        raise LimitError(
-            f"{width}x{height} pixels of {bands} bands; accepted are sides of 1 to {limits.side_px} and {limits.samples} samples",
-            field="width, height",
-            expected=f"sides of 1 to {limits.side_px}, {limits.samples} samples",
-            found=f"{width}x{height}x{bands}",
-            offset_bytes=HEADER_FIXED,
-        )
-    return ComponentHeader(contract, width, height, bands, dtype, side), offset + 4
+from perigee.bitstream.version2_header import read_component_header
 
 
 def parse_component_stream(
@@ -131,6 +60,8 @@ def parse_component_stream(
     read_chunks(data, offset, limits, most, reader.take, damage)
     reader.join_parts(damage)
     check_missing(header.patches, len(stream.segments), damage)
+    if header.placed and stream.places is None:
+        raise FormatError("the places of the bands are missing", Fault.MISSING, field="places")
     wanted = {stream.strips.get(row, 0) for row in range(header.grid[0])}
     lost = sorted(wanted - set(stream.parameters))
     if lost:
@@ -177,14 +108,48 @@ class _Reader:
             self._strip(payload, start)
         elif kind == ERRORS:
             self._errors(payload, start)
+        elif kind == PLACES and self.stream.header.placed:
+            self._places(payload, start)
         elif not kind & OPTIONAL_BIT:
             raise UnsupportedError(
                 f"critical chunk type {kind:#04x} ({RESERVED_CRITICAL.get(kind, 'unknown')}), which this reader cannot do without",
                 field="chunk type",
-                expected="0x00 to 0x03, 0x08 to 0x0a, or an optional type",
+                expected="0x00 to 0x03, 0x08 to 0x0a, 0x0d with its feature, or an optional type",
                 found=kind,
                 offset_bytes=start,
             )
+
+    def _places(self, payload: memoryview, start: int) -> None:
+        header = self.stream.header
+        numbers: list[int] = []
+        at = 0
+        while at < len(payload) and len(numbers) < 2 * header.bands:
+            value, at = leading_varint(payload, start, at)
+            numbers.append(value)
+        places = np.array(numbers, np.int64)
+        if len(numbers) != 2 * header.bands or at != len(payload):
+            raise FormatError(
+                f"places of bands of {len(payload)} bytes",
+                Fault.SIZE,
+                field="places",
+                expected=f"{2 * header.bands} whole numbers",
+                found=len(numbers),
+                offset_bytes=start,
+            )
+        places = places.reshape(-1, 2)
+        if (places.max(0) >= [header.height, header.width]).any():
+            raise FormatError(
+                f"bands {places.max(0).tolist()} lines and columns apart in a frame of {header.height} x {header.width}",
+                field="places",
+                expected="less than the frame",
+                offset_bytes=start,
+            )
+        known = self.stream.places
+        if known is not None and not np.array_equal(known, places):
+            raise FormatError(
+                "places of bands that differ from those before", Fault.REPEATED, field="places", offset_bytes=start
+            )
+        self.stream.places = places
 
     def _errors(self, payload: memoryview, start: int) -> None:
         size = self.stream.header.bands * ERRORS_TYPE.itemsize

@@ -48,6 +48,11 @@ class ComponentDecoder(StreamSource):
         super().__init__(stream, engine.profile.contract.patch_side, damaged)
         self.stream, self.engine, self.coder = stream, engine, coder
         self.header = stream.header
+        self.height, self.width = stream.size
+        if stream.places is not None and self.metadata.alpha_band is not None:
+            raise FormatError(
+                "bands in places of their own beside an alpha band, which has one place", Fault.MISFIT, field="places"
+            )
         self._reconstruction = Reconstruction(engine.profile.contract)
         self._synthesis = ComponentSynthesis(engine, self.header) if engine.can_synthesise and not fast else None
         self._patches: dict[int, DecodedPlanes | None] = {}
@@ -123,6 +128,24 @@ class ComponentDecoder(StreamSource):
         """Decode a pixel region; ``bands`` counts from 0 (None: all). Only the patches that it touches are decoded, and with a synthesis
         those close to it."""
         chosen = list(range(self.bands)) if bands is None else list(bands)
+        if self.stream.places is None:
+            return self._framed(region, chosen)
+        frame = self._frame_of(region)
+        found = self._framed(frame, chosen)
+        shape = (len(chosen), region.rows, region.cols)
+        samples, valid = np.empty(shape, self.dtype), np.empty(shape, bool)
+        for number, (line, column) in enumerate(self.stream.places[chosen].tolist()):
+            own = Region(region.top + line, region.left + column, region.rows, region.cols).within(frame)
+            samples[number], valid[number] = found.samples[(number, *own)], found.valid[(number, *own)]
+        return Decoded(samples, valid, None)
+
+    def _frame_of(self, region: Region) -> Region:
+        """What of the frame holds a region of every band."""
+        lines, columns = self.header.height - self.height, self.header.width - self.width
+        return Region(region.top, region.left, region.rows + lines, region.cols + columns)
+
+    def _framed(self, region: Region, chosen: Sequence[int]) -> Decoded:
+        """Decode a region of the frame that is coded, in which the bands may have places of their own."""
         out = np.zeros((len(chosen), region.rows, region.cols), self.dtype)
         for strip in self._strips(region):
             part = out[(slice(None), *strip.within(region))]
@@ -137,7 +160,7 @@ class ComponentDecoder(StreamSource):
                 if added is not None:
                     planes += added[(slice(None), *outer)]
                 samples = self._reconstruction.samples(parameters.spectral, planes, self.dtype, self.sample_range)
-                part[(slice(None), *outer)] = samples[chosen]
+                part[(slice(None), *outer)] = samples[list(chosen)]
         valid, alpha = self._validity(region, chosen)
         self.settle(out, valid)
         return Decoded(out, valid, alpha)
@@ -190,7 +213,7 @@ class ComponentDecoder(StreamSource):
 
     def _begin(self, window: Region, margin: int) -> None:
         """Have the patches of a window decoded by threads."""
-        around = window.grown(margin, Region(0, 0, self.height, self.width))
+        around = self._frame_of(window).grown(margin, Region(0, 0, self.header.height, self.header.width))
         touched = (row * self.header.grid[1] + col for row, col, _, _ in squares_over(around, self.header.patch_side))
         self._ahead.begin(patch for patch in touched if patch not in self._patches)
 

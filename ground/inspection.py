@@ -18,6 +18,7 @@ from perigee.bitstream.version2_parsing import parse_component_stream
 def inspect(stream: fmt.Stream | ComponentStream, size_bytes: int) -> dict[str, Any]:
     """What a stream says of itself, as JSON-ready values; nothing is decoded."""
     h = stream.header
+    height, width = stream.size if isinstance(stream, ComponentStream) else (h.height, h.width)
     metadata = unpack_metadata(stream.metadata) if stream.metadata is not None else Metadata()
     segments: list[Any] = list(stream.segments.values())
     modes: dict[str, int] = {}
@@ -28,8 +29,8 @@ def inspect(stream: fmt.Stream | ComponentStream, size_bytes: int) -> dict[str, 
     found = {
         "format_version": fmt.VERSION if isinstance(stream, fmt.Stream) else VERSION,
         "contract": h.contract.hex(),
-        "width": h.width,
-        "height": h.height,
+        "width": width,
+        "height": height,
         "bands": h.bands,
         "dtype": h.dtype,
         "patch_side": h.patch_side,
@@ -39,13 +40,14 @@ def inspect(stream: fmt.Stream | ComponentStream, size_bytes: int) -> dict[str, 
         "quality": [min(qualities), max(qualities)] if qualities else None,
         "bytes": size_bytes,
         "coded_bytes": sum(4 * len(s.words) for s in segments),
-        "bpp": round(8 * size_bytes / (h.width * h.height), 5),
+        "bpp": round(8 * size_bytes / (width * height), 5),
         "masked_patches": len(stream.masks),
     }
     if isinstance(stream, fmt.Stream):
         found["coding_ranges"] = None if stream.ranges is None else stream.ranges.tolist()
     else:
-        found["bits_per_sample"] = round(8 * size_bytes / (h.width * h.height * h.bands), 5)
+        found["bits_per_sample"] = round(8 * size_bytes / (width * height * h.bands), 5)
+        found["band_places"] = None if stream.places is None else stream.places.tolist()
         found["parameters"] = [_parameters(number, p) for number, p in sorted(stream.parameters.items())]
         found["strips"] = [{"row": row, "parameters": number} for row, number in sorted(stream.strips.items())]
     return {**found, **_described(metadata), "damage": stream.damage}

@@ -130,7 +130,8 @@ def build_parser() -> Parser:
         type=Path,
         metavar="FILE.json",
         help="what is known of the sensor: step_counts or band_weights (as --step and --band-weights, which go first), dead_columns "
-        "(a list for each band), and matrix, a fixed spectral transform (component profiles)",
+        "(a list for each band), band_offsets (lines and columns by which bands are apart), and matrix, a fixed spectral transform "
+        "(component profiles)",
     )
     parser.add_argument(
         "--strip-rows",
@@ -257,8 +258,8 @@ def _encode_one(tile: Path, options: Options, encoders: Encoders, written: set[P
                 else Fidelity(sensor.band_weights, sensor.step_counts)
             )
             scene = encoder.encode_scene(
-                sensor.source(raster), options.quality, acquisition, options.verify, progress, options.strip_rows,
-                fidelity, options.measure_errors, sensor.matrix,
+                raster, options.quality, acquisition, options.verify, progress, options.strip_rows, fidelity,
+                options.measure_errors, sensor,
             )  # fmt: skip
         elif _asks_for_components(options):
             raise ProfileError(
@@ -289,9 +290,9 @@ def _encode_one(tile: Path, options: Options, encoders: Encoders, written: set[P
         "file": str(tile),
         "output": str(out),
         "bytes": len(scene.data),
-        "bpp": round(scene.bpp, 5),
-        "width": header.width,
-        "height": header.height,
+        "bpp": round(8 * len(scene.data) / (raster.info.width * raster.info.height), 5),
+        "width": raster.info.width,
+        "height": raster.info.height,
         "bands": header.bands,
         "dtype": header.dtype,
         "patches": header.patches,

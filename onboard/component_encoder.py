@@ -9,7 +9,6 @@ import numpy as np
 
 from perigee.bitstream import format as fmt
 from perigee.bitstream import version2 as v2
-from perigee.bitstream import version2_parsing as v2_parsing
 from perigee.bitstream.arrays import FloatArray
 from perigee.bitstream.coders import memory_of
 from perigee.bitstream.component_coding import DecodedComponents, decode_components
@@ -22,12 +21,14 @@ from perigee.bitstream.metadata import Acquisition, write_metadata_packet
 from perigee.bitstream.reconstruction import STEP_BITS
 from perigee.bitstream.samples import quality_step_of
 from perigee.bitstream.spectral import GAIN_MIN, Spectral, identity
+from perigee.bitstream.version2_header import read_component_header
 from perigee.engines.component_flight import ComponentFlight
 from perigee.onboard.encoder import EncodedScene, Timings, fill_invalid, needs_mask, packet_of
 from perigee.onboard.fidelity import EVEN, Fidelity
 from perigee.onboard.guard import sum_of
 from perigee.onboard.measured import ErrorMeter
 from perigee.onboard.offsets import PATCHES_MIN, TableOffsets, share_of
+from perigee.onboard.sensor import ANY_SENSOR, Sensor
 from perigee.onboard.source import Block, Source, SourceInfo
 from perigee.onboard.statistics import BandStatistics, spectral_of
 from perigee.onboard.strips import Strips
@@ -68,27 +69,28 @@ class ComponentEncoder:
         strip_rows: int | None = None,
         fidelity: Fidelity = EVEN,
         measure_errors: bool = False,
-        matrix: FloatArray | None = None,
+        sensor: Sensor = ANY_SENSOR,
     ) -> EncodedScene:
         """The stream of a whole scene; the arguments and errors are those of ``encoder.Encoder.encode_scene``.
 
         With ``strip_rows`` the scene is read once, from top to bottom, in strips of so many rows of patches. A strip is coded with
         parameters of the strip before, the first with its own. ``fidelity`` says how much each band matters, or the step in counts;
         then ``quality`` does not count. With ``measure_errors`` the scene is reconstructed as the ground will do, and the errors of
-        each band are returned and travel in the stream. ``matrix`` float32 [components, bands] is a fixed transform with orthonormal rows.
+        each band are returned and travel in the stream. ``sensor`` has what else is known: dead columns, places of bands, a fixed transform.
         """
         timings = Timings()
         upsets = self.upsets
+        source, places = sensor.prepared(source)
         info = source.info
-        side = self.contract.patch_side
-        header = v2.ComponentHeader(self.contract.digest, info.width, info.height, info.bands, info.dtype, side)
-        v2_parsing.read_component_header(
-            v2.write_component_header(header)
-        )  # raises LimitError for what no reader would accept
+        side, placed = self.contract.patch_side, places is not None
+        header = v2.ComponentHeader(self.contract.digest, info.width, info.height, info.bands, info.dtype, side, placed)
+        read_component_header(v2.write_component_header(header))  # raises LimitError for what no reader would accept
         packet = packet_of(source.metadata, acquisition)
         stream = fmt.StreamWriter(v2.write_component_header(header))
         if packet:
             stream.add(write_metadata_packet(packet))
+        if places is not None:
+            stream.add(v2.write_places(places), v2.write_places(places))  # a lost one would cost the scene
         strips = Strips(source, header, strip_rows)
         meter = ErrorMeter(self.contract, source.metadata, info.bands, info.dtype) if measure_errors else None
         quality_step = quality_step_of(quality)
@@ -98,7 +100,7 @@ class ComponentEncoder:
             with timings.stage("read"):
                 windows = strips.windows(first, rows)
                 seen = windows if before is None else before
-                spectral, quality_step = self.spectral(seen, info, quality_step_of(quality), fidelity, matrix)
+                spectral, quality_step = self.spectral(seen, info, quality_step_of(quality), fidelity, sensor.matrix)
                 before = list(windows) if strip_rows is not None else None
             parameters = v2.Parameters(spectral, np.zeros((info.bands, v2.LATENTS), np.int8))
             if strip_rows is None and len(patches) >= PATCHES_MIN:

@@ -3,7 +3,8 @@
 All members are optional. ``step_counts``: the quantisation step in counts, a number or one for each band, such as half the noise.
 ``band_weights``: how much each band's errors matter. ``dead_columns``: for each band a list of columns, from 0 on, that mean nothing.
 They travel as invalid samples; in the product they are nodata, or masked in all bands where the source has no nodata value.
-``matrix``: a fixed spectral transform, a row for each component, from the bands over their ranges.
+``band_offsets``: for each band by how many lines and columns its picture of the same ground lies below and right of the sensor's zero; the
+bands are coded laid onto each other. ``matrix``: a fixed spectral transform, a row for each component, from the bands over their ranges.
 """
 
 from __future__ import annotations
@@ -16,13 +17,15 @@ from typing import Any
 
 import numpy as np
 
-from perigee.bitstream.arrays import FloatArray
+from perigee.bitstream.arrays import FloatArray, IntArray
 from perigee.bitstream.errors import Fault, MetadataError
 from perigee.bitstream.metadata import Metadata
+from perigee.onboard.registration import RegisteredSource
 from perigee.onboard.source import BANDS_MAX, Block, Source, SourceInfo
 
 MAX_BYTES = 1 << 20
-MEMBERS = ("step_counts", "band_weights", "dead_columns", "matrix")
+MEMBERS = ("step_counts", "band_weights", "dead_columns", "band_offsets", "matrix")
+OFFSET_MOST = 4096  # lines or columns
 ORTHONORMAL = 0.01  # how far the products of the matrix's rows may be from 0 and 1
 
 
@@ -33,11 +36,12 @@ class Sensor:
     step_counts: tuple[float, ...] = ()
     band_weights: tuple[float, ...] = ()
     dead_columns: tuple[tuple[int, ...], ...] = ()
+    band_offsets: tuple[tuple[int, ...], ...] = ()
     matrix: FloatArray | None = None
 
     def check(self, info: SourceInfo) -> None:
         """Raises MetadataError where the file is of a sensor with another number of bands or columns."""
-        for name in ("dead_columns", "matrix"):
+        for name in ("dead_columns", "band_offsets", "matrix"):
             found = getattr(self, name)
             if found is not None and len(found) not in (0, info.bands):
                 raise _wrong(name, f"{len(found)} bands", f"{info.bands} bands")
@@ -45,10 +49,19 @@ class Sensor:
         if most >= info.width:
             raise _wrong("dead_columns", f"column {most}", f"columns 0 to {info.width - 1}")
 
-    def source(self, source: Source) -> Source:
-        """The source with its dead columns invalid. Raises MetadataError as :meth:`check`."""
+    def prepared(self, source: Source) -> tuple[Source, IntArray | None]:
+        """The source with its dead columns invalid and its bands laid onto each other, and the bands' places in it, [bands, 2], where
+        they differ. Raises MetadataError as :meth:`check`, and where bands of such a source cannot be moved."""
         self.check(source.info)
-        return _WithoutColumns(source, self.dead_columns) if any(self.dead_columns) else source
+        if any(self.dead_columns):
+            source = _WithoutColumns(source, self.dead_columns)
+        if len(set(self.band_offsets)) < 2:
+            return source, None
+        registered = RegisteredSource(source, tuple((line, column) for line, column in self.band_offsets))
+        return registered, registered.places
+
+
+ANY_SENSOR = Sensor()
 
 
 class _WithoutColumns:
@@ -103,6 +116,17 @@ def _columns(value: Any) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(columns) for columns in value)
 
 
+def _offsets(value: Any) -> tuple[tuple[int, ...], ...]:
+    pairs = isinstance(value, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in value)
+    if not pairs or not all(type(n) is int and abs(n) <= OFFSET_MOST for pair in value for n in pair):
+        raise _wrong(
+            "band_offsets",
+            value,
+            f"for each band a whole number of lines and of columns, -{OFFSET_MOST} to {OFFSET_MOST}",
+        )
+    return tuple(tuple(pair) for pair in value)
+
+
 def _matrix(value: Any) -> FloatArray:
     rows = isinstance(value, list) and all(isinstance(row, list) and len(row) == len(value) for row in value)
     if not rows or not 1 <= len(value) <= BANDS_MAX or not all(_is_number(v) for row in value for v in row):
@@ -135,5 +159,6 @@ def read_sensor(path: Path) -> Sensor:
         _numbers("step_counts", found["step_counts"]) if "step_counts" in found else (),
         _numbers("band_weights", found["band_weights"]) if "band_weights" in found else (),
         _columns(found["dead_columns"]) if "dead_columns" in found else (),
+        _offsets(found["band_offsets"]) if "band_offsets" in found else (),
         _matrix(found["matrix"]) if "matrix" in found else None,
     )

@@ -34,6 +34,7 @@ from perigee.bitstream.prior import Prediction, half
 from perigee.bitstream.reconstruction import Reconstruction, centroids_of, coefficients_of, mixed_of, plane_of
 from perigee.bitstream.rounding import Rounding
 from perigee.bitstream.spectral import Spectral, identity, klt
+from perigee.bitstream.version2_header import read_component_header
 
 MOST = (1 << 23) - 1
 
@@ -379,7 +380,7 @@ class TestStream:
         with pytest.raises(
             UnsupportedError, match="needs the fall-back coder, float samples, which this reader does not have"
         ):
-            v2_parsing.read_component_header(bytes(data))
+            read_component_header(bytes(data))
 
     def test_parts_are_joined_and_a_missing_one_cuts(self):
         words = np.arange(1, 13, dtype=np.uint32)

@@ -21,30 +21,32 @@ LATENTS, Q_MIN, Q_MAX, PLANE_MAX = 256, -(2**23), 2**23 - 1, 2**34
 
 
 # Section 16, the stream. `segments` is {patch: Segment}, their parts joined; `masks` {patch: what read_mask returns};
-# `parameters` a list of the Parameters of each row of patches, and `fields` what metadata_fields returns.
-Stream = namedtuple("Stream", "header segments masks parameters fields")
-PARAMETERS, STRIP, PART = 8, 9, 10  # types of chunks, beside those of version 1
+# `parameters` a list of the Parameters of each row of patches, `places` int64 [band, 2], and `fields` what metadata_fields returns.
+Stream = namedtuple("Stream", "header segments masks parameters places fields")
+PARAMETERS, STRIP, PART, PLACES = 8, 9, 10, 13  # types of chunks, beside those of version 1
 
 
-def read_header(cursor: Cursor) -> Header:
+def read_header(cursor: Cursor) -> tuple[Header, bool]:
     require(cursor.take(4) == b"\x89PGE" and cursor.unpack("B") == (2,), "this is no Perigee stream of version 2")
     contract, kind, bands = cursor.unpack("8sBB")
     features, width, height = cursor.varint(), cursor.varint(), cursor.varint()
     cursor.check_crc(0)
-    require(features == 0, "the stream needs a feature that is reserved or unassigned")
+    require(features & ~128 == 0, "the stream needs a feature that is reserved or unassigned")
     require(kind & 15 in v1.SAMPLE_TYPES and 6 <= kind >> 4 <= 9, "the sample type or the patch side is unknown")
     require(0 < width <= v1.MAX_SIDE_PX and 0 < height <= v1.MAX_SIDE_PX, "a side of the scene is illegal")
     require(0 < bands <= v1.MAX_BANDS and width * height * bands <= v1.MAX_SAMPLES, "the number of samples is illegal")
     side, groups = 1 << (kind >> 4), -(-bands // 3)  # `validity` asks for groups, which version 2 does not have
     patches = -(-height // side) * -(-width // side)
-    return Header(contract, v1.SAMPLE_TYPES[kind & 15], side, bands, width, height, groups, patches, patches * groups)
+    sample_type = v1.SAMPLE_TYPES[kind & 15]
+    header = Header(contract, sample_type, side, bands, width, height, groups, patches, patches * groups)
+    return header, features == 128
 
 
 def read_stream(data: bytes) -> Stream:
     """Parses a whole stream strictly: the bytes of a file to a Stream. No segment's words are decoded yet."""
     cursor = Cursor(data)
-    header = read_header(cursor)
-    segments, parts, masks, sets, strips, fields, count = {}, {}, {}, {}, {}, None, 0
+    header, placed = read_header(cursor)
+    segments, parts, masks, sets, strips, fields, places, count = {}, {}, {}, {}, {}, None, None, 0
     patch_rows = -(-header.height // header.side)
     kind, payload = v1.read_chunk(cursor)
     while kind != v1.END:
@@ -75,6 +77,10 @@ def read_stream(data: bytes) -> Stream:
             require(rows > 0 and first + rows <= patch_rows and not strip.take(), "a strip is illegal")
             same = all(strips.setdefault(row, number) == number for row in range(first, first + rows))
             require(same, "a row of patches has two sets of parameters")
+        elif kind == PLACES and placed:
+            own = read_places(payload, header)
+            require(places is None or np.array_equal(own, places), "there are two different sets of places")
+            places = own
         else:
             require(kind >= 0x80, "a critical chunk is unknown or reserved")
         kind, payload = v1.read_chunk(cursor)
@@ -91,9 +97,22 @@ def read_stream(data: bytes) -> Stream:
     require(bool(sets) and all(number in sets for number in numbers), "parameters are missing")
     fits = all((mask_kind == v1.ALPHA) == ("ALPHA" in fields) for mask_kind, _ in masks.values())
     require(fits and fields.get("ALPHA", 0) <= header.bands, "the metadata do not fit the masks or the bands")
+    require(placed == (places is not None), "the places of the bands are missing")
+    require(not placed or "ALPHA" not in fields, "bands beside an alpha band have places of their own")
+    places = np.zeros((header.bands, 2), np.int64) if places is None else places
     nodata, legal = fields.get("NODATA", 0.0), np.iinfo(header.sample_type)
     require(legal.min <= nodata <= legal.max and nodata.is_integer(), "NODATA is no value of the sample type")
-    return Stream(header, segments, masks, [sets[number] for number in numbers], fields)
+    return Stream(header, segments, masks, [sets[number] for number in numbers], places, fields)
+
+
+# Section 18.2, places of bands.
+def read_places(payload: bytes, header: Header) -> np.ndarray:
+    """Parses the payload of a PLACES chunk: int64 [band, 2], line and column."""
+    cursor = Cursor(payload)
+    places = np.array([(cursor.varint(), cursor.varint()) for _ in range(header.bands)], np.int64)
+    require(not cursor.take(), "bytes are left behind the places")
+    require(bool((places.max(0) < (header.height, header.width)).all()), "the bands are too far apart")
+    return places
 
 
 # Section 17, segments. All but `patch` and `mode` belong to mode 0 alone; `steps` is Q of each component.
@@ -403,7 +422,7 @@ def patch_samples(contract: Contract, stream: Stream, patch: int, latents: tuple
         samples = np.clip(samples, legal.min, min(legal.max, (1 << fields.get("NBITS", 16)) - 1))
     # Step 5 of section 12.1, with section 6: validity and alpha are those of a unit for every three bands.
     units = {patch * header.groups + group: segment for group in range(header.groups)}
-    valid, alpha = v1.validity(v1.Stream(header, units, stream.masks, None, None, fields), patch)
+    valid, alpha = v1.validity(v1.Stream(header, units, stream.masks, None, None, None, fields), patch)
     nodata = int(fields.get("NODATA", 0))
     if "NODATA" in fields and "FILL_MASKED" not in fields:
         samples[samples == nodata] += -1 if nodata == min(legal.max, (1 << fields.get("NBITS", 16)) - 1) else 1
@@ -431,6 +450,11 @@ def decode_scene(contract: Contract, stream: Stream) -> Scene:
         for whole, part in zip(scene[1:], found, strict=True):
             if whole is not None:
                 whole[place] = part
+    # Section 18.2: every band is taken out of the frame at its place.
+    (rows, cols) = np.array([header.height, header.width]) - stream.places.max(0)
+    for name in ("samples", "valid"):
+        bands = [w[y : y + rows, x : x + cols] for w, (y, x) in zip(getattr(scene, name), stream.places, strict=True)]
+        scene = scene._replace(**{name: np.stack(bands)})
     return scene
 
 

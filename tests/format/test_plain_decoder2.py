@@ -36,6 +36,7 @@ from perigee.engines.ground_components import GroundComponents
 from perigee.ground.component_decoder import ComponentDecoder
 from perigee.ground.regions import Region
 from perigee.onboard.component_encoder import ComponentEncoder
+from perigee.onboard.sensor import Sensor
 from perigee.onboard.source import ArraySource
 
 FOLDER = Path(__file__).parent
@@ -93,7 +94,7 @@ def same(data: bytes, engine: GroundComponents, contract) -> None:
         for part, other in zip((latents.q, latents.mean, latents.scale_index), found[:3], strict=True):
             assert np.array_equal(part, other)
         assert latents.passes == found[3]
-    whole = ours.region(Region(0, 0, stream.header.height, stream.header.width))
+    whole = ours.region(Region(0, 0, ours.height, ours.width))
     assert np.array_equal(whole.samples, theirs.samples) and np.array_equal(whole.valid, theirs.valid)
     assert (whole.alpha is None) == (theirs.alpha is None)
     assert whole.alpha is None or np.array_equal(whole.alpha, theirs.alpha)
@@ -150,6 +151,42 @@ def test_strips_qualities_offsets_and_parts(codec, engine, contract):
     same(write_component_stream(stream.header, chunks), engine, contract)
 
 
+@pytest.mark.parametrize("offsets", [((0, 0), (3, -2), (300, 40)), ((5, 5), (5, 5), (4, 5))])
+def test_bands_in_places_of_their_own(codec, engine, contract, offsets):
+    sensor = Sensor(band_offsets=offsets)
+    for metadata in (None, Metadata(nodata=7.0)):
+        data = codec.encode_scene(ArraySource(scene(8, 3, 70, 90), metadata), 30, sensor=sensor).data
+        same(data, engine, contract)
+
+
+def test_illegal_places_are_refused_alike(codec, engine, contract):
+    source = ArraySource(scene(8, 2, 20, 30))
+    data = codec.encode_scene(source, 30, sensor=Sensor(band_offsets=((0, 0), (1, 2)))).data
+    stream = parse_component_stream(data)
+    segments = [write_parameters(0, stream.parameters[0]), write_component_segment(stream.segments[0])]
+
+    def fate_of(*payloads: bytes, placed: bool = True) -> str:
+        header = replace(stream.header, placed=placed)
+        chunks = [fmt.write_chunk(0x0D, payload) for payload in payloads]
+        both = write_component_stream(header, [*chunks, *segments])
+        found = fate(both, engine, contract)
+        assert found == plain_fate(both, contract)
+        return found[0]
+
+    right = bytes([1, 2, 0, 0])
+    assert fate_of(right) == fate_of(right, right) == "decoded"
+    for payloads in (
+        (),
+        (right[:3],),
+        (right + b"\0",),
+        (right, bytes(4)),
+        (bytes([21, 0, 0, 0]),),
+        (bytes([0, 32, 0, 0]),),
+    ):
+        assert fate_of(*payloads) == "refused", payloads
+    assert fate_of(right, placed=False) == "refused"
+
+
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.3, 0.7, 0.99, 1.0])
 def test_cut_segments(codec, engine, contract, share):
     stream = parse_component_stream(codec.encode_scene(ArraySource(scene(6, 3, 64, 64)), 40).data)
@@ -169,7 +206,7 @@ def fate(data: bytes, engine: GroundComponents, contract) -> tuple[str, bytes]:
     try:
         stream = parse_component_stream(data)
         decoder = ComponentDecoder(stream, engine)
-        return "decoded", decoder.region(Region(0, 0, stream.header.height, stream.header.width)).samples.tobytes()
+        return "decoded", decoder.region(Region(0, 0, decoder.height, decoder.width)).samples.tobytes()
     except PerigeeError:
         return "refused", b""
 
