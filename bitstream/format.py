@@ -12,7 +12,7 @@ import struct
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,7 @@ from perigee.bitstream.errors import (
     Fault,
     FormatError,
     LimitError,
+    OutputError,
     TruncatedError,
     UnsupportedError,
 )
@@ -305,23 +306,35 @@ def write_end(chunks: int) -> bytes:
 
 
 class StreamWriter:
-    """Collects the bytes of a stream: the header, the chunks in their order, the end mark that counts them. No chunk is held twice."""
+    """Writes a stream as it comes: the header, the chunks in their order, the end mark that counts them.
 
-    def __init__(self, header: bytes) -> None:
-        self._out = io.BytesIO()
-        self._out.write(header)
-        self._chunks = 0
+    It goes to ``out``, a file that is open for writing, or into memory. All methods raise OutputError where the file cannot be written.
+    """
+
+    def __init__(self, header: bytes, out: IO[bytes] | None = None) -> None:
+        self._kept = io.BytesIO() if out is None else None
+        self._out = self._kept or out
+        self._chunks = self.size = 0
+        self._write(header)
+
+    def _write(self, data: bytes) -> None:
+        assert self._out is not None
+        try:
+            self._out.write(data)
+        except OSError as error:
+            raise OutputError(f"the stream cannot be written ({error.strerror})", field="stream") from error
+        self.size += len(data)
 
     def add(self, *chunks: bytes) -> None:
         """Append chunks."""
         for chunk in chunks:
-            self._out.write(chunk)
+            self._write(chunk)
         self._chunks += len(chunks)
 
     def finish(self) -> bytes:
-        """The whole stream."""
-        self._out.write(write_end(self._chunks))
-        return self._out.getvalue()
+        """Write the end mark; returns the whole stream where it was kept in memory, else nothing."""
+        self._write(write_end(self._chunks))
+        return b"" if self._kept is None else self._kept.getvalue()
 
 
 def write_stream(header: Header, chunks: Iterable[bytes]) -> bytes:

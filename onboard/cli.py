@@ -6,22 +6,23 @@ import argparse
 import json
 import math
 import os
+import shutil
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from perigee.bitstream.component_profile import find_component_profile
 from perigee.bitstream.errors import Fault, MetadataError, OutputError, PerigeeError, ProfileError
 from perigee.bitstream.profile import DEFAULT_PROFILE, Profile, find_profile
-from perigee.bitstream.samples import quality_of
 from perigee.engines.choice import ENGINES, choose
 from perigee.engines.flight import FlightEngine
 from perigee.onboard.component_encoder import ComponentEncoder
-from perigee.onboard.encoder import Encoder
 from perigee.onboard.encoders import AUTO, Encoders, is_component_profile
 from perigee.onboard.fidelity import Fidelity
+from perigee.onboard.report import report_of, summary
 from perigee.onboard.sensor import Sensor, read_sensor
 from perigee.support.command import (
     Parser,
@@ -35,7 +36,7 @@ from perigee.support.command import (
     say,
     sentence,
 )
-from perigee.support.files import check_regular, destination, write_atomically
+from perigee.support.files import check_regular, destination, replacing
 
 PROGRAM = "onboard-encode"
 TAGS_MAX_BYTES = 4096
@@ -240,6 +241,7 @@ def _encode_one(tile: Path, options: Options, encoders: Encoders, written: set[P
     start = time.perf_counter()
     with (
         Raster(tile, options.tags_max) as raster,
+        _unfinished(out) as stream,
         tqdm(unit="patch", desc=tile.name, leave=False, disable=not sys.stderr.isatty()) as bar,
     ):
         acquisition = read_acquisition(source) if source else None
@@ -259,7 +261,7 @@ def _encode_one(tile: Path, options: Options, encoders: Encoders, written: set[P
             )
             scene = encoder.encode_scene(
                 raster, options.quality, acquisition, options.verify, progress, options.strip_rows, fidelity,
-                options.measure_errors, sensor,
+                options.measure_errors, sensor, stream,
             )  # fmt: skip
         elif _asks_for_components(options):
             raise ProfileError(
@@ -268,58 +270,28 @@ def _encode_one(tile: Path, options: Options, encoders: Encoders, written: set[P
                 field="profile",
             )
         else:
-            scene = encoder.encode_scene(raster, options.quality, acquisition, options.verify, progress)
+            scene = encoder.encode_scene(raster, options.quality, acquisition, options.verify, progress, stream)
         left_behind = list(raster.left_behind)
         if left_behind and options.strict:
             raise MetadataError(f"not carried: {'; '.join(left_behind)}", Fault.KIND, found="; ".join(left_behind))
-    with scene.timings.stage("write"):
-        try:
-            write_atomically(out, scene.data)
-        except OSError as error:
-            raise OutputError(f"{out} cannot be written ({error.strerror})") from error
+        with scene.timings.stage("write"):
+            try:
+                stream.seek(0)
+                with replacing(out) as part, part.open("wb") as file:
+                    shutil.copyfileobj(stream, file)
+            except OSError as error:
+                raise OutputError(f"{out} cannot be written ({error.strerror})") from error
     written.add(destination(out))
-    header = scene.header
-    measured = {}
-    if scene.errors:
-        measured = {
-            "errors": {
-                name: [round(value, 4) for value in values.tolist()] for name, values in scene.errors._asdict().items()
-            }
-        }
-    return {
-        "file": str(tile),
-        "output": str(out),
-        "bytes": len(scene.data),
-        "bpp": round(8 * len(scene.data) / (raster.info.width * raster.info.height), 5),
-        "width": raster.info.width,
-        "height": raster.info.height,
-        "bands": header.bands,
-        "dtype": header.dtype,
-        "patches": header.patches,
-        "quality": quality_of(scene.quality_step),
-        "profile": encoder.profile.name,
-        "contract": encoder.profile.contract.digest.hex(),
-        "format_version": 1 if isinstance(encoder, Encoder) else 2,
-        "analysis": encoder.engine.analysis if isinstance(encoder, Encoder) else "lapped",
-        "engine": encoder.engine.name,
-        "upsets": scene.upsets,
-        "left_behind": left_behind,
-        **measured,
-        "ms": {name: round(value, 2) for name, value in scene.timings.ms.items()},
-        "total_ms": round(1000 * (time.perf_counter() - start), 2),
-    }
+    total_ms = 1000 * (time.perf_counter() - start)
+    return report_of(tile, out, raster.info, encoder, scene, left_behind, total_ms)
 
 
-def _summary(report: dict[str, Any]) -> str:
-    """One human line."""
-    line = (
-        f"{report['file']} -> {report['output']}: {report['bytes']} bytes, {report['bpp']:.4f} bpp, "
-        f"{report['patches']} patches, {report['total_ms']:.0f} ms"
-    )
-    if errors := report.get("errors"):
-        bands = zip(errors["rms"], errors["largest"], errors["bias"], strict=True)
-        line += "; RMS error / largest / bias: " + ", ".join(f"{r:.2f} / {m} / {b:+.3f}" for r, m, b in bands)
-    return line
+def _unfinished(out: Path) -> IO[bytes]:
+    """A file without a name beside an output, for a stream that is not whole yet. Raises OutputError."""
+    try:
+        return tempfile.TemporaryFile(dir=out.parent)
+    except OSError as error:
+        raise OutputError(f"{out} cannot be written ({error.strerror})") from error
 
 
 def build_doctor_parser() -> Parser:
@@ -406,6 +378,6 @@ def _encode_all(options: Options) -> int:
             report["engines_passed_over"] = passed_over
         for line in report["left_behind"]:
             complain(f"{PROGRAM}: {tile}: not carried: {line}")
-        said = say(PROGRAM, json.dumps(report) if options.json else _summary(report))
+        said = say(PROGRAM, json.dumps(report) if options.json else summary(report))
         first_failure = first_failure or said
     return first_failure

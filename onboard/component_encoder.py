@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from typing import IO
 
 import numpy as np
 
@@ -70,6 +71,7 @@ class ComponentEncoder:
         fidelity: Fidelity = EVEN,
         measure_errors: bool = False,
         sensor: Sensor = ANY_SENSOR,
+        out: IO[bytes] | None = None,
     ) -> EncodedScene:
         """The stream of a whole scene; the arguments and errors are those of ``encoder.Encoder.encode_scene``.
 
@@ -86,7 +88,7 @@ class ComponentEncoder:
         header = v2.ComponentHeader(self.contract.digest, info.width, info.height, info.bands, info.dtype, side, placed)
         read_component_header(v2.write_component_header(header))  # raises LimitError for what no reader would accept
         packet = packet_of(source.metadata, acquisition)
-        stream = fmt.StreamWriter(v2.write_component_header(header))
+        stream = fmt.StreamWriter(v2.write_component_header(header), out)
         if packet:
             stream.add(write_metadata_packet(packet))
         if places is not None:
@@ -120,7 +122,8 @@ class ComponentEncoder:
         errors = meter.errors if meter else None
         if errors:
             stream.add(v2.write_errors(errors))
-        return EncodedScene(stream.finish(), header, quality_step, timings, self.upsets - upsets, errors)
+        data = stream.finish()
+        return EncodedScene(data, stream.size, header, quality_step, timings, self.upsets - upsets, errors)
 
     def spectral(
         self,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
+from typing import IO
 
 import numpy as np
 
@@ -48,9 +49,10 @@ class Timings:
 
 @dataclass(frozen=True)
 class EncodedScene:
-    """A finished stream and what it cost."""
+    """A finished stream and what it cost. ``data`` is empty where it was written to a file; ``size`` counts its bytes."""
 
     data: bytes
+    size: int
     header: fmt.Header | ComponentHeader
     quality_step: int
     timings: Timings
@@ -60,7 +62,7 @@ class EncodedScene:
     @property
     def bpp(self) -> float:
         """Bits per pixel position, all bands and everything else in the stream together."""
-        return 8 * len(self.data) / (self.header.width * self.header.height)
+        return 8 * self.size / (self.header.width * self.header.height)
 
 
 def merged(first: Acquisition, second: Acquisition | None) -> Acquisition:
@@ -197,11 +199,13 @@ class Encoder:
         acquisition: Acquisition | None = None,
         verify: bool = False,
         progress: Callable[[int, int], None] | None = None,
+        out: IO[bytes] | None = None,
     ) -> EncodedScene:
         """The stream of a whole scene.
 
         ``quality`` is 0 to 100; ``acquisition`` adds fields to those of the source and overrides them; ``verify`` decodes every
-        patch again before it is written; ``progress`` is told how many patches of how many are done. Raises RasterError for
+        patch again before it is written; ``progress`` is told how many patches of how many are done; ``out`` is a file that the stream is
+        written to, so that memory does not grow with it. Raises OutputError where that fails, RasterError for
         broken pixel data, MetadataError and LimitError for what no stream can carry, EngineError for an upset that stays.
         """
         timings = Timings()
@@ -211,7 +215,7 @@ class Encoder:
         side = self.profile.contract.patch_side
         header = fmt.Header(self.profile.contract.digest, info.width, info.height, info.bands, info.dtype, side)
         fmt.read_header(fmt.write_header(header))  # raises LimitError for what no reader would accept
-        stream = fmt.StreamWriter(fmt.write_header(header))
+        stream = fmt.StreamWriter(fmt.write_header(header), out)
         packet = packet_of(source.metadata, acquisition)
         if packet:
             stream.add(write_metadata_packet(packet))
@@ -230,7 +234,8 @@ class Encoder:
             stream.add(*self._encode_patch(scene, patch, offsets))
             if progress:
                 progress(patch + 1, patches)
-        return EncodedScene(stream.finish(), header, quality_step, timings, self.guard.upsets - upsets)
+        data = stream.finish()
+        return EncodedScene(data, stream.size, header, quality_step, timings, self.guard.upsets - upsets)
 
     def _offsets(self, scene: _Scene) -> IntArray | None:
         """The offsets of the tables int8 [groups, latents] of a scene, None where it is small or none saves what it costs."""

@@ -1,0 +1,64 @@
+"""What ``onboard-encode`` says of a scene that it has encoded: a JSON-ready report, and a line for people."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from perigee.bitstream.samples import quality_of
+from perigee.onboard.component_encoder import ComponentEncoder
+from perigee.onboard.encoder import EncodedScene, Encoder
+from perigee.onboard.source import SourceInfo
+
+
+def report_of(
+    tile: Path,
+    out: Path,
+    info: SourceInfo,
+    encoder: Encoder | ComponentEncoder,
+    scene: EncodedScene,
+    left_behind: list[str],
+    total_ms: float,
+) -> dict[str, Any]:
+    """The report of one scene; ``left_behind`` is what its file has and the stream does not."""
+    measured = {}
+    if scene.errors:
+        measured = {
+            "errors": {
+                name: [round(value, 4) for value in values.tolist()] for name, values in scene.errors._asdict().items()
+            }
+        }
+    return {
+        "file": str(tile),
+        "output": str(out),
+        "bytes": scene.size,
+        "bpp": round(8 * scene.size / (info.width * info.height), 5),
+        "width": info.width,
+        "height": info.height,
+        "bands": info.bands,
+        "dtype": info.dtype,
+        "patches": scene.header.patches,
+        "quality": quality_of(scene.quality_step),
+        "profile": encoder.profile.name,
+        "contract": encoder.profile.contract.digest.hex(),
+        "format_version": 1 if isinstance(encoder, Encoder) else 2,
+        "analysis": encoder.engine.analysis if isinstance(encoder, Encoder) else "lapped",
+        "engine": encoder.engine.name,
+        "upsets": scene.upsets,
+        "left_behind": left_behind,
+        **measured,
+        "ms": {name: round(value, 2) for name, value in scene.timings.ms.items()},
+        "total_ms": round(total_ms, 2),
+    }
+
+
+def summary(report: dict[str, Any]) -> str:
+    """One human line."""
+    line = (
+        f"{report['file']} -> {report['output']}: {report['bytes']} bytes, {report['bpp']:.4f} bpp, "
+        f"{report['patches']} patches, {report['total_ms']:.0f} ms"
+    )
+    if errors := report.get("errors"):
+        bands = zip(errors["rms"], errors["largest"], errors["bias"], strict=True)
+        line += "; RMS error / largest / bias: " + ", ".join(f"{r:.2f} / {m} / {b:+.3f}" for r, m, b in bands)
+    return line
