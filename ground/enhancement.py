@@ -14,6 +14,7 @@ import numpy as np
 from perigee.bitstream.arrays import BoolArray, FloatArray, Samples
 from perigee.engines.enhancer import TOKEN, WINDOW, Enhancer
 from perigee.ground.coding import Coding
+from perigee.ground.jpeg_cells import JpegCells
 from perigee.ground.regions import Region
 from perigee.ground.source import Decoded, ImageSource
 from perigee.ground.windows import STRIDE, Grid, Window, noise_at
@@ -26,11 +27,18 @@ class EnhancedSource:
     """As the source that it wraps, enhanced where that has red, green and blue of uint8."""
 
     def __init__(
-        self, source: ImageSource, enhancer: Enhancer, coding: Coding, strength: float = 1.0, seed: int = 0
+        self,
+        source: ImageSource,
+        enhancer: Enhancer,
+        coding: Coding,
+        strength: float = 1.0,
+        seed: int = 0,
+        cells: JpegCells | None = None,
     ) -> None:
         """``coding`` says how the source was coded; ``strength`` (0 to 1) is the share that is taken of what the enhancer adds at that
-        rate, ``seed`` that of the noise."""
+        rate, ``seed`` that of the noise, ``cells`` what the file says of its original."""
         self.source, self.coding, self._enhancer, self._seed = source, coding, enhancer, seed
+        self._cells = cells
         self.strength = strength * enhancer.strength_of(coding.codec, coding.bits_per_pixel)
         self.width, self.height, self.bands, self.dtype = source.width, source.height, source.bands, source.dtype
         self.metadata, self.report = source.metadata, source.report
@@ -71,6 +79,7 @@ class EnhancedSource:
                 "PERIGEE_ENHANCER_DIGEST": self._enhancer.digest,
                 "PERIGEE_STRENGTH": f"{self.strength:.3g}",
                 "PERIGEE_GENERATED_DETAIL": "YES",
+                "PERIGEE_HELD_TO_RECEIVED": "YES" if self._cells else "NO",
             }
             | ({"PERIGEE_SEED": str(self._seed)} if self._enhancer.tokens else {})
         )
@@ -98,7 +107,8 @@ class EnhancedSource:
                 side, step = WINDOW // TOKEN, STRIDE // TOKEN
                 shape = (self._enhancer.tokens, side, side)
                 noise = noise_at(self._seed, 0, window.row * step, window.col * step, shape)
-            self._windows[window] = self._enhancer.added(image, self.coding.codec, self.coding.bits_per_pixel, noise)
+            added = self._enhancer.added(image, self.coding.codec, self.coding.bits_per_pixel, noise)
+            self._windows[window] = self._cells.held(image, added, place.rows, place.cols) if self._cells else added
             while len(self._windows) > 2 * (self._grid.shape[1] + 2):
                 self._windows.popitem(last=False)
         self._windows.move_to_end(window)

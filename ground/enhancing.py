@@ -12,6 +12,7 @@ from perigee.bitstream.errors import OrderError
 from perigee.ground.coded_file import CodedFile
 from perigee.ground.enhancement import EnhancedSource
 from perigee.ground.georeference import usable_crs
+from perigee.ground.jpeg_cells import cells_of
 from perigee.ground.library import Library
 from perigee.ground.orders import IMAGE, STAC, Order, OrderLimits, check_size
 from perigee.ground.products import check_png, compressing, png_view, write_cog, write_png
@@ -60,7 +61,7 @@ def open_enhanced(path: Path, order: Order, wish: Wish, library: Library) -> Enh
         coding = replace(coding, codec=wish.codec, reversible=False)
     if wish.bits_per_pixel is not None:
         coding = replace(coding, bits_per_pixel=wish.bits_per_pixel)
-    return EnhancedSource(file, enhancer, coding, order.strength, order.seed)
+    return EnhancedSource(file, enhancer, coding, order.strength, order.seed, cells_of(path))
 
 
 def make_enhanced(

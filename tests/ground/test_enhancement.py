@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 import rasterio
 import torch
+from PIL import Image
+from scipy.fft import dctn
 
 from perigee.engines.enhancer import Enhancer
 from perigee.export.enhancement import export_enhancer
 from perigee.ground.coded_file import CodedFile
 from perigee.ground.enhancement import EnhancedSource
+from perigee.ground.jpeg_cells import cells_of
 from perigee.ground.products import write_cog
 from perigee.ground.regions import Region
 from perigee.ground.views import view_of
@@ -104,3 +107,36 @@ def test_products_keep_their_place_and_say_what_was_done(tmp_path, enhancer):
         assert found.crs.to_epsg() == 32633 and np.array_equal(found.read(), pixels(source))
         assert found.tags()["PERIGEE_GENERATED_DETAIL"] == found.tags()["PERIGEE_ENHANCED"] == "YES"
         assert found.tags()["PERIGEE_ENHANCER"] == "small" and found.tags()["PERIGEE_SOURCE_CODEC"] == "jpeg2000"
+
+
+@pytest.mark.parametrize("subsampling", [0, 2])
+def test_what_is_added_to_a_jpeg_stays_in_the_cells_of_its_luma(tmp_path, rng, subsampling):
+    """The original lies there, so what is moved back comes closer to it."""
+    y, x = np.mgrid[0:256, 0:256]
+    shape = np.stack([120 + 60 * np.sin(x / 7 + k) * np.cos(y / 5) for k in range(3)], 2)
+    original = (shape + rng.normal(0, 6, shape.shape)).clip(0, 255).astype(np.uint8)
+    Image.fromarray(original).save(tmp_path / "a.jpg", quality=60, subsampling=subsampling)
+    cells = cells_of(tmp_path / "a.jpg")
+    decoded = np.asarray(Image.open(tmp_path / "a.jpg").convert("RGB")).transpose(2, 0, 1).astype(np.float32) / 255
+    added = rng.normal(0, 0.03, decoded.shape).astype(np.float32)
+    held = cells.held(decoded, added, 256, 256)
+    steps = np.array(Image.open(tmp_path / "a.jpg").quantization[0]).reshape(8, 8)
+
+    def coefficients(image):
+        luma = 255 * np.tensordot([0.299, 0.587, 0.114], image, 1) - 128
+        blocks = luma.reshape(32, 8, 32, 8).transpose(0, 2, 1, 3)
+        return dctn(blocks, axes=(2, 3), norm="ortho") / steps
+
+    received = np.rint(coefficients(decoded))
+    assert np.abs(coefficients(decoded + held) - received).max() < 0.502
+    assert np.abs(coefficients(decoded + added) - received).max() > 1
+    apart = [np.square(decoded + x - original.transpose(2, 0, 1) / 255).mean() for x in (added, held)]
+    assert apart[1] < apart[0]
+    assert np.array_equal(cells.held(decoded, added, 250, 256)[:, 248:], added[:, 248:])
+
+
+def test_only_colour_jpegs_have_cells(tmp_path):
+    Image.new("L", (16, 16)).save(tmp_path / "grey.jpg")
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
+    (tmp_path / "b.jpg").write_bytes(b"\xff\xd8\xff")
+    assert [cells_of(tmp_path / name) for name in ("grey.jpg", "a.png", "b.jpg")] == [None] * 3
