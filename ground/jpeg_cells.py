@@ -9,9 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from perigee.bitstream.arrays import FloatArray
+from perigee.ground.coding import HEAD_MAX_BYTES
 
 SIDE = 8
 LEVEL = 128  # grey levels that are taken from samples before the transform
@@ -19,6 +19,10 @@ LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 # The orthonormal cosine transform, [frequency, sample].
 _FREQUENCY, _SAMPLE = np.mgrid[0:SIDE, 0:SIDE]
 COSINE = (np.cos((2 * _SAMPLE + 1) * _FREQUENCY * np.pi / 16) / np.where(_FREQUENCY, 2, 8**0.5)).astype(np.float32)
+START, TABLES, SCAN, ADOBE = b"\xff\xd8", 0xDB, 0xDA, 0xEE  # markers
+FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended and progressive, coded by Huffman
+# Places of a table's values: along diagonals from the upper left, in alternating directions (figure A.6).
+ZIGZAG = sorted(range(64), key=lambda n: (n // 8 + n % 8, n // 8 if (n // 8 + n % 8) % 2 else n % 8))
 
 
 class JpegCells:
@@ -57,13 +61,39 @@ class JpegCells:
 
 
 def cells_of(path: Path) -> JpegCells | None:
-    """The cells of a colour JPEG file; None for other files, and for those whose tables cannot be read."""
-    try:
-        with Image.open(path, formats=["JPEG"]) as file:
-            if file.mode != "RGB" or "adobe_transform" in file.info and file.info["adobe_transform"] != 1:
+    """The cells of a colour JPEG file; None for other files, and for those whose headers cannot be read. Raises OSError."""
+    with path.open("rb") as file:
+        head = file.read(HEAD_MAX_BYTES)
+    tables: dict[int, FloatArray] = {}
+    at, luma = 2, None
+    while head[:2] == START and at + 4 <= len(head) and head[at] == 0xFF and head[at + 1] != SCAN:
+        marker, length = head[at + 1], int.from_bytes(head[at + 2 : at + 4], "big")
+        body = head[at + 4 : at + 2 + length]
+        if marker == TABLES:
+            tables |= _tables(body)
+        elif marker in FRAMES:
+            if len(body) < 6 + 3 * 3 or body[0] != 8 or body[5] != 3:  # bits of a sample, components
                 return None
-            tables: dict[int, list[int]] = getattr(file, "quantization", {})
-            table = np.array(tables[0], np.float32)
-    except (UnidentifiedImageError, OSError, KeyError, SyntaxError, ValueError):
-        return None
-    return JpegCells(table.reshape(SIDE, SIDE)) if table.size == SIDE * SIDE and (table > 0).all() else None
+            luma = body[8]  # the table of the first component
+        elif marker == ADOBE and body[:5] == b"Adobe" and body[11:12] != b"\x01":
+            return None  # red, green and blue themselves
+        at += 2 + length
+    table = None if luma is None else tables.get(luma)
+    return None if table is None or not (table > 0).all() else JpegCells(table)
+
+
+def _tables(body: bytes) -> dict[int, FloatArray]:
+    """The quantisation tables of a segment, by number; none from one that ends early on."""
+    found = {}
+    at = 0
+    while at < len(body):
+        wide, number = body[at] >> 4, body[at] & 15
+        size = 64 * (1 + (wide > 0))
+        values = np.frombuffer(body[at + 1 : at + 1 + size], ">u2" if wide else "u1")
+        if len(values) < 64:
+            break
+        table = np.empty(64, np.float32)
+        table[ZIGZAG] = values
+        found[number] = table.reshape(SIDE, SIDE)
+        at += 1 + size
+    return found
