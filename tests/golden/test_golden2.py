@@ -25,6 +25,7 @@ from perigee.ground.library import Library
 from perigee.ground.regions import Region
 from perigee.onboard.component_encoder import ComponentEncoder
 from perigee.onboard.fidelity import Fidelity
+from perigee.onboard.sensor import Sensor
 from perigee.onboard.source import ArraySource
 
 FOLDER = Path(__file__).parent
@@ -38,9 +39,12 @@ def described(data: bytes, coder: str = "auto") -> dict:
     engine = GroundComponents(profile, synthesis=False)
     decoder = ComponentDecoder(stream, engine, coder)
     coded = [patch for patch, segment in sorted(stream.segments.items()) if segment.mode == fmt.NETWORK]
-    whole = decoder.region(Region(0, 0, stream.header.height, stream.header.width))
+    whole = decoder.region(Region(0, 0, *stream.size))
+    header = stream.header
+    placed = {} if stream.places is None else {"places": stream.places.tolist()}
     return {
-        "header": [stream.header.contract.hex(), *list(vars(stream.header).values())[1:]],
+        "header": [header.contract.hex(), header.width, header.height, header.bands, header.dtype, header.patch_side],
+        **placed,
         "metadata": stream.metadata.hex() if stream.metadata else "",
         "latents": {str(patch): zlib.crc32(decoder.latents(patch).q.astype("<i4").tobytes()) for patch in coded},
         "cut": {str(patch): passes for patch, passes in decoder.report.cut.items()},
@@ -74,6 +78,9 @@ def test_write_missing():
             "bands": encoder.encode_scene(ArraySource(scene(5, 130, 300), facts), 25).data,
             "strips": encoder.encode_scene(
                 ArraySource(scene(3, 300, 70), facts), 0, strip_rows=1, fidelity=Fidelity((), (6,))
+            ).data,
+            "places": encoder.encode_scene(
+                ArraySource(scene(3, 90, 110), facts), 30, sensor=Sensor(band_offsets=((0, 0), (5, -3), (9, -6)))
             ).data,
         }
         whole = parse_component_stream(made["pan"])
