@@ -7,6 +7,7 @@ import httpx
 import numpy as np
 import pytest
 import rasterio
+import tifffile
 import torch
 from PIL import Image
 from rasterio.io import MemoryFile
@@ -153,3 +154,18 @@ def test_the_service_gives_what_the_command_gives(tmp_path, folder, scene, serve
     big = written(tmp_path / "big.jp2", np.tile(scene, (1, 2, 1)), "JP2OpenJPEG", QUALITY=5, REVERSIBLE="NO")
     assert post(big.read_bytes()).status_code == 413
     server.should_exit = True
+
+
+def test_the_shipped_enhancer_brings_images_closer_to_their_originals(tmp_path, tiles):
+    original = tifffile.imread(tiles[0])
+    Image.fromarray(original).save(tmp_path / "a.jpg", quality=40)
+    Image.fromarray(original).save(
+        tmp_path / "b.j2k", "JPEG2000", quality_mode="rates", quality_layers=[40], irreversible=True, mct=1, no_jp2=True
+    )
+    for source in (tmp_path / "a.jpg", tmp_path / "b.j2k"):
+        out = source.with_suffix(".tif")
+        assert main([str(source), "-o", str(out)]) == 0
+        with rasterio.open(source) as before, rasterio.open(out) as after:
+            errors = [np.square(x.read().astype(float) - original.transpose(2, 0, 1)).mean() for x in (before, after)]
+            assert errors[1] < 0.95 * errors[0]
+            assert after.tags()["PERIGEE_ENHANCER"] == "restore"
