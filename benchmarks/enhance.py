@@ -121,8 +121,9 @@ def summary(gains: list[Gain]) -> list[dict[str, Any]]:
             rows.append(
                 {
                     "set": folder, "codec": codec, "images": len(images),
-                    "BD-rate %, median": f"{np.median(rates):+.1f}",
-                    "quartiles %": f"{np.percentile(rates, 25):+.1f} .. {np.percentile(rates, 75):+.1f}",
+                    "BD-rate %, median": f"{np.median(rates):+.1f}" if np.isfinite(rates).all() else "-",
+                    "quartiles %": f"{np.percentile(rates, 25):+.1f} .. {np.percentile(rates, 75):+.1f}"
+                    if np.isfinite(rates).all() else "-",
                     "median gain dB": f"{np.median(change):+.2f}",
                     "worse by over 0.02 dB": f"{100 * (change < -HARM_DB).mean():.1f} %",
                     "worst": f"{change.min():+.3f} dB ({worst.image}, {worst.setting:g})",
