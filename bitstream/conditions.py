@@ -26,6 +26,7 @@ FIELDS = (
 GSD_DECADES = (-2.0, 2.0)  # log10 of metres
 DAYS, HOURS = 365.25, 24.0
 CODECS = ("jpeg2000", "jpeg", "perigee")  # that an enhancer tells apart; any other is none of them
+FILE_CODECS = CODECS[:2]  # of those, what an image file may be coded with
 CODING_CONDITIONS = 1 + len(CODECS)  # log2 of the bits per pixel / 4, then one number for each codec
 BPP_LEAST = 1e-3
 COMPENSATION_WINDOW = 256  # pixels on the side of what a compensator's networks see at once

@@ -49,6 +49,7 @@ FEATURES = {
     6: "fixed spectral matrices",
     7: "bands in places of their own",
 }
+PLACES_MAX = 1024  # lines or columns of the frame: what bounds the memory of a window
 PLACED = 1 << 7  # the feature that this reader has
 QUALITIES_FLAG, PARTS_FLAG = 0x20, 0x40
 PARTS_MAX = 15

@@ -37,6 +37,7 @@ from perigee.bitstream.version2 import (
     PARTS_FLAG,
     PARTS_MAX,
     PLACES,
+    PLACES_MAX,
     QUALITIES_FLAG,
     RESERVED_CRITICAL,
     STRIP,
@@ -137,11 +138,11 @@ class _Reader:
                 offset_bytes=start,
             )
         places = places.reshape(-1, 2)
-        if (places.max(0) >= [header.height, header.width]).any():
+        if (places.max(0) >= [header.height, header.width]).any() or places.max() > PLACES_MAX:
             raise FormatError(
                 f"bands {places.max(0).tolist()} lines and columns apart in a frame of {header.height} x {header.width}",
                 field="places",
-                expected="less than the frame",
+                expected=f"less than the frame, at most {PLACES_MAX}",
                 offset_bytes=start,
             )
         known = self.stream.places

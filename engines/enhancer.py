@@ -16,6 +16,7 @@ from perigee.engines.onnxruntime import OnnxRuntimeGraph
 
 WINDOW = 256  # pixels on the side of what its network sees
 TOKEN = 64  # pixels on the side of what a token of a generated prior covers
+DEFAULT_ENHANCER = "restore"
 GRAPH_FILE = "enhancer.onnx"
 UNKNOWN = "unknown"  # the codec of a file that does not tell
 

@@ -12,13 +12,12 @@ import torch
 import perigee
 from perigee.bitstream.errors import Fault, OutputError
 from perigee.bitstream.manifest import ENHANCER, MANIFEST_FILE, MANIFEST_VERSION
+from perigee.engines.enhancer import GRAPH_FILE
 from perigee.export.enhancement_graph import write_enhancer
 from perigee.export.graph import round_to_half
 from perigee.models.checkpoint import CheckpointError, brief
 from perigee.models.enhancement.network import Preset
 from perigee.models.enhancement.prior import Enhancer
-
-GRAPH_FILE = "enhancer.onnx"
 
 
 def is_enhancer(state: dict[str, Any]) -> bool:

@@ -8,14 +8,14 @@ import sys
 import time
 from pathlib import Path
 
-from perigee.bitstream.conditions import CODECS
+from perigee.bitstream.conditions import FILE_CODECS
 from perigee.bitstream.errors import PerigeeError
+from perigee.engines.enhancer import DEFAULT_ENHANCER
 from perigee.ground.arguments import SUFFIXES, add_output, add_view, check_outputs
 from perigee.ground.environment import own_environment
 from perigee.support.command import Parser, complain, exit_code, exit_on_signals, prepare_streams, run, say
 
 PROGRAM = "ground-enhance"
-DEFAULT_METHOD = "restore"
 
 
 def build_parser() -> Parser:
@@ -33,11 +33,11 @@ def build_parser() -> Parser:
         "-o", "--out", type=Path, required=True, metavar="OUT.tif|.png", help="product, with its georeferencing"
     )
     parser.add_argument(
-        "--method", default=DEFAULT_METHOD, metavar="NAME", help="enhancer that is used (default %(default)s)"
+        "--method", default=DEFAULT_ENHANCER, metavar="NAME", help="enhancer that is used (default %(default)s)"
     )
     parser.add_argument(
         "--codec",
-        choices=CODECS[:2],
+        choices=FILE_CODECS,
         help="how the image was coded, where the file does not tell, as one that was decoded earlier",
     )
     parser.add_argument(

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from perigee.bitstream.conditions import CODECS
+from perigee.bitstream.conditions import FILE_CODECS
 from perigee.bitstream.errors import OrderError
+from perigee.engines.enhancer import DEFAULT_ENHANCER
 from perigee.ground.coded_file import CodedFile
 from perigee.ground.enhancement import EnhancedSource
 from perigee.ground.georeference import usable_crs
@@ -21,8 +22,6 @@ from perigee.ground.stac import stac_item
 from perigee.ground.views import View
 from perigee.support.files import replacing, write_atomically
 
-DEFAULT_METHOD = "restore"
-CODED = CODECS[:2]  # what a file of another codec may be coded with
 BPP_MOST = 128
 
 
@@ -30,13 +29,13 @@ BPP_MOST = 128
 class Wish:
     """Which enhancer is wanted, and how the image was coded where its file does not tell, or not truly. Raises OrderError."""
 
-    method: str = DEFAULT_METHOD
+    method: str = DEFAULT_ENHANCER
     codec: str | None = None
     bits_per_pixel: float | None = None
 
     def __post_init__(self) -> None:
-        if self.codec not in (None, *CODED):
-            accepted = ", ".join(CODED)
+        if self.codec not in (None, *FILE_CODECS):
+            accepted = ", ".join(FILE_CODECS)
             raise OrderError(
                 f"codec={self.codec}: accepted are {accepted}", field="codec", expected=accepted, found=self.codec
             )

@@ -20,12 +20,12 @@ import numpy as np
 from perigee.bitstream.arrays import FloatArray, IntArray
 from perigee.bitstream.errors import Fault, MetadataError
 from perigee.bitstream.metadata import Metadata
+from perigee.bitstream.version2 import PLACES_MAX
 from perigee.onboard.registration import RegisteredSource
 from perigee.onboard.source import BANDS_MAX, Block, Source, SourceInfo
 
 MAX_BYTES = 1 << 20
 MEMBERS = ("step_counts", "band_weights", "dead_columns", "band_offsets", "matrix")
-OFFSET_MOST = 4096  # lines or columns
 ORTHONORMAL = 0.01  # how far the products of the matrix's rows may be from 0 and 1
 
 
@@ -118,11 +118,12 @@ def _columns(value: Any) -> tuple[tuple[int, ...], ...]:
 
 def _offsets(value: Any) -> tuple[tuple[int, ...], ...]:
     pairs = isinstance(value, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in value)
-    if not pairs or not all(type(n) is int and abs(n) <= OFFSET_MOST for pair in value for n in pair):
+    whole = pairs and all(type(n) is int for pair in value for n in pair)
+    if not whole or any(max(numbers) - min(numbers) > PLACES_MAX for numbers in zip(*value, strict=True)):
         raise _wrong(
             "band_offsets",
             value,
-            f"for each band a whole number of lines and of columns, -{OFFSET_MOST} to {OFFSET_MOST}",
+            f"for each band a whole number of lines and of columns, at most {PLACES_MAX} apart",
         )
     return tuple(tuple(pair) for pair in value)
 

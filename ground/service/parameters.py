@@ -7,7 +7,8 @@ from typing import Annotated
 from fastapi import Query, Request
 
 from perigee.bitstream.errors import OrderError
-from perigee.ground.enhancing import DEFAULT_METHOD, Wish
+from perigee.engines.enhancer import DEFAULT_ENHANCER
+from perigee.ground.enhancing import Wish
 from perigee.ground.library import NONE
 from perigee.ground.orders import FULL, Order
 from perigee.ground.service.problems import Problem
@@ -148,7 +149,7 @@ def enhancement_of(
 
 
 def wish_of(
-    method: Annotated[str, Query(description="enhancer that is used")] = DEFAULT_METHOD,
+    method: Annotated[str, Query(description="enhancer that is used")] = DEFAULT_ENHANCER,
     codec: Annotated[
         str | None, Query(description="jpeg2000 or jpeg: how the image was coded, where the file does not tell")
     ] = None,

@@ -83,6 +83,8 @@ def test_a_fixed_matrix_is_what_the_stream_carries(scene):
         ('{"dead_columns": [[-1]]}', "dead_columns"),
         ('{"matrix": [[1, 1], [0, 1]]}', "orthonormal"),
         ('{"matrix": [[1, 0]]}', "matrix"),
+        ('{"band_offsets": [[0, 0], [1025, 0]]}', "1024 apart"),
+        ('{"band_offsets": [[0, 0], [1]]}', "band_offsets"),
         ('{"matrix": [[NaN]]}', "orthonormal"),
         ('{"gain": 2}', "gain"),
         ("[1]", "object"),
