@@ -16,8 +16,8 @@ from perigee.bitstream.conditions import coding_condition
 from perigee.training.data import CropSampler, ImageSet, Pixels
 
 SIDE = 256  # of the images that are coded
-JPEG_SHARE = 0.3
-RATES = (0.08, 4.0)  # bits per pixel of JPEG 2000, log-uniformly
+JPEG_SHARE = 0.25
+RATES = (0.08, 3.0)  # bits per pixel of JPEG 2000, log-uniformly
 JPEG_QUALITIES = (15, 96)
 REDUCED = (1.5, 2.5)
 TRUSTED = 1.0  # bits per pixel: up to there most images may serve at their own scale
@@ -68,6 +68,8 @@ class Pairs:
     def __init__(self, images: ImageSet, size: int, seed: int, renewed: int = 1) -> None:
         """``size`` pairs are kept; every batch renews so many of them."""
         self._sampler, self._rng = CropSampler(images), np.random.default_rng(seed)
+        shares = np.sqrt([len(members) for members in self._sampler.members])  # a kind of land counts by its images, not by their size
+        self._source_shares = shares / shares.sum()
         self._size, self._renewed = size, renewed
         self._pool: list[Pair] = []
 
@@ -86,7 +88,7 @@ class Pairs:
     def _crop(self, factor: float) -> Pixels:
         """A crop [SIDE, SIDE, 3], or [SIDE / 2, SIDE / 2, 3] of an image that is too small for the reduction."""
         images, rng = self._sampler.images, self._rng
-        source = rng.choice(len(self._sampler.members), p=self._sampler.source_shares)
+        source = rng.choice(len(self._sampler.members), p=self._source_shares)
         image = images[rng.choice(self._sampler.members[source], p=self._sampler.shares[source])]
         side = SIDE if min(image.shape[:2]) >= factor * SIDE - 1 else SIDE // 2
         wanted = min(round(side * factor), *image.shape[:2])
