@@ -37,7 +37,7 @@ FUNCTIONS = (
     "perigee_prior_scratch", "perigee_prior_given", "perigee_prior_features", "perigee_prior_pass",
     "perigee_prior_packings", "perigee_choose", "perigee_bits_by_offset", "perigee_plane", "perigee_samples", "perigee_abi",
 )  # fmt: skip
-ABI = 11  # as in csrc/module.c
+ABI = 12  # as in csrc/module.c
 COLUMNS = 32  # Output channels are stored in multiples of this.
 # How many inputs lie side by side, the type of the weights, and what the kernel takes off each input.
 PACKINGS: tuple[tuple[int, Any, int], ...] = ((1, np.float32, 0), (4, np.int16, 0), (4, np.int8, 0), (4, np.int8, 128))

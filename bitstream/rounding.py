@@ -24,7 +24,8 @@ from perigee.bitstream.tables import TRELLIS, TRELLIS_FROM
 
 BITS_OF_ERROR = 12.5  # what a squared error of one step is worth
 BUCKET_MAX = 31
-REACHED = np.dtype("V40")  # ``Reached`` in ``csrc/rounding.h``
+CELL = np.float32(128)  # centroids are in 1/128 step
+REACHED = np.dtype("V24")  # ``Reached`` in ``csrc/rounding.h``
 
 
 class Rounding:
@@ -32,7 +33,7 @@ class Rounding:
 
     def __init__(self, contract: ComponentContract, error_bits: float = BITS_OF_ERROR) -> None:
         self.costs = TableCosts(contract.tables)
-        self._centroids = np.ascontiguousarray(contract.centroids)
+        self._centroids = np.ascontiguousarray(contract.centroids, np.float32) / CELL
         self._error_bits = error_bits
         self._native = self.costs.native(self._centroids, error_bits)
 
@@ -40,15 +41,15 @@ class Rounding:
         """Latents int32, in half steps, for values ``y`` float32 in steps, of the shape of the prediction."""
         y = np.ascontiguousarray(y, np.float32)
         table, mean = (np.ascontiguousarray(part, np.int32) for part in prediction)
-        order = np.argsort(table.reshape(-1).astype(np.uint16), kind="stable").astype(np.uint32)
         if library is None:
-            return self._choose(y, table, mean, order)
-        out, reached = np.empty(y.shape, np.int32), np.empty(y.size, REACHED)
+            return self._choose(y, table, mean)
+        out, order, reached = np.empty(y.shape, np.int32), np.empty(y.size, np.uint32), np.empty(y.size, REACHED)
         parts = (ctypes.c_void_p(address(a)) for a in (y, table, mean, order, reached, out))
         library.perigee_choose(ctypes.byref(self._native), ctypes.c_uint32(y.size), *parts)
         return out
 
-    def _choose(self, y: FloatArray, table: IntArray, mean: IntArray, order: IntArray) -> IntArray:
+    def _choose(self, y: FloatArray, table: IntArray, mean: IntArray) -> IntArray:
+        order = np.argsort(table.reshape(-1), kind="stable")
         whole = np.rint(y).astype(np.int32)
         distance = MEAN_FRACTIONS * whole - mean
         nearer = np.where(np.abs(distance) > MEAN_FRACTIONS // 2, whole - np.sign(distance), whole)
@@ -74,7 +75,7 @@ class Rounding:
     def _costs(self, y: FloatArray, table: IntArray, mean: IntArray, q: IntArray) -> FloatArray:
         distance = MEAN_FRACTIONS * q - mean
         bucket = np.minimum(np.abs(distance) + 2 >> 2, BUCKET_MAX)
-        inward = self._centroids[np.minimum(table // MEAN_FRACTIONS, SCALE_COUNT - 1), bucket].astype(np.float32) / 128
+        inward = self._centroids[np.minimum(table // MEAN_FRACTIONS, SCALE_COUNT - 1), bucket]
         error = y - (q - np.sign(distance) * inward)
         bits = self.costs.of_symbols(table, q - (mean >> 4))
         return np.asarray(self._error_bits * error * error + bits, np.float32)

@@ -34,7 +34,7 @@ class ComponentAnalysis:
 
     def hyper_latents(self, y: FloatArray) -> IntArray:
         """Hyper-latents int32 [hyper_latents, H/4, W/4] of a component ``y`` [256, H, W] in steps."""
-        x = self._point("point1", np.log1p(np.abs(y)))
+        x = self._point("point1", np.log(1 + np.abs(y)))
         x = self._point("point2", self._depth("depth1", _leaky(x)))
         x = self._point("point3", self._depth("depth2", _leaky(x)))
         return np.clip(np.rint(x), -Z_CLAMP, Z_CLAMP).astype(np.int32)

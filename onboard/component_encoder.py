@@ -155,7 +155,7 @@ class ComponentEncoder:
     def _guess(self, planes: FloatArray, quality_step: int) -> float:
         """About how many bits components take."""
         y = self.engine.analysis.coefficients(planes) * self.engine.per_step(quality_step)
-        return float(np.log2(1 + np.square(1.5 * y)).sum()) / 2
+        return float(np.log(1 + np.square(1.5 * y)).sum() / np.log(4))
 
     def _steps(self) -> FloatArray:
         """The step at each Q as a share of the range, [251]."""

@@ -68,7 +68,8 @@ class Pairs:
     def __init__(self, images: ImageSet, size: int, seed: int, renewed: int = 1) -> None:
         """``size`` pairs are kept; every batch renews so many of them."""
         self._sampler, self._rng = CropSampler(images), np.random.default_rng(seed)
-        shares = np.sqrt([len(members) for members in self._sampler.members])  # a kind of land counts by its images, not by their size
+        # A kind of land counts by the number of its images, not by their size.
+        shares = np.sqrt([len(members) for members in self._sampler.members])
         self._source_shares = shares / shares.sum()
         self._size, self._renewed = size, renewed
         self._pool: list[Pair] = []

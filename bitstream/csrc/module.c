@@ -12,7 +12,7 @@ static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_native", NULL, -1, 
 
 PyMODINIT_FUNC PyInit__native(void) { return PyModule_Create(&module); }
 
-enum { ABI = 11 }; /* This number must be raised with every change that Python must follow. */
+enum { ABI = 12 }; /* This number must be raised with every change that Python must follow. */
 
 /* A number made of ABI and the size of each struct that Python hands over. Python compares it with its own, so that it
  * never calls a library that was built from other sources. */

@@ -14,21 +14,6 @@
 
 #include "api.h"
 
-#if defined(__x86_64__) && defined(__GNUC__)
-#define X86 1
-#elif defined(__aarch64__) && defined(__linux__) && defined(__GNUC__)
-#define ARM 1
-#endif
-
-/* The compiler builds a CLONED function for several instruction sets, and the loader takes the best of them. */
-#if defined(X86) && defined(__gnu_linux__) && !defined(__clang__) && __GNUC__ >= 12
-#define CLONED __attribute__((target_clones("arch=x86-64-v4", "avx2", "default")))
-#elif defined(X86) && defined(__gnu_linux__) && !defined(__clang__)
-#define CLONED __attribute__((target_clones("avx2", "default")))
-#else
-#define CLONED
-#endif
-
 enum { ROWS = 8, COLUMNS = 32, HALF_COLUMNS = 16 };  /* A tile has 8 positions and 32 output channels. */
 enum { SINGLES, QUADS_AVX2, QUADS_VNNI, QUADS_DOT }; /* How weights are packed decides which kernels multiply them. */
 enum { Z_OFFSET = 64, CONTEXT_OFFSET = 127, CONTEXT_CLAMP = 127, DC_SHIFT = 2 };

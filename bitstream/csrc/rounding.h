@@ -10,26 +10,27 @@
 enum { STATES = 8 };
 
 /* What latents cost. `bits` has the cost of each entry of the tables, whose rows begin at `starts`; `radius` is by
- * table. `centroids` is [scale index][32], in 1/128 step. A squared error of one step is worth `error_bits` bits. There
+ * table. `centroids` is [scale index][32], in steps. A squared error of one step is worth `error_bits` bits. There
  * are `scales` scale indices. `perigee_bits_by_offset` needs neither centroids nor the worth of an error. */
 typedef struct {
     const float *bits;
     const int32_t *starts, *radius;
-    const int8_t *centroids;
+    const float *centroids;
     float error_bits;
     int32_t scales;
 } Costs;
 
-/* How each state of the trellis was reached at one latent: the latent, in half steps, and the state before it. */
+/* How the states of the trellis were reached at one latent: the latents, in half steps, that its branches stand for,
+ * and for each state whether it was reached by the second of the two ways that lead to it. */
 typedef struct {
-    int32_t latent[STATES];
-    uint8_t before[STATES];
+    int32_t latent[4];
+    uint8_t second[STATES];
 } Reached;
 
 /* Chooses `count` latents, in half steps, for the values `y`, in steps, given their table numbers and means in
- * sixteenths of a step. `order` has the places in coding order, and `reached` room for `count`. */
+ * sixteenths of a step. `order` and `reached` have room for `count`. */
 API void perigee_choose(const Costs *costs, uint32_t count, const float *y, const int32_t *table, const int32_t *mean,
-                        const uint32_t *order, Reached *reached, int32_t *out);
+                        uint32_t *order, Reached *reached, int32_t *out);
 
 /* Adds to `bits` [channels][count] what the latents `x` [channels][latents], in half steps, take where each of `count`
  * offsets is added to their scale indices. */
