@@ -28,8 +28,9 @@ from perigee.bitstream.contract import HYPER_BLOCK
 from perigee.bitstream.entropy import decode_symbols, encode_symbols
 from perigee.bitstream.profile import DEFAULT_PROFILE, Profile, find_profile
 from perigee.bitstream.samples import quality_step_of
+from perigee.engines.backend import CPU_DEVICE, Backend
 from perigee.engines.flight import FlightEngine
-from perigee.engines.graph import WHOLE_PRIOR, GraphPrior
+from perigee.engines.graph import HYPER_PRIOR, WHOLE_PRIOR, GraphPrior
 from perigee.engines.ground import GroundEngine
 from perigee.engines.onnxruntime import OnnxRuntimeGraph
 from perigee.engines.torch import TorchGraph
@@ -110,11 +111,16 @@ def circle(profile: Profile, tiles: list[tuple[str, Any]], analysis: str | None 
     if int8:
         flights["onnxruntime, int8 analysis"] = int8
     reference = contract.reference(np.float64)
-    ground, torch_ground = GroundEngine(profile, 2, use_compiled_prior=False), GroundEngine(profile, graph=TorchGraph)
+    ground = GroundEngine(profile, 2, use_compiled_prior=False)
+    torch_ground = GroundEngine(profile, 2, Backend("torch", CPU_DEVICE, TorchGraph))
+    hyper, *passes = (
+        TorchGraph(profile.file(name))
+        for name in (HYPER_PRIOR, *(f"prior_pass{k}.onnx" for k in range(contract.widths.passes)))
+    )
     priors = {
         "numpy, integer coder": reference,
         "onnxruntime, constriction": ground.prior,
-        "torch, constriction": torch_ground.prior,
+        "torch, constriction": GraphPrior(contract.widths, hyper=hyper, passes=passes),
         "compiled prior, compiled coder": flights["the compiled prior"].prior,
     }
     coders = {"constriction": "constriction", "compiled coder": "native", "integer coder": "integer"}

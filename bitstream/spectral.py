@@ -17,7 +17,6 @@ SPECTRAL_BITS = 14  # the matrix is in 2**-14
 SCALE_BITS = 8  # scales are in 1/256 count
 SCALE_MAX = (1 << 25) - 1
 PERCENTILES = (0.05, 99.95)
-GAIN_MIN = 0.12  # of the rate: a transform that promises less is not used, since up to so much of the promise does not come true
 
 
 @dataclass(frozen=True)

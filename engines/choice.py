@@ -7,9 +7,6 @@ an engine asked for by name is loaded straight away.
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
 import sys
 from typing import NamedTuple
 
@@ -18,18 +15,12 @@ import numpy as np
 from perigee.bitstream.contract import PATCH_MULTIPLE
 from perigee.bitstream.errors import EngineError, Fault
 from perigee.bitstream.profile import Profile, find_profile
+from perigee.engines import probing
 from perigee.engines.flight import FlightEngine
+from perigee.engines.probing import PassedOver
 
 GPU_ENGINES = ("tensorrt", "cuda")
 ENGINES = (*GPU_ENGINES, "onnxruntime")  # in the order in which auto tries them
-PROBE_SECONDS = 60.0
-
-
-class PassedOver(NamedTuple):
-    """An engine that was not taken, and why."""
-
-    name: str
-    reason: str
 
 
 class Choice(NamedTuple):
@@ -75,26 +66,7 @@ def missing(name: str, profile: Profile, analysis: str | None = None) -> str | N
 
 def failing(name: str, profile: Profile, analysis: str | None = None) -> str | None:
     """Why an engine does not work, tried in a process of its own; None where its self-test passes."""
-    command = [sys.executable, "-m", __name__, name, str(profile.folder), *([analysis] if analysis else [])]
-    environment = os.environ | {"PYTHONSAFEPATH": "1"}  # no packages from the working directory
-    try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=PROBE_SECONDS,
-            stdin=subprocess.DEVNULL,
-            env=environment,
-        )
-    except subprocess.TimeoutExpired:
-        return f"no answer within {PROBE_SECONDS:g} s"
-    except OSError as error:
-        return f"cannot be tried in a process of its own ({error})"
-    if done.returncode < 0:
-        return f"it crashed ({signal.Signals(-done.returncode).name})"
-    said = done.stderr.strip().splitlines()
-    return None if done.returncode == 0 else said[-1] if said else f"exit code {done.returncode}"
+    return probing.failing(__name__, [name, str(profile.folder), *([analysis] if analysis else [])])
 
 
 def choose(profile: Profile, wanted: str = "auto", threads: int | None = None, analysis: str | None = None) -> Choice:
@@ -117,13 +89,7 @@ def choose(profile: Profile, wanted: str = "auto", threads: int | None = None, a
 
 
 def _probe(name: str, folder: str, analysis: str | None = None) -> int:
-    """Load an engine; 0, or 1 and the reason as the last line of stderr."""
-    try:
-        load(name, find_profile(folder), analysis=analysis)
-    except Exception as error:  # also what a GPU library raises
-        print(str(error).replace("\n", " ") or type(error).__name__, file=sys.stderr)
-        return 1
-    return 0
+    return probing.tried(lambda: load(name, find_profile(folder), analysis=analysis))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from perigee.bitstream.arrays import FloatArray
 from perigee.bitstream.conditions import coding_condition
 from perigee.bitstream.errors import CompensationError, Fault
 from perigee.bitstream.manifest import ENHANCER, Manifest, kind_of, manifests_in, read_manifest
-from perigee.engines.onnxruntime import OnnxRuntimeGraph
+from perigee.engines.backend import CPU_BACKEND, Backend
 
 WINDOW = 256  # pixels on the side of what its network sees
 TOKEN = 64  # pixels on the side of what a token of a generated prior covers
@@ -24,12 +24,12 @@ UNKNOWN = "unknown"  # the codec of a file that does not tell
 class Enhancer:
     """The graph of an enhancer. ``tokens`` is the number of channels of the noise that a generated prior begins with, else 0."""
 
-    def __init__(self, folder: Path, threads: int | None = None) -> None:
+    def __init__(self, folder: Path, threads: int | None = None, backend: Backend = CPU_BACKEND) -> None:
         """Raises CompensationError where the folder is no enhancer's, EngineError where the graph cannot be loaded."""
         manifest = read_manifest(folder, ENHANCER)
         self.name, self.digest = manifest.name, manifest.digest
         self.tokens, self.strengths = _settings(manifest)
-        self._graph = OnnxRuntimeGraph(manifest.file(GRAPH_FILE), threads)
+        self._graph = backend(manifest.file(GRAPH_FILE), threads)
 
     def strength_of(self, codec: str | None, bits_per_pixel: float) -> float:
         """How much of what it adds is taken of an image of so many bits per pixel: less where little was lost. A codec that it was not
@@ -74,7 +74,9 @@ def shipped_enhancers() -> dict[str, Path]:
     return {path.name: path for path in manifests_in(folder)}
 
 
-def find_enhancer(name: str, folders: tuple[Path, ...] = (), threads: int | None = None) -> Enhancer:
+def find_enhancer(
+    name: str, folders: tuple[Path, ...] = (), threads: int | None = None, backend: Backend = CPU_BACKEND
+) -> Enhancer:
     """An enhancer by the name of its folder, shipped or in one of ``folders``. Raises CompensationError naming the known ones."""
     known = shipped_enhancers()
     for folder in folders:
@@ -84,4 +86,4 @@ def find_enhancer(name: str, folders: tuple[Path, ...] = (), threads: int | None
         raise CompensationError(
             f"no enhancer {name}; known are {listing}", Fault.NAME, field="method", expected=listing, found=name
         )
-    return Enhancer(known[name], threads)
+    return Enhancer(known[name], threads, backend)

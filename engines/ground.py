@@ -9,7 +9,8 @@ import numpy as np
 from perigee.bitstream.arrays import Array, FloatArray, IntArray
 from perigee.bitstream.prior import MEAN_FRACTIONS, PriorEngine, unhalf
 from perigee.bitstream.profile import CONSISTENCY_FILE, Profile
-from perigee.engines.graph import HYPER_PRIOR, Graph, GraphLoader, GraphPrior
+from perigee.engines.backend import CPU_BACKEND, Backend
+from perigee.engines.graph import HYPER_PRIOR, Graph, GraphPrior
 from perigee.engines.onnxruntime import OnnxRuntimeGraph
 from perigee.engines.prior import prior_without
 from perigee.support.cores import usable_cores
@@ -23,34 +24,39 @@ class Predicted(NamedTuple):
 
 
 class GroundEngine:
-    """What stays on the ground. ``graph`` makes a runnable graph from a file; ``prior`` replaces the engine's own prior."""
+    """What stays on the ground.
+
+    The synthesis and the projection run on the ``backend``. The prior and the reconstruction, which is a few operations on each
+    latent, run on CPU threads patch by patch; ``prior`` replaces the engine's own prior.
+    """
 
     def __init__(
         self,
         profile: Profile,
         threads: int | None = None,
-        graph: GraphLoader = OnnxRuntimeGraph,
+        backend: Backend = CPU_BACKEND,
         prior: PriorEngine | None = None,
         check: bool = True,
         use_compiled_prior: bool = True,
     ) -> None:
         """``threads`` None takes all cores. The prior must pass the profile's self-test. Raises ProfileError, EngineError."""
         self.profile = profile
-        self.name = graph.engine_name
+        self.backend = backend
+        self.name = backend.engine_name
         self.threads = threads or usable_cores()
         widths = profile.contract.widths
-        prior = prior or prior_without(HYPER_PRIOR, profile, graph, use_compiled_prior)
+        prior = prior or prior_without(HYPER_PRIOR, profile, OnnxRuntimeGraph, use_compiled_prior)
         if prior is None:
-            passes = [graph(profile.file(f"prior_pass{k}.onnx"), threads) for k in range(widths.passes)]
-            prior = GraphPrior(widths, hyper=graph(profile.file(HYPER_PRIOR), threads), passes=passes)
+            passes = [OnnxRuntimeGraph(profile.file(f"prior_pass{k}.onnx"), threads) for k in range(widths.passes)]
+            prior = GraphPrior(widths, hyper=OnnxRuntimeGraph(profile.file(HYPER_PRIOR), threads), passes=passes)
         self.prior: PriorEngine = prior
         if check:
             profile.self_test(self.prior)
-        self._reconstruction = graph(profile.file("reconstruction.onnx"), threads)
-        self._synthesis = graph(profile.file("synthesis.onnx"), threads)
+        self._reconstruction = OnnxRuntimeGraph(profile.file("reconstruction.onnx"), threads)
+        self._synthesis = backend(profile.file("synthesis.onnx"), threads)
         self._consistency: Graph | None = None
         if profile.manifest.has(CONSISTENCY_FILE):
-            self._consistency = graph(profile.file(CONSISTENCY_FILE), threads)
+            self._consistency = backend(profile.file(CONSISTENCY_FILE), threads)
 
     def predict(self, z: IntArray, q: IntArray, quality_step: int) -> Predicted:
         """The prior's means and scale indices where all latents are known."""

@@ -7,22 +7,30 @@ import numpy as np
 from perigee.bitstream.arrays import FloatArray
 from perigee.bitstream.component_profile import SYNTHESIS_FILE, ComponentProfile
 from perigee.bitstream.reconstruction import STEP_BITS
+from perigee.engines.backend import CPU_BACKEND, Backend
 from perigee.engines.components import ComponentEngine
-from perigee.engines.onnxruntime import OnnxRuntimeGraph
+from perigee.engines.graph import Graph
 from perigee.support.cores import usable_cores
 
 
 class GroundComponents(ComponentEngine):
     """A component profile as the ground runs it."""
 
-    def __init__(self, profile: ComponentProfile, threads: int | None = None, synthesis: bool = True) -> None:
-        """``threads`` None takes all cores for the synthesis; without ``synthesis`` the samples are those of the integers. Raises
-        ProfileError or EngineError."""
+    def __init__(
+        self,
+        profile: ComponentProfile,
+        threads: int | None = None,
+        synthesis: bool = True,
+        backend: Backend = CPU_BACKEND,
+    ) -> None:
+        """``threads`` None takes all cores for the synthesis, which runs on the ``backend``; without ``synthesis`` the samples are those of
+        the integers. Raises ProfileError or EngineError."""
         super().__init__(profile)
+        self.backend = backend
         self.threads = threads or usable_cores()
-        self._synthesis = None
+        self._synthesis: Graph | None = None
         if synthesis and profile.manifest.has(SYNTHESIS_FILE):
-            self._synthesis = OnnxRuntimeGraph(profile.file(SYNTHESIS_FILE), threads)
+            self._synthesis = backend(profile.file(SYNTHESIS_FILE), threads)
 
     @property
     def can_synthesise(self) -> bool:

@@ -7,6 +7,7 @@ reporting home was set.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,6 +15,7 @@ from perigee.bitstream.arrays import Array
 from perigee.bitstream.errors import EngineError, Fault
 
 CPU = "CPUExecutionProvider"
+Providers = Sequence[tuple[str, dict[str, str]]]  # names and options, the preferred one first
 
 
 def load_onnxruntime() -> Any:
@@ -39,12 +41,13 @@ def load_onnxruntime() -> Any:
 
 
 class OnnxRuntimeGraph:
-    """One graph as a session. A subclass may name another execution provider, which then runs all of the graph."""
+    """One graph as a session. A subclass may name other execution providers, which then run all of the graph."""
 
     engine_name: ClassVar[str] = "onnxruntime"
-    provider: tuple[str, dict[str, str]] = (CPU, {})
 
-    def __init__(self, path: Path, threads: int | None = None, optimise: bool = True) -> None:
+    def __init__(
+        self, path: Path, threads: int | None = None, optimise: bool = True, providers: Providers = ((CPU, {}),)
+    ) -> None:
         """``threads`` None takes all cores. Raises EngineError where ONNX Runtime cannot load the file."""
         ort = load_onnxruntime()
         options = ort.SessionOptions()
@@ -54,11 +57,11 @@ class OnnxRuntimeGraph:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if not optimise:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        wanted = self.provider[0]
+        wanted = providers[0][0]
         if wanted != CPU:
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         try:
-            self._session = ort.InferenceSession(str(path), options, providers=[self.provider])
+            self._session = ort.InferenceSession(str(path), options, providers=list(providers))
         except Exception as error:  # ONNX Runtime's exceptions have no common ancestor of their own
             raise EngineError(f"{path.name}: ONNX Runtime cannot load it ({error})", field=path.name) from error
         self._session.disable_fallback()

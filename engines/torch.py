@@ -1,4 +1,4 @@
-"""The profile's graphs run by PyTorch: for machines where torch is what there is, and as an independent check.
+"""Graphs run by PyTorch: for machines where torch is what there is, and as an independent check.
 
 A graph is interpreted node by node from the same ONNX file that the other engines load. TF32 is switched off, since the
 prior's integers are carried in float32.
@@ -18,7 +18,8 @@ try:
     import onnx
     import torch
     from onnx import numpy_helper
-    from torch.nn import functional as F
+
+    from perigee.engines.torch_operators import OPERATORS
 except ModuleNotFoundError as missing:  # reported when an engine is asked for
     _missing: str | None = missing.name
 else:
@@ -33,7 +34,7 @@ class TorchGraph:
     def __init__(self, path: Path, threads: int | None = None, device: str = "cpu") -> None:
         if _missing:
             raise EngineError(
-                f"{_missing} is missing: pip install '.[export]' in Perigee's checkout", Fault.ABSENT, field=_missing
+                f"{_missing} is missing: pip install '.[torch]' in Perigee's checkout", Fault.ABSENT, field=_missing
             )
         if threads:
             torch.set_num_threads(threads)
@@ -60,68 +61,29 @@ class TorchGraph:
                 name: torch.from_numpy(np.ascontiguousarray(array)).to(self._device) for name, array in feeds.items()
             }
             for op, inputs, output, attributes in self._nodes:
-                values[output] = OPERATORS[op]([values[name] for name in inputs], attributes)
+                values[output] = OPERATORS[op]([values.get(name) for name in inputs], attributes)
             return [values[name].cpu().numpy() for name in self._outputs]
 
 
-def _conv(x: list[Any], a: dict[str, Any]) -> Any:
-    pads = a.get("pads", [0, 0, 0, 0])
-    bias = x[2] if len(x) > 2 else None
-    return F.conv2d(x[0], x[1], bias, stride=a.get("strides", [1, 1]), padding=pads[:2], groups=a.get("group", 1))
+def device_named(device: str) -> tuple[str, str]:
+    """The name by which PyTorch knows a device (``cpu`` or the number of a GPU), and what products call it.
 
-
-def _slice(x: list[Any], _: dict[str, Any]) -> Any:
-    index = [slice(None)] * x[0].dim()
-    for start, stop, axis, step in zip(*(part.tolist() for part in x[1:5]), strict=True):
-        index[axis] = slice(start, min(stop, x[0].shape[axis]), step)
-    return x[0][tuple(index)]
-
-
-def _space_to_depth(x: list[Any], a: dict[str, Any]) -> Any:
-    n, c, h, w = x[0].shape
-    b = a["blocksize"]
-    return x[0].reshape(n, c, h // b, b, w // b, b).permute(0, 3, 5, 1, 2, 4).reshape(n, c * b * b, h // b, w // b)
-
-
-def _depth_to_space(x: list[Any], a: dict[str, Any]) -> Any:
-    if a.get("mode") != b"CRD":
-        raise EngineError("DepthToSpace in another order than CRD")
-    return F.pixel_shuffle(x[0], a["blocksize"])
-
-
-def _cast(x: list[Any], a: dict[str, Any]) -> Any:
-    return x[0].to({onnx.TensorProto.FLOAT: torch.float32, onnx.TensorProto.INT32: torch.int32}[a["to"]])
-
-
-OPERATORS: dict[str, Any] = {
-    "Abs": lambda x, _: x[0].abs(),
-    "Add": lambda x, _: x[0] + x[1],
-    "Cast": _cast,
-    "Clip": lambda x, _: torch.minimum(torch.maximum(x[0], x[1]), x[2]),
-    "Concat": lambda x, a: torch.cat(x, a["axis"]),
-    "Conv": _conv,
-    "DepthToSpace": _depth_to_space,
-    "Div": lambda x, _: x[0] / x[1],
-    "Exp": lambda x, _: x[0].exp(),
-    "Floor": lambda x, _: x[0].floor(),
-    "Gather": lambda x, a: x[0].index_select(a["axis"], x[1]),
-    "Identity": lambda x, _: x[0],
-    "LeakyRelu": lambda x, a: F.leaky_relu(x[0], a["alpha"]),
-    "Log": lambda x, _: x[0].log(),
-    "Max": lambda x, _: torch.maximum(x[0], x[1]),
-    "MatMul": lambda x, _: x[0] @ x[1],
-    "Min": lambda x, _: torch.minimum(x[0], x[1]),
-    "Mul": lambda x, _: x[0] * x[1],
-    "Neg": lambda x, _: -x[0],
-    "Reciprocal": lambda x, _: 1 / x[0],
-    "Relu": lambda x, _: x[0].relu(),
-    "Round": lambda x, _: x[0].round(),
-    "Sigmoid": lambda x, _: x[0].sigmoid(),
-    "Sign": lambda x, _: x[0].sign(),
-    "Slice": _slice,
-    "Softplus": lambda x, _: F.softplus(x[0]),
-    "SpaceToDepth": _space_to_depth,
-    "Sqrt": lambda x, _: x[0].sqrt(),
-    "Sub": lambda x, _: x[0] - x[1],
-    "Unsqueeze": lambda x, _: x[0][(...,) + (None,) * len(x[1])],
-}
+    Raises EngineError where PyTorch is missing or does not see it.
+    """
+    if _missing:
+        raise EngineError(
+            f"{_missing} is missing: pip install '.[torch]' in Perigee's checkout", Fault.ABSENT, field=_missing
+        )
+    if device == "cpu":
+        return device, device
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if int(device) >= count:
+        seen = f"GPUs 0 to {count - 1}" if count else "no GPU"
+        raise EngineError(
+            f"PyTorch sees {seen}; --device cpu runs it on the CPU",
+            Fault.ABSENT,
+            field="device",
+            expected=seen,
+            found=device,
+        )
+    return f"cuda:{device}", f"GPU {device}, {torch.cuda.get_device_name(int(device))}"

@@ -1,4 +1,4 @@
-"""Arguments that the commands of the ground share: what part of an image is wanted, and where products go."""
+"""Arguments that the commands of the ground share: what part of an image is wanted, which engine runs, and where products go."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import os
 from pathlib import Path
 
 from perigee.bitstream.errors import Fault, OutputError
-from perigee.support.command import positive
+from perigee.engines.backend import CPU_DEVICE, Backend
+from perigee.engines.ground_choice import ENGINES, choose, driver_missing
+from perigee.support.command import complain, positive
 from perigee.support.files import destination
 
 SUFFIXES = {".tif": "tif", ".tiff": "tif", ".png": "png"}
@@ -48,6 +50,42 @@ def add_view(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _device(text: str) -> str:
+    if text != CPU_DEVICE and not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither cpu nor the number of a GPU")
+    return text
+
+
+def add_engine(parser: argparse.ArgumentParser) -> None:
+    """Add what says which engine runs the networks, on which device and with how many threads."""
+    parser.add_argument(
+        "--engine",
+        choices=("auto", *ENGINES),
+        default="auto",
+        help="what runs the networks; auto takes cuda or torch where there is a GPU and their self-test passes, else onnxruntime on the CPU "
+        "(default %(default)s)",
+    )
+    parser.add_argument(
+        "--device",
+        type=_device,
+        metavar="N|cpu",
+        help="number of the GPU, or cpu (default: the first GPU, with onnxruntime cpu)",
+    )
+    parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: all cores)")
+
+
+def backend_of(args: argparse.Namespace, program: str) -> Backend:
+    """The engine that the arguments ask for. Where ``auto`` did not take a GPU that is there, standard error says why.
+
+    Raises EngineError or ProfileError.
+    """
+    backend, passed_over = choose(args.engine, args.device, args.threads)
+    if passed_over and driver_missing() is None:
+        for name, reason in passed_over:
+            complain(f"{program}: engine {name} is not used: {reason}")
+    return backend
+
+
 def add_output(parser: argparse.ArgumentParser) -> None:
     """Add what says how products are written."""
     parser.add_argument(
@@ -58,7 +96,6 @@ def add_output(parser: argparse.ArgumentParser) -> None:
         "(default %(default)s)",
     )
     parser.add_argument("--stac", type=Path, metavar="OUT.json", help="also write a STAC item of the product")
-    parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: all cores)")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing product")
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from perigee.bitstream.errors import PerigeeError
-from perigee.ground.arguments import SUFFIXES, add_output, add_view, check_outputs
+from perigee.ground.arguments import SUFFIXES, add_engine, add_output, add_view, backend_of, check_outputs
 from perigee.ground.environment import own_environment
 from perigee.support.command import (
     Parser,
@@ -84,6 +84,7 @@ def build_parser() -> Parser:
         "--strength 0 the interval is that of the image without generated detail",
     )
     add_output(parser)
+    add_engine(parser)
     parser.add_argument(
         "--damaged", action="store_true", help="decode what is sound of a damaged stream and report the rest"
     )
@@ -145,7 +146,8 @@ def _decode(args: argparse.Namespace) -> int:
             bar.update(done - bar.n)
 
         try:
-            made = make(order, data, Library(args.profiles, args.threads), paths, progress=progress)
+            library = Library(args.profiles, args.threads, backend_of(args, PROGRAM))
+            made = make(order, data, library, paths, progress=progress)
         except PerigeeError as error:
             return _failed(error, args.stream)
     return _tell(args, made, time.perf_counter() - start)

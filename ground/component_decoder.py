@@ -18,6 +18,7 @@ from perigee.bitstream.errors import BitstreamError, ChecksumError, Fault, Forma
 from perigee.bitstream.lapped import BLOCK
 from perigee.bitstream.reconstruction import Reconstruction
 from perigee.bitstream.version2 import ComponentSegment, ComponentStream, checksum_of_components
+from perigee.engines.backend import CPU_DEVICE
 from perigee.engines.ground_components import GroundComponents
 from perigee.ground.ahead import Ahead
 from perigee.ground.component_synthesis import CHANNELS_MIN, MARGIN, ComponentSynthesis, DecodedPlanes
@@ -223,6 +224,7 @@ class ComponentDecoder(StreamSource):
             "PERIGEE_PROFILE": profile.name,
             "PERIGEE_CONTRACT": profile.contract.digest.hex(),
             "PERIGEE_ENGINE": self.engine.name,
+            "PERIGEE_DEVICE": self.engine.backend.device if self._synthesis else CPU_DEVICE,
             "PERIGEE_SYNTHESIS": "YES" if self._synthesis else "NO",
         } | self._measured()
 

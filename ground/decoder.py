@@ -266,6 +266,7 @@ class SceneDecoder(StreamSource):
             "PERIGEE_PROFILE": profile.name,
             "PERIGEE_CONTRACT": profile.contract.digest.hex(),
             "PERIGEE_ENGINE": self.engine.name,
+            "PERIGEE_DEVICE": self.engine.backend.device,
         }
 
     def _delivered(self, patch: int) -> tuple[bool, list[int]]:

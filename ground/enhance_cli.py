@@ -11,7 +11,7 @@ from pathlib import Path
 from perigee.bitstream.conditions import FILE_CODECS
 from perigee.bitstream.errors import PerigeeError
 from perigee.engines.enhancer import DEFAULT_ENHANCER
-from perigee.ground.arguments import SUFFIXES, add_output, add_view, check_outputs
+from perigee.ground.arguments import SUFFIXES, add_engine, add_output, add_view, backend_of, check_outputs
 from perigee.ground.environment import own_environment
 from perigee.support.command import Parser, complain, exit_code, exit_on_signals, prepare_streams, run, say
 
@@ -51,6 +51,7 @@ def build_parser() -> Parser:
         "--seed", type=int, default=0, metavar="N", help="seed of a generated prior (default %(default)s)"
     )
     add_output(parser)
+    add_engine(parser)
     return parser
 
 
@@ -93,7 +94,7 @@ def _enhance(args: argparse.Namespace) -> int:
             bar.update(done - bar.n)
 
         try:
-            library = Library(args.profiles, args.threads)
+            library = Library(args.profiles, args.threads, backend_of(args, PROGRAM))
             source = open_enhanced(args.image, order, Wish(args.method, args.codec, args.bpp), library)
             view = make_enhanced(source, order, paths, args.threads, progress=progress)
         except PerigeeError as error:

@@ -13,6 +13,7 @@ from perigee.bitstream.errors import Fault, ProfileError, UnknownProfileError
 from perigee.bitstream.manifest import COMPONENTS, PROFILE, kind_of, manifests_in
 from perigee.bitstream.profile import Profile, find_profile, load_profile, shipped_profiles
 from perigee.bitstream.version2 import ComponentStream
+from perigee.engines.backend import CPU_BACKEND, Backend
 from perigee.engines.enhancer import Enhancer, find_enhancer
 from perigee.engines.ground import GroundEngine
 from perigee.engines.ground_components import GroundComponents
@@ -29,8 +30,11 @@ NONE = "none"  # no compensation: the base image, what was measured and nothing 
 class Library:
     """What is shipped plus the folders given; a folder may be a profile or a compensator, or hold several."""
 
-    def __init__(self, folders: Iterable[Path] = (), threads: int | None = None) -> None:
-        self.threads = threads
+    def __init__(
+        self, folders: Iterable[Path] = (), threads: int | None = None, backend: Backend = CPU_BACKEND
+    ) -> None:
+        """``backend`` runs the networks. Raises ProfileError where a folder is unusable."""
+        self.threads, self.backend = threads, backend
         self._lock = threading.Lock()
         self._engines: dict[bytes, GroundEngine] = {}
         self._folders = tuple(folders)
@@ -82,7 +86,7 @@ class Library:
             raise UnknownProfileError(contract.hex(), known)
         with self._lock:
             if contract not in self._component_engines:
-                self._component_engines[contract] = GroundComponents(profile, self.threads)
+                self._component_engines[contract] = GroundComponents(profile, self.threads, backend=self.backend)
             return self._component_engines[contract]
 
     def profile(self, contract: bytes) -> Profile:
@@ -97,14 +101,14 @@ class Library:
         profile = self.profile(contract)
         with self._lock:
             if contract not in self._engines:
-                self._engines[contract] = GroundEngine(profile, self.threads)
+                self._engines[contract] = GroundEngine(profile, self.threads, self.backend)
             return self._engines[contract]
 
     def compensator(self, name: str, contract: bytes) -> Compensator:
         """A compensator for streams of a contract. Raises CompensationError or EngineError."""
         with self._lock:
             if (name, contract) not in self._compensators:
-                found = find_compensator(name, contract, self._folders, self.threads)
+                found = find_compensator(name, contract, self._folders, self.threads, self.backend)
                 self._compensators[name, contract] = found
             return self._compensators[name, contract]
 
@@ -112,7 +116,7 @@ class Library:
         """An enhancer by its name. Raises CompensationError or EngineError."""
         with self._lock:
             if name not in self._enhancers:
-                self._enhancers[name] = find_enhancer(name, self._folders, self.threads)
+                self._enhancers[name] = find_enhancer(name, self._folders, self.threads, self.backend)
             return self._enhancers[name]
 
     def component_source(

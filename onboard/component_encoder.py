@@ -19,9 +19,10 @@ from perigee.bitstream.contract import HYPER_BLOCK
 from perigee.bitstream.errors import Fault, ProfileError, SymbolError, UpsetError
 from perigee.bitstream.masks import pack_mask
 from perigee.bitstream.metadata import Acquisition, write_metadata_packet
-from perigee.bitstream.reconstruction import STEP_BITS
+from perigee.bitstream.reconstruction import CELL_BITS, STEP_BITS, centroids_of
+from perigee.bitstream.rounding import BITS_OF_ERROR
 from perigee.bitstream.samples import quality_step_of
-from perigee.bitstream.spectral import GAIN_MIN, Spectral, identity
+from perigee.bitstream.spectral import Spectral, identity
 from perigee.bitstream.version2_header import read_component_header
 from perigee.engines.component_flight import ComponentFlight
 from perigee.onboard.encoder import EncodedScene, Timings, fill_invalid, needs_mask, packet_of
@@ -36,8 +37,11 @@ from perigee.onboard.strips import Strips
 
 OFFSETS_TAKEN = 0.75  # the choice of latents by their cost makes the distributions narrower, and would do so twice
 PATCHES_PER_PARAMETERS = 64  # a strip of more patches has its parameters again before each following group
-# On how many patches it is estimated what the spectral transform gains, how far apart they are, and how much of each is valid
+# On how many patches it is found what the spectral transform gains, how far apart they are, and how much of each is valid; the shares of
+# bits that a guess leaves in doubt; the side in pixels of what is then coded in both ways, and what of the cost must be saved
 GAIN_PATCHES, GAIN_EVERY, VALID_SHARE = 4, 3, 0.5
+DOUBTFUL = (0.0, 0.18)
+TRIED_SIDE, COST_SAVED = 64, 0.03
 
 
 class ComponentEncoder:
@@ -147,15 +151,38 @@ class ComponentEncoder:
         plain = replace(spectral, matrix=identity(info.bands))
         if spectral.is_identity or not kept:
             return spectral, quality_step
+        return spectral if self._pays(spectral, plain, kept, quality_step) else plain, quality_step
+
+    def _pays(self, spectral: Spectral, plain: Spectral, patches: list[FloatArray], quality_step: int) -> bool:
+        """Whether a spectral transform saves something. Where a guess of the bits leaves that in doubt, a corner of each patch is coded in
+        both ways: bands that do not lie on each other save less than the guess says, and bands with other gains or dead columns more."""
         bits, bits_plain = (
-            sum(self._guess(one.components_of(s), quality_step) for s in kept) for one in (spectral, plain)
+            sum(self._guess(one.components_of(samples), quality_step) for samples in patches)
+            for one in (spectral, plain)
         )
-        return spectral if bits < (1 - GAIN_MIN) * bits_plain else plain, quality_step
+        promised = 1 - bits / max(bits_plain, 1.0)
+        if not DOUBTFUL[0] < promised < DOUBTFUL[1]:
+            return promised >= DOUBTFUL[1]
+        corners = [samples[:, :TRIED_SIDE, :TRIED_SIDE] for samples in patches]
+        cost, cost_plain = (
+            sum(self._cost(one.components_of(samples), quality_step) for samples in corners)
+            for one in (spectral, plain)
+        )
+        return cost < (1 - COST_SAVED) * cost_plain
 
     def _guess(self, planes: FloatArray, quality_step: int) -> float:
         """About how many bits components take."""
         y = self.engine.analysis.coefficients(planes) * self.engine.per_step(quality_step)
         return float(np.log(1 + np.square(1.5 * y)).sum() / np.log(4))
+
+    def _cost(self, planes: FloatArray, quality_step: int) -> float:
+        """What components take once they are coded: their bits, and their squared error in bits."""
+        y = self.engine.analysis.coefficients(planes)
+        coded = self.engine.code(y, np.zeros((len(y), v2.LATENTS), np.int8), quality_step)
+        latents = coded.latents
+        within = centroids_of(self.contract, latents.q, latents.mean, latents.scale_index)
+        error = y * self.engine.per_step(quality_step) - within * 2.0**-CELL_BITS
+        return 32 * len(coded.words) + BITS_OF_ERROR * float(np.square(error).sum())
 
     def _steps(self) -> FloatArray:
         """The step at each Q as a share of the range, [251]."""

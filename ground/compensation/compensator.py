@@ -1,4 +1,4 @@
-"""A compensator: a folder with a manifest and hashed ONNX graphs of fixed shapes, run by ONNX Runtime.
+"""A compensator: a folder with a manifest and hashed ONNX graphs of fixed shapes, run by the ground's engine.
 
 It belongs to the profiles whose contracts its manifest lists: their latents are what its networks read. No torch is needed.
 """
@@ -17,7 +17,7 @@ from perigee.bitstream.arrays import FloatArray
 from perigee.bitstream.conditions import COMPENSATION_WINDOW, FIELDS
 from perigee.bitstream.errors import CompensationError, Fault
 from perigee.bitstream.manifest import COMPENSATOR, Manifest, kind_of, manifests_in, read_manifest
-from perigee.engines.onnxruntime import OnnxRuntimeGraph
+from perigee.engines.backend import CPU_BACKEND, Backend
 
 ONE_STEP, DIFFUSION = "one-step", "diffusion"
 METHODS = {ONE_STEP: ("features.onnx", "one_step.onnx"), DIFFUSION: ("features.onnx", "decoder.onnx", "denoiser.onnx")}
@@ -88,7 +88,13 @@ def settings_of(manifest: Manifest) -> Settings:
 class Compensator:
     """Loaded graphs of one compensator. All arrays have one window in them: [1, C, H, W]."""
 
-    def __init__(self, folder: Path, threads: int | None = None, contract: bytes | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        threads: int | None = None,
+        contract: bytes | None = None,
+        backend: Backend = CPU_BACKEND,
+    ) -> None:
         """Raises CompensationError where the folder is none, a file's hash differs, or it is not for ``contract``."""
         self.manifest = read_manifest(folder, COMPENSATOR)
         self.threads = threads
@@ -103,7 +109,7 @@ class Compensator:
                 expected=wanted,
                 found=contract.hex(),
             )
-        self._graphs = {name: OnnxRuntimeGraph(self.manifest.file(name), threads) for name in self.manifest.files}
+        self._graphs = {name: backend(self.manifest.file(name), threads) for name in self.manifest.files}
 
     @property
     def methods(self) -> list[str]:
@@ -178,7 +184,11 @@ def shipped_folders() -> dict[str, Path]:
 
 
 def find_compensator(
-    name: str, contract: bytes, folders: Iterable[Path] = (), threads: int | None = None
+    name: str,
+    contract: bytes,
+    folders: Iterable[Path] = (),
+    threads: int | None = None,
+    backend: Backend = CPU_BACKEND,
 ) -> Compensator:
     """A shipped compensator, one in a folder of compensators, or a folder itself, for streams of ``contract``.
 
@@ -195,4 +205,4 @@ def find_compensator(
             expected=", ".join(["none", *known]),
             found=name,
         )
-    return Compensator(known[name], threads, contract)
+    return Compensator(known[name], threads, contract, backend)

@@ -30,7 +30,7 @@ OPEN_PATHS = ("/healthz", "/readyz")
 def create_app(settings: Settings | None = None) -> FastAPI:
     """The application. Raises ProfileError where a profile folder is unusable, OutputError where jobs cannot be kept."""
     settings = settings or Settings()
-    library = settings.library or Library(settings.profiles, settings.threads)
+    library = settings.library or Library(settings.profiles, settings.threads, settings.backend)
     metrics = Metrics()
     check_temporary_folder()
     workspace = Workspace() if settings.jobs is None else None

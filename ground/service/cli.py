@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from perigee.bitstream.errors import Fault, ProfileError
+from perigee.ground.arguments import add_engine, backend_of
 from perigee.ground.environment import own_environment
 from perigee.support.command import (
     INTERRUPTED,
@@ -46,7 +47,7 @@ def build_parser() -> Parser:
     parser = Parser(
         prog=PROGRAM,
         description="Serve decoding, inspection and jobs over HTTP.",
-        epilog="Exit codes: 0 the service was ended, 64 usage, 66 the token file is missing, 69 the address cannot be served, "
+        epilog="Exit codes: 0 the service was ended, 64 usage, 66 the token file is missing, 69 the engine or the address is unavailable, "
         "73 the folder of jobs cannot be used, 78 unusable profile or token.",
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to bind (default %(default)s)")
@@ -59,7 +60,7 @@ def build_parser() -> Parser:
         metavar="DIR",
         help="a profile or compensator of your own, or a folder of several (repeatable)",
     )
-    parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads of a decoding (default: all cores)")
+    add_engine(parser)
     parser.add_argument(
         "--auth-token-file", type=Path, metavar="FILE", help="file with the bearer token that callers must send"
     )
@@ -149,6 +150,7 @@ def _serve(args: argparse.Namespace) -> int:
     settings = Settings(
         profiles=tuple(args.profiles),
         threads=args.threads,
+        backend=backend_of(args, PROGRAM),
         upload_bytes=args.max_upload_mib << 20,
         decoded_samples=args.max_megasamples * 1_000_000,
         waiting=args.queue,

@@ -11,6 +11,7 @@ from pathlib import Path
 from prometheus_client import Gauge
 
 from perigee.bitstream.errors import BusyError
+from perigee.engines.backend import CPU_BACKEND, Backend
 from perigee.ground.library import Library
 from perigee.ground.orders import OrderLimits
 
@@ -24,12 +25,13 @@ class Settings:
     ``uploads`` are bodies that may arrive at a time, ``running`` decodings that run, ``waiting`` those that wait for them.
     ``head_s`` bounds how long a connection may take to send the whole head of a request, ``write_s`` how long a part of an answer may
     wait for its reader, ``shutdown_s`` how long requests may go on after SIGTERM.
-    ``jobs`` is a folder that keeps jobs over a restart; None is a temporary one. ``library`` replaces the one made of
-    ``profiles`` and ``threads``.
+    ``jobs`` is a folder that keeps jobs over a restart; None is a temporary one. ``backend`` runs the networks. ``library`` replaces
+    the one made of ``profiles``, ``threads`` and ``backend``.
     """
 
     profiles: tuple[Path, ...] = ()
     threads: int | None = None
+    backend: Backend = CPU_BACKEND
     upload_bytes: int = 256 << 20
     decoded_samples: int = 400_000_000
     upload_s: float = 120.0

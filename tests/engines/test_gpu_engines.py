@@ -382,7 +382,7 @@ def test_a_broken_package_does_not_take_the_process_along(profile, tmp_path, mon
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setenv("PERIGEE_ENGINES", str(tmp_path))
-    monkeypatch.setattr(choice, "PROBE_SECONDS", 4 if "sleep" in body else 60)
+    monkeypatch.setattr(choice.probing, "PROBE_SECONDS", 4 if "sleep" in body else 60)
     for graph in (profile.analysis()[1], profile.file("prior.onnx")):
         tensorrt.plan_path(tmp_path, graph).write_bytes(b"plan")
     chosen = choice.choose(profile)

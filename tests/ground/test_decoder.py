@@ -10,6 +10,7 @@ from perigee.benchmarks.codec import ArrayCodec
 from perigee.bitstream import format as fmt
 from perigee.bitstream.errors import ChecksumError, SymbolError
 from perigee.bitstream.parsing import parse_stream
+from perigee.engines.backend import Backend
 from perigee.engines.flight import FlightEngine
 from perigee.engines.ground import GroundEngine
 from perigee.engines.torch import TorchGraph
@@ -122,7 +123,7 @@ def test_a_wrong_checksum_of_symbols_is_found(stream, ground):
 def test_engines_agree_on_symbols_and_nearly_on_pixels(profile, stream, tiles):
     decoders = [
         SceneDecoder(parse_stream(stream), engine)
-        for engine in (GroundEngine(profile, 1), GroundEngine(profile, graph=TorchGraph))
+        for engine in (GroundEngine(profile, 1), GroundEngine(profile, 1, Backend("torch", "cpu", TorchGraph)))
     ]
     for prior in (profile.contract.reference(np.int64), profile.contract.reference(np.float32)):
         decoders.append(SceneDecoder(parse_stream(stream), GroundEngine(profile, 1, prior=prior, check=False)))
