@@ -41,6 +41,7 @@ PARSERS = (
     ground_decode.build_parser,
     ground_enhance.build_parser,
     ground_serve.build_parser,
+    ground_serve.build_doctor_parser,
     export_engine.build_parser,
     train.build_parser,
     export_profile.build_parser,

@@ -82,12 +82,17 @@ def _backend(name: str, device: str) -> Backend:
             expected="the number of a GPU",
             found=device,
         )
-    kind, provider = (
-        (cuda.CudaGraph, cuda.PROVIDER) if name == "cuda" else (cuda.TensorRTSession, cuda.TENSORRT_PROVIDER)
-    )
-    if reason := cuda.missing(provider, cuda.GROUND_INSTALL):
+    kind = cuda.CudaGraph if name == "cuda" else cuda.TensorRTSession
+    if reason := cuda.missing(_provider(name), cuda.GROUND_INSTALL):
         raise EngineError(reason, Fault.ABSENT, field=name)
     return Backend(name, f"GPU {device}", partial(kind, device=int(device)))
+
+
+def _provider(name: str) -> str:
+    """The provider of ONNX Runtime behind an engine."""
+    from perigee.engines import cuda
+
+    return cuda.PROVIDER if name == "cuda" else cuda.TENSORRT_PROVIDER
 
 
 def check(backend: Backend, threads: int | None = None) -> None:
@@ -120,16 +125,18 @@ def driver_missing() -> str | None:
     return None
 
 
-def missing(name: str) -> str | None:
-    """Why an engine of ``AUTO`` cannot be here at all, found without loading a GPU library; None where only trying can tell."""
-    if reason := driver_missing():
+def missing(name: str, device: str = "0") -> str | None:
+    """Why an engine cannot be here at all, found without loading a GPU library; None where only trying can tell."""
+    if device != CPU_DEVICE and (reason := driver_missing()):
         return reason
     if name == "torch":
         absent = [package for package in ("torch", "onnx") if find_spec(package) is None]
         return f"{' and '.join(absent)} missing: pip install '.[torch]' in Perigee's checkout" if absent else None
+    if name == CPU_BACKEND.engine_name:
+        return None
     from perigee.engines import cuda
 
-    return cuda.missing(install=cuda.GROUND_INSTALL)
+    return cuda.missing(_provider(name), cuda.GROUND_INSTALL)
 
 
 def failing(name: str, device: str) -> str | None:

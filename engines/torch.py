@@ -55,6 +55,12 @@ class TorchGraph:
             raise EngineError(f"{path.name} uses operators that this engine does not know: {unknown}")
 
     def __call__(self, feeds: dict[str, npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
+        try:
+            return self._run(feeds)
+        except RuntimeError as error:
+            raise EngineError(f"PyTorch cannot run a graph of the profile ({error})") from error
+
+    def _run(self, feeds: dict[str, npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
         with torch.no_grad():
             values = dict(self._constants)
             values |= {

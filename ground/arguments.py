@@ -50,7 +50,8 @@ def add_view(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _device(text: str) -> str:
+def device(text: str) -> str:
+    """An argument that is ``cpu`` or the number of a GPU. Raises ArgumentTypeError."""
     if text != CPU_DEVICE and not (text.isascii() and text.isdigit()):
         raise argparse.ArgumentTypeError(f"{text!r} is neither cpu nor the number of a GPU")
     return text
@@ -67,7 +68,7 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--device",
-        type=_device,
+        type=device,
         metavar="N|cpu",
         help="number of the GPU, or cpu (default: the first GPU, with onnxruntime cpu)",
     )

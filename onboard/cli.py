@@ -37,6 +37,7 @@ from perigee.support.command import (
     sentence,
 )
 from perigee.support.files import check_regular, destination, replacing
+from perigee.support.findings import tell
 
 PROGRAM = "onboard-encode"
 TAGS_MAX_BYTES = 4096
@@ -317,7 +318,7 @@ def _doctor(argv: list[str]) -> int:
 
     def body() -> int:
         from perigee.onboard.component_health import examine_components
-        from perigee.onboard.health import examine, line_of, record_of
+        from perigee.onboard.health import examine
 
         components = is_component_profile(args.profile)
         findings = (
@@ -325,11 +326,7 @@ def _doctor(argv: list[str]) -> int:
             if components
             else examine(find_profile(args.profile), args.threads)
         )
-        failed = False
-        for finding in findings:
-            failed |= finding.ok is False
-            say(PROGRAM, json.dumps(record_of(finding)) if args.json else line_of(finding))
-        return os.EX_UNAVAILABLE if failed else os.EX_OK
+        return tell(PROGRAM, findings, args.json)
 
     return run(PROGRAM, "onboard", body)
 

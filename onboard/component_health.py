@@ -16,8 +16,9 @@ from perigee.bitstream.reconstruction import Reconstruction
 from perigee.engines.component_flight import ComponentFlight
 from perigee.onboard.component_encoder import ComponentEncoder
 from perigee.onboard.guard import texture
-from perigee.onboard.health import PATCHES, SIDE, Finding, machine_findings
+from perigee.onboard.health import PACKAGES, PATCHES, SIDE
 from perigee.onboard.source import ArraySource
+from perigee.support.findings import Finding, machine_findings
 
 BANDS, QUALITY, DEPTH = 4, 40, 4095
 
@@ -95,7 +96,7 @@ def _speed(profile: ComponentProfile, samples: Samples) -> Finding:
 
 def examine_components(profile: ComponentProfile) -> Iterator[Finding]:
     """All findings, one after the other; the first that fails says what is wrong."""
-    yield from machine_findings()
+    yield from machine_findings(PACKAGES)
     for check in (_profile, _prior):
         finding = check(profile)
         yield finding

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Iterator
-from importlib import metadata
-from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,35 +15,11 @@ from perigee.engines import choice
 from perigee.engines.flight import FlightEngine
 from perigee.onboard.encoder import Encoder
 from perigee.onboard.guard import texture
-from perigee.support.cores import usable_cores
+from perigee.support.findings import Finding, machine_findings
 
 PACKAGES = ("numpy", "onnxruntime", "tifffile", "imagecodecs", "constriction")
 QUALITY_STEP, SIDE = 100, 256
 PATCHES = 12
-
-
-class Finding(NamedTuple):
-    """One line of the report; ``ok`` is None where nothing can be wrong."""
-
-    what: str
-    ok: bool | None
-    details: str
-
-
-def machine_findings() -> Iterator[Finding]:
-    """Processor, board and the versions of what the encoder needs."""
-    cores = usable_cores()
-    yield Finding("machine", None, f"{platform.machine()}, {cores} cores, {platform.system()} {platform.release()}")
-    model = Path("/proc/device-tree/model")
-    if model.is_file():
-        yield Finding("board", None, model.read_text(errors="replace").strip("\0"))
-    versions = []
-    for name in PACKAGES:
-        try:
-            versions.append(f"{name} {metadata.version(name)}")
-        except metadata.PackageNotFoundError:
-            versions.append(f"{name} missing")
-    yield Finding("packages", None, f"Python {platform.python_version()}, " + ", ".join(versions))
 
 
 def _profile(profile: Profile) -> Finding:
@@ -130,7 +102,7 @@ def _speed(profile: Profile, threads: int | None) -> Iterator[Finding]:
 
 def examine(profile: Profile, threads: int | None = None) -> Iterator[Finding]:
     """All findings, one after the other; the first that fails says what is wrong."""
-    yield from machine_findings()
+    yield from machine_findings(PACKAGES)
     for check in (_profile, _engine, _prior):
         finding = check(profile)
         yield finding
@@ -140,14 +112,3 @@ def examine(profile: Profile, threads: int | None = None) -> Iterator[Finding]:
     engine = FlightEngine(profile, threads, use_compiled_prior=False)
     yield from _circle(profile, engine)
     yield from _speed(profile, threads)
-
-
-def line_of(finding: Finding) -> str:
-    """A line for people."""
-    mark = {True: "ok", False: "FAILED", None: "-"}[finding.ok]
-    return f"{finding.what:20} {mark:7} {finding.details}"
-
-
-def record_of(finding: Finding) -> dict[str, Any]:
-    """A line for machines."""
-    return {"what": finding.what, "ok": finding.ok, "details": finding.details}

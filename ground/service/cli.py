@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from perigee.bitstream.errors import Fault, ProfileError
-from perigee.ground.arguments import add_engine, backend_of
+from perigee.ground.arguments import add_engine, backend_of, device
 from perigee.ground.environment import own_environment
 from perigee.support.command import (
     INTERRUPTED,
@@ -27,6 +27,7 @@ from perigee.support.command import (
     prepare_streams,
     run,
 )
+from perigee.support.findings import tell
 
 if TYPE_CHECKING:
     import uvicorn
@@ -46,7 +47,7 @@ def build_parser() -> Parser:
     """The command line of ``ground-serve``."""
     parser = Parser(
         prog=PROGRAM,
-        description="Serve decoding, inspection and jobs over HTTP.",
+        description="Serve decoding, inspection and jobs over HTTP. `ground-serve doctor` examines the machine instead.",
         epilog="Exit codes: 0 the service was ended, 64 usage, 66 the token file is missing, 69 the engine or the address is unavailable, "
         "73 the folder of jobs cannot be used, 78 unusable profile or token.",
     )
@@ -102,6 +103,35 @@ def build_parser() -> Parser:
     return parser
 
 
+def build_doctor_parser() -> Parser:
+    """The command line of ``ground-serve doctor``."""
+    parser = Parser(
+        prog="ground-serve doctor",
+        description="Say what this machine has, which engines pass their self-tests, and how fast they decode and restore.",
+        epilog="Exit codes: 0 all is well, 69 something failed.",
+    )
+    parser.add_argument(
+        "--device",
+        type=device,
+        metavar="N|cpu",
+        help="number of the GPU that is examined, or cpu (default: the first GPU)",
+    )
+    parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: all cores)")
+    parser.add_argument("--json", action="store_true", help="print one JSON line for each finding")
+    return parser
+
+
+def _doctor(argv: list[str]) -> int:
+    args = build_doctor_parser().parse_args(argv)
+
+    def body() -> int:
+        from perigee.ground.health import examine
+
+        return tell("ground-serve doctor", examine(args.device, args.threads), args.json)
+
+    return run(PROGRAM, "ground", body)
+
+
 def _port(text: str) -> int:
     value = positive(text)
     if value > 65535:
@@ -129,6 +159,9 @@ def _token(path: Path) -> str:
 def main(argv: list[str] | None = None) -> int:
     """Entry point; exit codes as in ``sysexits.h``."""
     prepare_streams()
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["doctor"]:
+        return _doctor(argv[1:])
     parser = build_parser()
     args = parser.parse_args(argv)
     if not _loopback(args.host) and args.auth_token_file is None and not args.no_auth:
