@@ -107,11 +107,22 @@ class PerigeeError(Exception):
         self.field, self.expected, self.found, self.offset_bytes = field, expected, found, offset_bytes
         super().__init__(message if offset_bytes is None else f"{message} (at byte {offset_bytes})")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """How the error travels between processes, with all that it carries."""
+        return _restored, (type(self), self.args, self.__dict__)
+
     def data(self) -> dict[str, Any]:
         """The error as JSON-ready values: its class, fault and whatever else is known of it."""
         known = {"field": self.field, "expected": self.expected, "found": self.found, "offset_bytes": self.offset_bytes}
         plain = {k: _plain(v) for k, v in known.items() if v is not None}
         return {"error": type(self).__name__, "fault": self.fault.value, **plain}
+
+
+def _restored(kind: type[PerigeeError], args: tuple[Any, ...], values: dict[str, Any]) -> PerigeeError:
+    error = kind.__new__(kind)
+    error.args = args
+    error.__dict__.update(values)
+    return error
 
 
 class BitstreamError(PerigeeError):

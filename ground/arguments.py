@@ -57,6 +57,15 @@ def device(text: str) -> str:
     return text
 
 
+def devices(text: str) -> tuple[str, ...]:
+    """An argument that is a list of devices; a GPU may be named once. Raises ArgumentTypeError."""
+    found = tuple(device(part) for part in text.split(","))
+    gpus = [one for one in found if one != CPU_DEVICE]
+    if len(set(gpus)) < len(gpus):
+        raise argparse.ArgumentTypeError(f"{text!r} names a GPU twice")
+    return found
+
+
 def add_engine(parser: argparse.ArgumentParser) -> None:
     """Add what says which engine runs the networks, on which device and with how many threads."""
     parser.add_argument(

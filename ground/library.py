@@ -37,7 +37,7 @@ class Library:
         self.threads, self.backend = threads, backend
         self._lock = threading.Lock()
         self._engines: dict[bytes, GroundEngine] = {}
-        self._folders = tuple(folders)
+        self.folders = tuple(folders)
         self._component_engines: dict[bytes, GroundComponents] = {}
         self._enhancers: dict[str, Enhancer] = {}
         self._compensators: dict[tuple[str, bytes], Compensator] = {}
@@ -47,7 +47,7 @@ class Library:
             self._add(find_profile(name))
         for name in shipped_profiles(COMPONENTS):
             self._add_components(find_component_profile(name))
-        for folder in self._folders:
+        for folder in self.folders:
             found = manifests_in(folder)
             if not found:
                 raise ProfileError(
@@ -108,7 +108,7 @@ class Library:
         """A compensator for streams of a contract. Raises CompensationError or EngineError."""
         with self._lock:
             if (name, contract) not in self._compensators:
-                found = find_compensator(name, contract, self._folders, self.threads, self.backend)
+                found = find_compensator(name, contract, self.folders, self.threads, self.backend)
                 self._compensators[name, contract] = found
             return self._compensators[name, contract]
 
@@ -116,7 +116,7 @@ class Library:
         """An enhancer by its name. Raises CompensationError or EngineError."""
         with self._lock:
             if name not in self._enhancers:
-                self._enhancers[name] = find_enhancer(name, self._folders, self.threads, self.backend)
+                self._enhancers[name] = find_enhancer(name, self.folders, self.threads, self.backend)
             return self._enhancers[name]
 
     def component_source(

@@ -22,6 +22,7 @@ from perigee.ground.service.limits import Settings
 from perigee.ground.service.metrics import Metrics
 from perigee.ground.service.problems import Problem
 from perigee.ground.service.routes import Service, routes_of
+from perigee.ground.service.workers import workers_of
 from perigee.ground.service.workspace import Workspace, check_temporary_folder, clear_abandoned, close_all
 
 OPEN_PATHS = ("/healthz", "/readyz")
@@ -31,20 +32,23 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     """The application. Raises ProfileError where a profile folder is unusable, OutputError where jobs cannot be kept."""
     settings = settings or Settings()
     library = settings.library or Library(settings.profiles, settings.threads, settings.backend)
-    metrics = Metrics()
     check_temporary_folder()
     workspace = Workspace() if settings.jobs is None else None
     folder = Path(str(settings.jobs)) if workspace is None else workspace.folder / "jobs"
-    jobs = Jobs(folder, library, settings.long_work, settings.jobs_kept)
+    workers = workers_of(settings.devices, settings.engine, library)
+    metrics = Metrics(workers)
+    jobs = Jobs(folder, workers, settings.long_work, settings.jobs_kept)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await to_thread.run_sync(clear_abandoned)
+        workers.start()
         jobs.start()
         try:
             yield
         finally:
             await to_thread.run_sync(jobs.stop)
+            await to_thread.run_sync(workers.stop)
             if workspace is not None:
                 workspace.close()
             close_all()
@@ -56,8 +60,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         description="Decodes Perigee streams to Cloud-Optimised GeoTIFF, PNG or JSON. Errors are problem documents (RFC 9457).",
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
     )
+    app.state.workers = workers
     problems.install(app)
-    app.include_router(routes_of(Service(settings, library, metrics, jobs)))
+    app.include_router(routes_of(Service(settings, library, metrics, jobs, workers)))
     _guard(app, settings, metrics)
     return app
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from perigee.bitstream.errors import Fault, ProfileError
-from perigee.ground.arguments import add_engine, backend_of, device
+from perigee.engines.backend import CPU_BACKEND
+from perigee.ground.arguments import add_engine, backend_of, device, devices
 from perigee.ground.environment import own_environment
 from perigee.support.command import (
     INTERRUPTED,
@@ -62,6 +63,14 @@ def build_parser() -> Parser:
         help="a profile or compensator of your own, or a folder of several (repeatable)",
     )
     add_engine(parser)
+    parser.add_argument(
+        "--devices",
+        type=devices,
+        default=(),
+        metavar="N,N,...",
+        help="a worker process for each of these devices instead of decoding in the service's own: numbers of GPUs, or cpu, which may "
+        "be repeated",
+    )
     parser.add_argument(
         "--auth-token-file", type=Path, metavar="FILE", help="file with the bearer token that callers must send"
     )
@@ -164,6 +173,8 @@ def main(argv: list[str] | None = None) -> int:
         return _doctor(argv[1:])
     parser = build_parser()
     args = parser.parse_args(argv)
+    if args.devices and args.device is not None:
+        parser.error("--device and --devices exclude each other")
     if not _loopback(args.host) and args.auth_token_file is None and not args.no_auth:
         parser.error(f"{args.host} is not loopback: give --auth-token-file, or --no-auth if you mean it")
     exit_on_signals()
@@ -183,7 +194,9 @@ def _serve(args: argparse.Namespace) -> int:
     settings = Settings(
         profiles=tuple(args.profiles),
         threads=args.threads,
-        backend=backend_of(args, PROGRAM),
+        backend=CPU_BACKEND if args.devices else backend_of(args, PROGRAM),
+        devices=args.devices,
+        engine=args.engine,
         upload_bytes=args.max_upload_mib << 20,
         decoded_samples=args.max_megasamples * 1_000_000,
         waiting=args.queue,

@@ -1,7 +1,7 @@
 """Long work: streams and orders are kept in a folder and made one after the other; what was not finished is begun again.
 
-A job's folder holds ``stream.peri``, ``order.json``, ``state.json`` and, when it is done, the product. States are queued,
-running, done, failed and cancelled.
+A job's folder holds ``stream.peri`` (or ``image`` and ``wish.json`` for one of another codec), ``order.json``, ``state.json`` and, when it is
+done, the product. States are queued, running, done, failed and cancelled.
 """
 
 from __future__ import annotations
@@ -28,10 +28,12 @@ from perigee.bitstream.errors import (
     UnfinishedJobError,
     UnknownJobError,
 )
-from perigee.ground.library import Library
-from perigee.ground.orders import FORMATS, Order, OrderLimits, make
+from perigee.ground.enhancing import Wish
+from perigee.ground.orders import FORMATS, Order, OrderLimits
 from perigee.ground.service.problems import Problem, problem_of
+from perigee.ground.service.workers import Workers
 from perigee.ground.service.workspace import LOCK, hold
+from perigee.ground.work import Task
 from perigee.support.files import PREFIX, read_bounded, write_atomically
 
 OPEN, FINISHED = ("queued", "running"), ("done", "failed", "cancelled")
@@ -39,6 +41,7 @@ ATTEMPTS = 3
 STOP_S = 5.0  # for the job under way to notice that the service ends
 FULL_RETRY_S, DISK_RETRY_S = 30, 300
 RECORD_MAX_BYTES = 1 << 20
+STREAM, OTHER = "stream.peri", "image"  # what is given
 PROBLEM_DEPTH = 4
 IDENTIFIER = re.compile(r"[0-9a-f]{32}")
 log = logging.getLogger("perigee.jobs")
@@ -117,6 +120,16 @@ def _order(path: Path) -> Order:
         raise OrderError(f"the order cannot be read ({error})", Fault.UNREADABLE, field="order") from error
 
 
+def _wish(path: Path) -> Wish | None:
+    """What is wanted of an image of another codec, or None for a job about a stream. Raises OrderError, LimitError or OSError."""
+    if not path.exists():
+        return None
+    try:
+        return Wish(**json.loads(read_bounded(path, RECORD_MAX_BYTES)))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise OrderError(f"the wish cannot be read ({error})", Fault.UNREADABLE, field="wish") from error
+
+
 class _Cancelled(Exception):
     pass
 
@@ -124,9 +137,9 @@ class _Cancelled(Exception):
 class Jobs:
     """The jobs of a folder and the thread that makes them. ``places``: how many may be kept, finished ones included."""
 
-    def __init__(self, folder: Path, library: Library, limits: OrderLimits, places: int) -> None:
+    def __init__(self, folder: Path, workers: Workers, limits: OrderLimits, places: int) -> None:
         """Raises OutputError where the folder cannot be made."""
-        self.folder, self._library, self._limits, self._places = folder, library, limits, places
+        self.folder, self._workers, self._limits, self._places = folder, workers, limits, places
         self._lock = threading.Lock()  # of the states
         self._disk = threading.RLock()  # of their files: what is written last is what is true
         self._queue: queue.Queue[str | None] = queue.Queue()
@@ -178,8 +191,9 @@ class Jobs:
                 self._save(name)
         self._folder_lock.close()
 
-    def submit(self, order: Order, data: bytes) -> dict[str, Any]:
-        """Keep a job and return its state. Raises BusyError where there is no room for it."""
+    def submit(self, order: Order, data: bytes, wish: Wish | None = None) -> dict[str, Any]:
+        """Keep a job and return its state; with a ``wish`` the data are an image of another codec. Raises BusyError where there is no
+        room for it."""
         with self._lock:
             if len(self._states) >= self._places:
                 finished = [n for n, s in self._states.items() if s.status in FINISHED]
@@ -197,7 +211,9 @@ class Jobs:
         try:
             with self._disk:
                 place.mkdir()
-                write_atomically(place / "stream.peri", data)
+                write_atomically(place / (STREAM if wish is None else OTHER), data)
+                if wish is not None:
+                    write_atomically(place / "wish.json", json.dumps(asdict(wish)).encode())
                 write_atomically(place / "order.json", order.to_json().encode())
                 write_atomically(place / "state.json", json.dumps(asdict(state)).encode())
         except OSError as error:
@@ -308,9 +324,11 @@ class Jobs:
             if state.status == "cancelled" or self._thread is None:
                 raise _Cancelled
 
-        data = read_bounded(place / "stream.peri")
+        wish = _wish(place / "wish.json")
         path = place / f"scene.{order.format}"
-        made = make(order, data, self._library, dict.fromkeys(order.products, path), self._limits, progress)
+        given = place / (STREAM if wish is None else OTHER)
+        task = Task(order, given, dict.fromkeys(order.products, path), self._limits, wish)
+        made = self._workers.perform(task, progress)
         if made.value is not None:
             write_atomically(path, json.dumps(made.value).encode())
         state.file, state.damage, state.progress = path.name, made.damage, 1.0

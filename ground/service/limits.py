@@ -25,13 +25,16 @@ class Settings:
     ``uploads`` are bodies that may arrive at a time, ``running`` decodings that run, ``waiting`` those that wait for them.
     ``head_s`` bounds how long a connection may take to send the whole head of a request, ``write_s`` how long a part of an answer may
     wait for its reader, ``shutdown_s`` how long requests may go on after SIGTERM.
-    ``jobs`` is a folder that keeps jobs over a restart; None is a temporary one. ``backend`` runs the networks. ``library`` replaces
-    the one made of ``profiles``, ``threads`` and ``backend``.
+    ``jobs`` is a folder that keeps jobs over a restart; None is a temporary one. ``backend`` runs the networks in this process; where
+    ``devices`` are named, a worker process runs ``engine`` on each instead, and as many decodings run. ``library`` replaces the one
+    made of ``profiles``, ``threads`` and ``backend``.
     """
 
     profiles: tuple[Path, ...] = ()
     threads: int | None = None
     backend: Backend = CPU_BACKEND
+    devices: tuple[str, ...] = ()
+    engine: str = "auto"
     upload_bytes: int = 256 << 20
     decoded_samples: int = 400_000_000
     upload_s: float = 120.0

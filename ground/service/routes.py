@@ -11,11 +11,11 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from perigee.bitstream.errors import PerigeeError
-from perigee.ground.enhancing import Wish, make_enhanced, open_enhanced
+from perigee.bitstream.errors import EngineError, PerigeeError
+from perigee.ground.enhancing import Wish
 from perigee.ground.inspection import inspect_bytes
 from perigee.ground.library import Library
-from perigee.ground.orders import FORMATS, IMAGE, Order, make
+from perigee.ground.orders import FORMATS, Order
 from perigee.ground.service import problems
 from perigee.ground.service.answers import ProductResponse
 from perigee.ground.service.jobs import Jobs
@@ -24,7 +24,9 @@ from perigee.ground.service.metrics import Metrics
 from perigee.ground.service.parameters import enhancement_of, order_of, wish_of
 from perigee.ground.service.problems import Problem
 from perigee.ground.service.uploads import read_upload
+from perigee.ground.service.workers import Workers, described
 from perigee.ground.service.workspace import Workspace
+from perigee.ground.work import Task
 
 BODY_SCHEMA = {
     "requestBody": {
@@ -80,11 +82,13 @@ PRODUCT: dict[int | str, dict[str, Any]] = {
 class Service:
     """What the routes share: settings, profiles, counters, jobs, and the places for uploads and decodings."""
 
-    def __init__(self, settings: Settings, library: Library, metrics: Metrics, jobs: Jobs) -> None:
+    def __init__(self, settings: Settings, library: Library, metrics: Metrics, jobs: Jobs, workers: Workers) -> None:
         self.settings, self.library, self.metrics, self.jobs = settings, library, metrics, jobs
-        self.decodings = Places(settings.running + settings.waiting, settings.retry_after_s, metrics.queued)
+        self.workers = workers
+        running = workers.count if settings.devices else settings.running
+        self.decodings = Places(running + settings.waiting, settings.retry_after_s, metrics.queued)
         self.uploads = Places(settings.uploads, settings.retry_after_s, metrics.uploading)
-        self.limiter = CapacityLimiter(settings.running)
+        self.limiter = CapacityLimiter(running)
 
     async def upload(self, request: Request) -> bytes:
         """The body, within the limits of size, time, and uploads under way.
@@ -97,13 +101,16 @@ class Service:
             return data
         raise Problem(408, f"the upload took longer than {self.settings.upload_s} s")
 
-    def produce(self, order: Order, data: bytes) -> Response:
-        """The product of a stream as an answer; its workspace goes with it."""
+    def produce(self, order: Order, data: bytes, wish: Wish | None = None) -> Response:
+        """The product of a stream, or with a ``wish`` of an image of another codec, as an answer; its workspace goes with it."""
         start = time.perf_counter()
         workspace = Workspace()
-        path = workspace.folder / f"scene.{order.format}"
+        given, path = workspace.folder / "given", workspace.folder / f"scene.{order.format}"
         try:
-            made = make(order, data, self.library, dict.fromkeys(order.products, path), self.settings.answers)
+            given.write_bytes(data)
+            paths = dict.fromkeys(order.products, path)
+            made = self.workers.perform(Task(order, given, paths, self.settings.answers, wish))
+            given.unlink()
         except BaseException:
             workspace.close()
             raise
@@ -115,21 +122,23 @@ class Service:
         answer = ProductResponse(path, FORMATS[order.format], self.settings.write_s, workspace)
         return _with_damage(answer, made.damage)
 
-    def enhance(self, order: Order, wish: Wish, data: bytes) -> Response:
-        """The product of an image of another codec as an answer; its workspace goes with it."""
-        start = time.perf_counter()
-        workspace = Workspace()
-        image, path = workspace.folder / "image", workspace.folder / f"scene.{order.format}"
-        try:
-            image.write_bytes(data)
-            source = open_enhanced(image, order, wish, self.library)
-            view = make_enhanced(source, order, {IMAGE: path}, self.library.threads, self.settings.answers)
-        except BaseException:
-            workspace.close()
-            raise
-        self.metrics.pixels.inc(view.size[0] * view.size[1])
-        self.metrics.seconds.observe(time.perf_counter() - start)
-        return ProductResponse(path, FORMATS[order.format], self.settings.write_s, workspace)
+    def check(self) -> None:
+        """Raise PerigeeError where nothing can be decoded: an engine does not load, or no worker is up."""
+        if self.settings.devices:
+            statuses = self.workers.statuses()
+            if not any(status.state == "up" for status in statuses):
+                reasons = "; ".join(f"{s.device}: {s.reason or s.state}" for s in statuses)
+                raise EngineError(f"no worker is up ({reasons})", field="devices")
+            return
+        for digest in self.library.profiles:
+            self.library.engine(digest)
+        for digest in self.library.component_profiles:
+            self.library.component_engine(digest)
+
+    def described_workers(self) -> dict[str, Any]:
+        """The workers as a part of an answer; nothing where the service has none."""
+        statuses = self.workers.statuses()
+        return {"workers": described(statuses)} if statuses else {}
 
 
 def routes_of(service: Service) -> APIRouter:
@@ -158,7 +167,7 @@ def _add_decoding(router: APIRouter, service: Service) -> None:
         """Bring an image that JPEG 2000 or JPEG has coded closer to its original: a Cloud-Optimised GeoTIFF or a PNG."""
         data = await service.upload(request)
         with service.decodings.place():
-            return await to_thread.run_sync(service.enhance, order, wish, data, limiter=service.limiter)
+            return await to_thread.run_sync(service.produce, order, data, wish, limiter=service.limiter)
 
     @router.post("/inspect", openapi_extra=BODY_SCHEMA, responses=ANSWERS, response_description="What the stream says")
     async def inspect(
@@ -168,10 +177,10 @@ def _add_decoding(router: APIRouter, service: Service) -> None:
         """What a stream says of itself; nothing is decoded and no profile is needed."""
         data = await service.upload(request)
         with service.decodings.place():
-            described = await to_thread.run_sync(inspect_bytes, data, damaged, limiter=service.limiter)
-        if "contract" in described:
-            described["profile_known"] = service.library.knows(bytes.fromhex(described["contract"]))
-        return _json(described)
+            found = await to_thread.run_sync(inspect_bytes, data, damaged, limiter=service.limiter)
+        if "contract" in found:
+            found["profile_known"] = service.library.knows(bytes.fromhex(found["contract"]))
+        return _json(found)
 
 
 def _add_jobs(router: APIRouter, service: Service) -> None:
@@ -184,9 +193,27 @@ def _add_jobs(router: APIRouter, service: Service) -> None:
     )
     async def submit(request: Request, order: Annotated[Order, Depends(order_of)]) -> JSONResponse:
         """Decode a stream later: the same parameters as for /decode. The answer names the job; Location leads to its state."""
+        return await kept(request, order, None)
+
+    @router.post(
+        "/jobs/enhance",
+        status_code=202,
+        openapi_extra=BODY_SCHEMA,
+        responses=ANSWERS,
+        response_description="The job, as under /jobs/{name}",
+    )
+    async def submit_enhancement(
+        request: Request,
+        order: Annotated[Order, Depends(enhancement_of)],
+        wish: Annotated[Wish, Depends(wish_of)],
+    ) -> JSONResponse:
+        """Enhance an image of another codec later: the same parameters as for /enhance."""
+        return await kept(request, order, wish)
+
+    async def kept(request: Request, order: Order, wish: Wish | None) -> JSONResponse:
         data = await service.upload(request)
-        described = await to_thread.run_sync(service.jobs.submit, order, data)
-        return JSONResponse(described, 202, {"Location": f"/jobs/{described['id']}"})
+        job = await to_thread.run_sync(service.jobs.submit, order, data, wish)
+        return JSONResponse(job, 202, {"Location": f"/jobs/{job['id']}"})
 
     @router.get("/jobs", response_description="A list of jobs")
     def all_jobs() -> JSONResponse:
@@ -223,7 +250,7 @@ def _add_state(router: APIRouter, service: Service) -> None:
     )
     def profiles() -> JSONResponse:
         """The profiles that this service decodes. The preset is the analysis that flies by default."""
-        described: list[dict[str, Any]] = [
+        listed: list[dict[str, Any]] = [
             {
                 "name": p.name,
                 "contract": digest.hex(),
@@ -234,7 +261,7 @@ def _add_state(router: APIRouter, service: Service) -> None:
             }
             for digest, p in service.library.profiles.items()
         ]
-        described += [
+        listed += [
             {
                 "name": c.name,
                 "contract": digest.hex(),
@@ -245,7 +272,7 @@ def _add_state(router: APIRouter, service: Service) -> None:
             }
             for digest, c in service.library.component_profiles.items()
         ]
-        return _json(described)
+        return _json(listed)
 
     @router.get("/healthz", response_description="It does")
     def health() -> dict[str, str]:
@@ -256,17 +283,14 @@ def _add_state(router: APIRouter, service: Service) -> None:
         "/readyz", responses={503: _problem("They are not, or do not")}, response_description="They are, and do"
     )
     async def ready() -> JSONResponse:
-        """Whether profiles are loaded and pass their self-tests."""
+        """Whether profiles are loaded and pass their self-tests, and how the workers are where there are any."""
         if not service.library.profiles:
             raise Problem(503, "no profile is installed")
         try:
-            for digest in service.library.profiles:
-                await to_thread.run_sync(service.library.engine, digest)
-            for digest in service.library.component_profiles:
-                await to_thread.run_sync(service.library.component_engine, digest)
+            await to_thread.run_sync(service.check)
         except PerigeeError as error:
             raise Problem(503, str(error), **error.data()) from error
-        return _json({"status": "ready", "profiles": service.library.count})
+        return _json({"status": "ready", "profiles": service.library.count} | service.described_workers())
 
     @router.get("/metrics", response_class=Response, response_description="Text in the format of Prometheus")
     def prometheus() -> Response:

@@ -25,6 +25,7 @@ from perigee.ground.service.connections import connections_of
 from perigee.ground.service.jobs import Jobs
 from perigee.ground.service.limits import Settings
 from perigee.ground.service.parameters import negotiated
+from perigee.ground.service.workers import Here
 from perigee.ground.service.workspace import PREFIX
 
 OCTETS = {"Content-Type": "application/octet-stream"}
@@ -180,16 +181,16 @@ def test_two_services_do_not_share_a_folder_of_jobs(service, tmp_path):
     assert "another service uses it" in second.process.stderr.read()
     first.process.send_signal(signal.SIGTERM)
     first.process.wait(30)
-    library = Library(threads=1)
-    jobs = Jobs(tmp_path / "jobs", library, OrderLimits(), 8)
+    here = Here(Library(threads=1))
+    jobs = Jobs(tmp_path / "jobs", here, OrderLimits(), 8)
     with pytest.raises(OutputError, match="another service"):
-        Jobs(tmp_path / "jobs", library, OrderLimits(), 8)
+        Jobs(tmp_path / "jobs", here, OrderLimits(), 8)
     jobs.stop()
-    Jobs(tmp_path / "jobs", library, OrderLimits(), 8).stop()
+    Jobs(tmp_path / "jobs", here, OrderLimits(), 8).stop()
 
 
 def test_a_job_with_an_order_that_cannot_be_read_fails_with_a_reason(tmp_path):
-    jobs = Jobs(tmp_path, Library(threads=1), OrderLimits(), 8)
+    jobs = Jobs(tmp_path, Here(Library(threads=1)), OrderLimits(), 8)
     name = jobs.submit(Order(format="json"), perigee.encode(np.full((1, 64, 64), 9, np.uint8)))["id"]
     (tmp_path / name / "order.json").write_text('{"colour": 1}')
     jobs.start()
@@ -231,7 +232,7 @@ def test_a_damaged_record_concerns_its_own_job_alone(record, tmp_path):
         os.mkfifo(place / "state.json")
     else:
         (place / "state.json").write_bytes(record)
-    jobs = Jobs(tmp_path, Library(threads=1), OrderLimits(), 8)
+    jobs = Jobs(tmp_path, Here(Library(threads=1)), OrderLimits(), 8)
     jobs.start()
     name = jobs.submit(Order(format="json"), perigee.encode(np.full((1, 64, 64), 9, np.uint8)))["id"]
     assert finished(jobs, name)["status"] == "done"
@@ -246,7 +247,7 @@ def test_a_damaged_record_concerns_its_own_job_alone(record, tmp_path):
 
 @pytest.mark.parametrize("order", [b"\xff", b"[" * 100_000, b"{}}", b'{"window": "x"}', b'{"format": "../x"}', None])
 def test_a_damaged_order_concerns_its_own_job_alone(order, tmp_path):
-    jobs = Jobs(tmp_path, Library(threads=1), OrderLimits(), 8)
+    jobs = Jobs(tmp_path, Here(Library(threads=1)), OrderLimits(), 8)
     data = perigee.encode(np.full((1, 64, 64), 9, np.uint8))
     first, second = (jobs.submit(Order(format="json"), data)["id"] for _ in range(2))
     (tmp_path / first / "order.json").unlink()
@@ -259,7 +260,7 @@ def test_a_damaged_order_concerns_its_own_job_alone(order, tmp_path):
 
 def test_a_result_that_was_emptied_or_leads_elsewhere_is_not_served(tmp_path):
     (tmp_path / "secret").write_text("secret")
-    jobs = Jobs(tmp_path / "jobs", Library(threads=1), OrderLimits(), 8)
+    jobs = Jobs(tmp_path / "jobs", Here(Library(threads=1)), OrderLimits(), 8)
     jobs.start()
     data = perigee.encode(np.full((1, 64, 64), 9, np.uint8))
     emptied, leading = (jobs.submit(Order(format="json"), data)["id"] for _ in range(2))
