@@ -1,6 +1,7 @@
 """``ground-enhance`` and ``POST /enhance``: files of other codecs in, products out, bad input refused."""
 
 import json
+import time
 from dataclasses import asdict
 
 import httpx
@@ -135,16 +136,20 @@ def test_the_service_gives_what_the_command_gives(tmp_path, folder, scene, serve
     assert enhanced(source, tmp_path / "out.tif", folder) == 0
     server, url = serve(Settings(library=Library([folder], 1), decoded_samples=400_000))
 
-    def post(data, **query):
+    def post(data, path="/enhance", **query):
         octets = {"Content-Type": "application/octet-stream"}
-        return httpx.post(
-            f"{url}/enhance", content=data, params={"method": "small"} | query, headers=octets, timeout=60
-        )
+        return httpx.post(url + path, content=data, params={"method": "small"} | query, headers=octets, timeout=60)
 
     answer = post(source.read_bytes())
     assert answer.status_code == 200 and "cloud-optimized" in answer.headers["content-type"]
     with MemoryFile(answer.content) as memory, memory.open() as found, rasterio.open(tmp_path / "out.tif") as wanted:
         assert np.array_equal(found.read(), wanted.read()) and found.crs == wanted.crs
+    job = post(source.read_bytes(), "/jobs/enhance")
+    assert job.status_code == 202
+    while (state := httpx.get(url + job.headers["Location"]).json())["status"] in ("queued", "running"):
+        time.sleep(0.05)
+    result = httpx.get(f"{url}{job.headers['Location']}/result")
+    assert state["status"] == "done" and result.content == answer.content
     assert post(source.read_bytes(), window="0,0,50,60", format="png").headers["content-type"] == "image/png"
     for query, field in (({"codec": "vp9"}, "codec"), ({"bpp": "0"}, "bpp"), ({"format": "json"}, "format")):
         refused = post(source.read_bytes(), **query)
