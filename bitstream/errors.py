@@ -13,6 +13,7 @@ PerigeeError
 ├── ProfileError            a profile is missing, damaged or inconsistent
 ├── CompensationError       a compensator is missing or damaged, or does not fit the stream
 ├── EngineError             an engine is absent, fails its self-test or cannot run here
+│   ├── DeviceMemoryError   a device has no memory left
 │   └── UpsetError          a checksum over exact arithmetic failed: a bit has flipped
 ├── LimitError              a size is beyond a stated limit
 ├── OrderError              a request asks for something that cannot be given
@@ -203,6 +204,12 @@ class EngineError(PerigeeError):
     """An engine is absent, fails its self-test, or cannot run here."""
 
     default_fault = Fault.FAILED
+
+
+class DeviceMemoryError(EngineError):
+    """A device has no memory left for what was asked of it."""
+
+    default_fault = Fault.LIMIT
 
 
 class UpsetError(EngineError):

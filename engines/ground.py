@@ -53,10 +53,10 @@ class GroundEngine:
         if check:
             profile.self_test(self.prior)
         self._reconstruction = OnnxRuntimeGraph(profile.file("reconstruction.onnx"), threads)
-        self._synthesis = backend(profile.file("synthesis.onnx"), threads)
+        self._synthesis = backend.batched(profile.file("synthesis.onnx"), threads)
         self._consistency: Graph | None = None
         if profile.manifest.has(CONSISTENCY_FILE):
-            self._consistency = backend(profile.file(CONSISTENCY_FILE), threads)
+            self._consistency = backend.batched(profile.file(CONSISTENCY_FILE), threads)
 
     def predict(self, z: IntArray, q: IntArray, quality_step: int) -> Predicted:
         """The prior's means and scale indices where all latents are known."""

@@ -17,7 +17,7 @@ import numpy as np
 from perigee.bitstream.errors import EngineError, Fault
 from perigee.bitstream.profile import DEFAULT_PROFILE, find_profile
 from perigee.engines import probing
-from perigee.engines.backend import CPU_BACKEND, CPU_DEVICE, Backend
+from perigee.engines.backend import CPU_BACKEND, CPU_DEVICE, GPU_BATCH, Backend
 from perigee.engines.probing import PassedOver
 
 AUTO = (
@@ -71,7 +71,7 @@ def _backend(name: str, device: str) -> Backend:
         from perigee.engines.torch import TorchGraph, device_named
 
         place, model = device_named(device)
-        return Backend(name, model, partial(TorchGraph, device=place))
+        return Backend(name, model, partial(TorchGraph, device=place), 1 if device == CPU_DEVICE else GPU_BATCH)
     from perigee.engines import cuda
 
     if device == CPU_DEVICE:
@@ -85,7 +85,7 @@ def _backend(name: str, device: str) -> Backend:
     kind = cuda.CudaGraph if name == "cuda" else cuda.TensorRTSession
     if reason := cuda.missing(_provider(name), cuda.GROUND_INSTALL):
         raise EngineError(reason, Fault.ABSENT, field=name)
-    return Backend(name, f"GPU {device}", partial(kind, device=int(device)))
+    return Backend(name, f"GPU {device}", partial(kind, device=int(device)), GPU_BATCH)
 
 
 def _provider(name: str) -> str:

@@ -30,7 +30,7 @@ class GroundComponents(ComponentEngine):
         self.threads = threads or usable_cores()
         self._synthesis: Graph | None = None
         if synthesis and profile.manifest.has(SYNTHESIS_FILE):
-            self._synthesis = backend(profile.file(SYNTHESIS_FILE), threads)
+            self._synthesis = backend.batched(profile.file(SYNTHESIS_FILE), threads)
 
     @property
     def can_synthesise(self) -> bool:

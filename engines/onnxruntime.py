@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from perigee.bitstream.arrays import Array
-from perigee.bitstream.errors import EngineError, Fault
+from perigee.bitstream.errors import DeviceMemoryError, EngineError, Fault
 
 CPU = "CPUExecutionProvider"
+OUT_OF_MEMORY = ("out of memory", "failed to allocate memory")  # in the words of CUDA and of ONNX Runtime's arenas
 Providers = Sequence[tuple[str, dict[str, str]]]  # names and options, the preferred one first
 
 
@@ -79,5 +80,7 @@ class OnnxRuntimeGraph:
         try:
             out: list[Array] = self._session.run(None, feeds)
         except Exception as error:
-            raise EngineError(f"ONNX Runtime cannot run a graph of the profile ({error})") from error
+            full = any(words in str(error).lower() for words in OUT_OF_MEMORY)
+            kind = DeviceMemoryError if full else EngineError
+            raise kind(f"ONNX Runtime cannot run a graph of the profile ({error})") from error
         return out

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from perigee.bitstream.errors import EngineError, Fault
+from perigee.bitstream.errors import DeviceMemoryError, EngineError, Fault
 
 try:
     import onnx
@@ -57,6 +57,8 @@ class TorchGraph:
     def __call__(self, feeds: dict[str, npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
         try:
             return self._run(feeds)
+        except torch.OutOfMemoryError as error:
+            raise DeviceMemoryError(f"PyTorch has no memory left for a graph of the profile ({error})") from error
         except RuntimeError as error:
             raise EngineError(f"PyTorch cannot run a graph of the profile ({error})") from error
 

@@ -6,12 +6,14 @@ depend on how many there are.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
+A = TypeVar("A")
 
 
 class Ahead(Generic[T]):
@@ -45,3 +47,22 @@ class Ahead(Generic[T]):
         """A result, once only: whoever wants it again keeps it. Raises what its computation raised."""
         begun = self._begun.pop(number, None)
         return self._compute(number) if begun is None else begun.result()
+
+
+def in_order(compute: Callable[[A], T], items: Iterable[A], count: int) -> Iterator[T]:
+    """The results for items in their order, of which ``count`` are computed at a time: by threads, or one by one where that is 1."""
+    if count == 1:
+        yield from map(compute, items)
+        return
+    with ThreadPoolExecutor(count, "together") as pool:
+        pending: deque[Future[T]] = deque()
+        try:
+            for item in items:
+                pending.append(pool.submit(compute, item))
+                if len(pending) == count:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()

@@ -19,6 +19,7 @@ from perigee.bitstream.prior import QUALITY_STEPS
 from perigee.bitstream.reconstruction import CELL_BITS, UNIT_BITS, centroids_of
 from perigee.bitstream.version2 import ComponentHeader
 from perigee.engines.ground_components import GroundComponents
+from perigee.ground.ahead import in_order
 from perigee.ground.regions import Place, Region, squares_over
 
 MARGIN = 4  # blocks on each side of a window: with two, samples would depend on the window by up to a third of a step
@@ -76,8 +77,8 @@ class ComponentSynthesis:
             if patch.planes[0] is not None:
                 strongest[_pixels(outer)] = patch.planes[0][_pixels(inner)] * np.float32(2.0**-UNIT_BITS)
         inside = region.within(around.times(BLOCK))
-        for c in used:
-            whole = self._of_component(c, found, around, strongest)
+        wholes = in_order(lambda c: self._of_component(c, found, around, strongest), used, self._engine.backend.batch)
+        for c, whole in zip(used, wholes, strict=True):
             out[c] = np.rint(whole[inside] * np.float32(1 << UNIT_BITS)).astype(np.int32)
         return out
 

@@ -8,6 +8,7 @@ rounding does.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -20,7 +21,7 @@ from perigee.bitstream.entropy import DecodedPatch, decode_symbols
 from perigee.bitstream.errors import BitstreamError, ChecksumError, Fault, FormatError
 from perigee.bitstream.samples import denormalise
 from perigee.engines.ground import GroundEngine
-from perigee.ground.ahead import Ahead
+from perigee.ground.ahead import Ahead, in_order
 from perigee.ground.regions import Region, squares_over
 from perigee.ground.scene import StreamSource
 from perigee.ground.source import Decoded
@@ -65,6 +66,7 @@ class SceneDecoder(StreamSource):
                 expected=latents,
                 found=stream.offsets.shape[1],
             )
+        self._lock = threading.RLock()  # of what is kept: several windows may be synthesised at a time
         self._latents: dict[int, FloatArray | None] = {}
         self._ahead = Ahead(self._reconstructed)
         self._received: dict[int, IntArray] = {}  # int16 symbols of whole units that are a rounded linear transform
@@ -99,11 +101,12 @@ class SceneDecoder(StreamSource):
 
     def latents(self, unit: int) -> FloatArray | None:
         """Dequantised latents and quality plane, float32 [latents + 1, H, W], of a unit; None where it has none."""
-        if unit not in self._latents:
-            self._latents[unit], received = self._ahead.get(unit)
-            if received is not None:
-                self._received[unit] = received
-        return self._latents[unit]
+        with self._lock:
+            if unit not in self._latents:
+                self._latents[unit], received = self._ahead.get(unit)
+                if received is not None:
+                    self._received[unit] = received
+            return self._latents[unit]
 
     def _reconstructed(self, unit: int) -> tuple[FloatArray | None, IntArray | None]:
         """What :meth:`latents` and :meth:`received` give of a unit."""
@@ -124,8 +127,9 @@ class SceneDecoder(StreamSource):
 
     def received(self, unit: int) -> IntArray | None:
         """Symbols int16 [latents, H, W] of a whole unit whose analysis was linear, so that they describe cells; else None."""
-        self.latents(unit)
-        return self._received.get(unit)
+        with self._lock:
+            self.latents(unit)
+            return self._received.get(unit)
 
     def units_over(self, group: int, region: Region) -> Iterator[tuple[int, tuple[slice, ...], tuple[slice, ...]]]:
         """Units of a group that touch ``region`` (in latents): number, and where both meet in the unit and in the region."""
@@ -194,9 +198,10 @@ class SceneDecoder(StreamSource):
     def forget(self, before_patch_row: int | None = None) -> None:
         """Drop the latents of all patches, or of those above a row of patches."""
         first = None if before_patch_row is None else before_patch_row * self.header.grid[1] * self.header.groups
-        kept = {} if first is None else {unit: part for unit, part in self._latents.items() if unit >= first}
-        self._latents = kept
-        self._received = {unit: q for unit, q in self._received.items() if unit in kept}
+        with self._lock:
+            kept = {} if first is None else {unit: part for unit, part in self._latents.items() if unit >= first}
+            self._latents = kept
+            self._received = {unit: q for unit, q in self._received.items() if unit in kept}
 
     @property
     def units_kept(self) -> int:
@@ -246,13 +251,22 @@ class SceneDecoder(StreamSource):
         ]
         chosen = range(self.bands) if bands is None else bands
         groups = sorted({b // fmt.BANDS_PER_GROUP for b in chosen})
+
+        def computed(number: int) -> tuple[Region, Decoded]:
+            for needed in windows[number : number + 2]:
+                self._begin(needed, groups)
+            return windows[number], self.region(windows[number], bands, image_of)
+
         with self._ahead.threads(self.engine.threads):
-            for window, following in zip(windows, [*windows[1:], None], strict=True):
-                self.forget(before_patch_row=(window.top - MARGIN * BLOCK) // side)
-                for needed in (window, following):
-                    if needed:
-                        self._begin(needed, groups)
-                yield window, self.region(window, bands, image_of)
+            self._forget_above(windows[0])
+            for number, found in enumerate(in_order(computed, range(len(windows)), self.engine.backend.batch)):
+                yield found
+                if number + 1 < len(windows):
+                    self._forget_above(windows[number + 1])
+
+    def _forget_above(self, window: Region) -> None:
+        """Drop the latents that neither a window nor any after it needs."""
+        self.forget(before_patch_row=(window.top - MARGIN * BLOCK) // self.header.patch_side)
 
     def _begin(self, window: Region, groups: Sequence[int]) -> None:
         """Have the units of a window decoded by threads."""
