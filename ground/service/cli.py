@@ -191,12 +191,15 @@ def _serve(args: argparse.Namespace) -> int:
     from perigee.ground.service.limits import Settings
     from perigee.ground.service.workspace import close_all
 
+    backend = CPU_BACKEND if args.devices else backend_of(args, PROGRAM)
+    # A GPU is used by a process of its own in any case, so that one which fails does not take the service along.
+    chosen = args.devices or (() if backend.on_cpu else (args.device or "0",))
     settings = Settings(
         profiles=tuple(args.profiles),
         threads=args.threads,
-        backend=CPU_BACKEND if args.devices else backend_of(args, PROGRAM),
-        devices=args.devices,
-        engine=args.engine,
+        backend=backend,
+        devices=chosen,
+        engine=args.engine if args.devices else backend.engine_name,
         upload_bytes=args.max_upload_mib << 20,
         decoded_samples=args.max_megasamples * 1_000_000,
         waiting=args.queue,

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -102,6 +103,28 @@ def test_sigterm_ends_the_service_while_a_download_stands_still(service, data, t
         running.process.send_signal(signal.SIGTERM)
         running.process.wait(15)
     assert time.monotonic() - start < 12 and running.left() == [] and running.process.returncode == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_workers_end_with_the_service(service, number, data, tmp_path):
+    running = service("--devices", "cpu,cpu", "--shutdown-seconds", "2").wait()
+    process = running.process.pid
+
+    def workers():
+        ids = [one for file in Path(f"/proc/{process}/task").glob("*/children") for one in file.read_text().split()]
+        return [one for one in ids if b"service.worker" in Path(f"/proc/{one}/cmdline").read_bytes()]
+
+    octets = {"Content-Type": "application/octet-stream"}
+    answer = httpx.post(f"{running.url}/decode", content=data, params={"scale": "1/16"}, headers=octets, timeout=120)
+    assert answer.status_code == 200
+    started = workers()
+    assert len(started) == 2
+    running.process.send_signal(number)
+    running.process.wait(15)
+    end = time.monotonic() + 10
+    while any(Path(f"/proc/{one}").exists() for one in started):
+        assert time.monotonic() < end, "a worker has outlived its service"
+        time.sleep(0.1)
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGQUIT])
