@@ -4,28 +4,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import sys
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from perigee.bitstream.errors import PerigeeError
-from perigee.ground.arguments import SUFFIXES, add_engine, add_output, add_view, backend_of, check_outputs
+from perigee.ground.arguments import SUFFIXES, add_engine, add_output, add_view
 from perigee.ground.environment import own_environment
 from perigee.support.command import (
     Parser,
-    complain,
-    exit_code,
     exit_on_signals,
     prepare_streams,
     run,
     say,
 )
 from perigee.support.files import read_bounded
-
-if TYPE_CHECKING:
-    from perigee.ground.orders import Made
 
 PROGRAM = "ground-decode"
 
@@ -106,22 +97,20 @@ def main(argv: list[str] | None = None) -> int:
 
 def _information(args: argparse.Namespace) -> int:
     """Print what a stream, or a metadata packet that travelled alone, says of itself."""
+    from perigee.ground.carry_out import failed
     from perigee.ground.inspection import inspect_bytes
 
     try:
         described = inspect_bytes(read_bounded(args.stream), args.damaged)
     except PerigeeError as error:
-        return _failed(error, args.stream)
+        return failed(PROGRAM, args.stream, error)
     return say(PROGRAM, json.dumps(described, indent=1))
 
 
 def _decode(args: argparse.Namespace) -> int:
-    from tqdm import tqdm
+    from perigee.ground.carry_out import carry_out
+    from perigee.ground.orders import IMAGE, STAC, TRUST, Order
 
-    from perigee.ground.library import Library
-    from perigee.ground.orders import IMAGE, STAC, TRUST, Order, make
-
-    data = read_bounded(args.stream)
     paths = {IMAGE: args.out} | {name: p for name, p in ((TRUST, args.trust), (STAC, args.stac)) if p is not None}
     order = Order(
         SUFFIXES[args.out.suffix.lower()],
@@ -137,35 +126,4 @@ def _decode(args: argparse.Namespace) -> int:
         args.unknown_crs,
         args.effort,
     )
-    check_outputs(args.stream, list(paths.values()), args.overwrite)
-    start = time.perf_counter()
-    with tqdm(unit="px", unit_scale=True, disable=not sys.stderr.isatty(), leave=False) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        try:
-            library = Library(args.profiles, args.threads, backend_of(args, PROGRAM))
-            made = make(order, data, library, paths, progress=progress)
-        except PerigeeError as error:
-            return _failed(error, args.stream)
-    return _tell(args, made, time.perf_counter() - start)
-
-
-def _failed(error: PerigeeError, stream: Path) -> int:
-    """Print an error that concerns the stream with its name; the exit code."""
-    code = exit_code(error)
-    complain(f"{PROGRAM}: {f'{stream}: ' if code == os.EX_DATAERR else ''}{error}")
-    return code
-
-
-def _tell(args: argparse.Namespace, made: Made, seconds: float) -> int:
-    """Print what was made on stdout, and what could not be given on stderr; the exit code."""
-    rows, cols = made.view.size
-    code = say(
-        PROGRAM, f"{args.stream} -> {args.out}: {cols}x{rows} pixels, {len(made.view.bands)} bands, {seconds:.2f} s"
-    )
-    for line in made.warnings():
-        complain(line)
-    return code
+    return carry_out(PROGRAM, args, args.stream, order, paths)

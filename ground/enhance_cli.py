@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
-import sys
-import time
 from pathlib import Path
 
 from perigee.bitstream.conditions import FILE_CODECS
-from perigee.bitstream.errors import PerigeeError
 from perigee.engines.enhancer import DEFAULT_ENHANCER
-from perigee.ground.arguments import SUFFIXES, add_engine, add_output, add_view, backend_of, check_outputs
+from perigee.ground.arguments import SUFFIXES, add_engine, add_output, add_view
 from perigee.ground.environment import own_environment
-from perigee.support.command import Parser, complain, exit_code, exit_on_signals, prepare_streams, run, say
+from perigee.support.command import Parser, exit_on_signals, prepare_streams, run
 
 PROGRAM = "ground-enhance"
 
@@ -68,10 +64,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _enhance(args: argparse.Namespace) -> int:
-    from tqdm import tqdm
-
-    from perigee.ground.enhancing import Wish, make_enhanced, open_enhanced
-    from perigee.ground.library import Library
+    from perigee.ground.carry_out import carry_out
+    from perigee.ground.enhancing import Wish
     from perigee.ground.orders import IMAGE, STAC, Order
 
     paths = {IMAGE: args.out} | ({} if args.stac is None else {STAC: args.stac})
@@ -85,24 +79,4 @@ def _enhance(args: argparse.Namespace) -> int:
         products=tuple(paths),
         unknown_crs=args.unknown_crs,
     )
-    check_outputs(args.image, list(paths.values()), args.overwrite)
-    start = time.perf_counter()
-    with tqdm(unit="px", unit_scale=True, disable=not sys.stderr.isatty(), leave=False) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        try:
-            library = Library(args.profiles, args.threads, backend_of(args, PROGRAM))
-            source = open_enhanced(args.image, order, Wish(args.method, args.codec, args.bpp), library)
-            view = make_enhanced(source, order, paths, args.threads, progress=progress)
-        except PerigeeError as error:
-            code = exit_code(error)
-            complain(f"{PROGRAM}: {f'{args.image}: ' if code == os.EX_DATAERR else ''}{error}")
-            return code
-    rows, cols = view.size
-    if source.left_alone:
-        complain(f"{PROGRAM}: {args.image}: not enhanced: {source.left_alone}")
-    seconds = time.perf_counter() - start
-    return say(PROGRAM, f"{args.image} -> {args.out}: {cols}x{rows} pixels, {len(view.bands)} bands, {seconds:.2f} s")
+    return carry_out(PROGRAM, args, args.image, order, paths, Wish(args.method, args.codec, args.bpp))

@@ -26,11 +26,22 @@ class Task:
 
 
 class Result(NamedTuple):
-    """What came of a task: pixels of the product, the JSON value where JSON was wanted, and the damage of the stream."""
+    """What came of a task.
 
-    pixels: int
+    ``size`` (rows and columns) and ``bands`` are those of the product, ``warnings`` lines for people; ``value`` is there where JSON was
+    wanted, ``damage`` where the stream was damaged.
+    """
+
+    size: tuple[int, int]
+    bands: int
+    warnings: list[str]
     value: dict[str, Any] | None = None
     damage: dict[str, int] | None = None
+
+    @property
+    def pixels(self) -> int:
+        """How many pixels the product has."""
+        return self.size[0] * self.size[1]
 
 
 def perform(task: Task, library: Library, progress: Progress | None = None) -> Result:
@@ -38,6 +49,7 @@ def perform(task: Task, library: Library, progress: Progress | None = None) -> R
     if task.wish is not None:
         source = open_enhanced(task.given, task.order, task.wish, library)
         view = make_enhanced(source, task.order, task.paths, library.threads, task.limits, progress)
-        return Result(view.size[0] * view.size[1])
+        warnings = [f"not enhanced: {source.left_alone}"] if source.left_alone else []
+        return Result(view.size, len(view.bands), warnings)
     made = make(task.order, read_bounded(task.given), library, task.paths, task.limits, progress)
-    return Result(made.pixels, made.value, made.damage)
+    return Result(made.view.size, len(made.view.bands), made.warnings(), made.value, made.damage)
