@@ -25,7 +25,7 @@ demo: $(VENV)/demo-ready
 	$(BIN)/python -m perigee.benchmarks.demo
 
 test: $(VENV)/dev-ready
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
 # The same symbols on an emulated arm64 Debian, in an hour or less; needs root and says what else.
 test-aarch64: $(VENV)/demo-ready

@@ -294,9 +294,10 @@ def test_jobs_survive_a_restart(data, tmp_path):
     from perigee.ground.library import Library
     from perigee.ground.orders import Order, OrderLimits
     from perigee.ground.service.jobs import Jobs
+    from perigee.ground.service.workers import Here
 
     library = Library(threads=2)
-    first = Jobs(tmp_path, library, OrderLimits(10**9), 8)
+    first = Jobs(tmp_path, Here(library), OrderLimits(10**9), 8)
     first.start()
     long = first.submit(Order(compensation="cosmic:diffusion", steps=100), data)["id"]
     short = first.submit(Order(format="json", window=(0, 0, 16, 16)), data)["id"]
@@ -308,7 +309,7 @@ def test_jobs_survive_a_restart(data, tmp_path):
     assert not stopping.is_alive()
     state = json.loads((tmp_path / long / "state.json").read_text())
     assert state["status"] == "running"
-    second = Jobs(tmp_path, library, OrderLimits(10**9), 8)
+    second = Jobs(tmp_path, Here(library), OrderLimits(10**9), 8)
     assert second.described(long)["status"] == "queued" and second.described(short)["status"] == "queued"
     second.cancel(long)
     second.start()

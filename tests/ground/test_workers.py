@@ -73,7 +73,7 @@ def test_requests_survive_workers_that_are_killed(stream, serve):
     rng, ended = random.Random(1), threading.Event()
 
     def kill():
-        while not ended.wait(1.5):
+        while not ended.wait(3):
             alive = processes(pool)
             if len(alive) > 1:
                 rng.choice(alive).send_signal(signal.SIGKILL)
