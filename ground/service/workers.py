@@ -29,6 +29,7 @@ from perigee.support.cores import usable_cores
 ATTEMPTS = 3
 START_S = 180.0  # for an engine to load and pass its self-test
 WAIT_S = 30.0  # for a worker that is being started again
+SILENT_S = 600.0  # that a worker may say nothing of its task; a window takes seconds
 STOP_S = 5.0
 PAUSES_S = (
     0.1,
@@ -187,6 +188,8 @@ class Processes:
         try:
             connection.send(task)
             while True:
+                if not connection.poll(SILENT_S):
+                    raise _Lost(f"it has said nothing for {SILENT_S:g} s")
                 message: Message = connection.recv()
                 if message.kind == PROGRESS:
                     if progress and stopped is None:

@@ -183,15 +183,19 @@ if seen.exists():
 connection.send(Message("ready", ("cuda", "GPU 0")))
 connection.recv()
 seen.touch()
+if setting.engine == "slow":
+    connection.recv()
 connection.send(Message("failed", EngineError("CUDA error: an illegal memory access")))
 connection.recv()
 """
 
 
-def test_a_lost_device_is_taken_out_and_its_task_done_by_another(stream, tmp_path, monkeypatch):
+@pytest.mark.parametrize("engine", ["cuda", "slow"])
+def test_a_lost_device_is_taken_out_and_its_task_done_by_another(engine, stream, tmp_path, monkeypatch):
     (tmp_path / "worker.py").write_text(STAND_IN)
+    monkeypatch.setattr(workers, "SILENT_S", 20 if engine == "slow" else 600)
     monkeypatch.setattr(workers, "COMMAND", (sys.executable, str(tmp_path / "worker.py")))
-    pool = Processes([Setting((tmp_path / "seen",), 1, "cuda", "0"), Setting((), 1, "onnxruntime", "cpu")])
+    pool = Processes([Setting((tmp_path / "seen",), 1, engine, "0"), Setting((), 1, "onnxruntime", "cpu")])
     pool.start()
     until(lambda: all(status.state == "up" for status in pool.statuses()))
     (tmp_path / "s.peri").write_bytes(stream)
