@@ -40,7 +40,7 @@ PATCHES_PER_PARAMETERS = 64  # a strip of more patches has its parameters again 
 # On how many patches it is found what the spectral transform gains, how far apart they are, and how much of each is valid; the shares of
 # bits that a guess leaves in doubt; the side in pixels of what is then coded in both ways, and what of the cost must be saved
 GAIN_PATCHES, GAIN_EVERY, VALID_SHARE = 4, 3, 0.5
-DOUBTFUL = (0.0, 0.18)
+DOUBTFUL = (0.0, 0.125)
 TRIED_SIDE, COST_SAVED = 64, 0.03
 
 
