@@ -19,12 +19,14 @@ class Backend:
     """Loads graphs for one engine and device.
 
     ``device`` is ``cpu``, or the number of a GPU with its model where that is known. ``batch`` is how many images a graph takes at a time.
+    ``precision`` is that of the arithmetic; no engine has another one yet.
     """
 
     engine_name: str
     device: str
     make: Callable[[Path, int | None], Graph]
     batch: int = 1
+    precision: str = "float32"
 
     def __call__(self, path: Path, threads: int | None = None, /) -> Graph:
         """A runnable graph of an ONNX file. Raises EngineError."""

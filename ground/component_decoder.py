@@ -225,6 +225,7 @@ class ComponentDecoder(StreamSource):
             "PERIGEE_CONTRACT": profile.contract.digest.hex(),
             "PERIGEE_ENGINE": self.engine.name,
             "PERIGEE_DEVICE": self.engine.backend.device if self._synthesis else CPU_DEVICE,
+            "PERIGEE_PRECISION": self.engine.backend.precision if self._synthesis else "integers",
             "PERIGEE_SYNTHESIS": "YES" if self._synthesis else "NO",
         } | self._measured()
 

@@ -281,6 +281,7 @@ class SceneDecoder(StreamSource):
             "PERIGEE_CONTRACT": profile.contract.digest.hex(),
             "PERIGEE_ENGINE": self.engine.name,
             "PERIGEE_DEVICE": self.engine.backend.device,
+            "PERIGEE_PRECISION": self.engine.backend.precision,
         }
 
     def _delivered(self, patch: int) -> tuple[bool, list[int]]:

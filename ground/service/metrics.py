@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from perigee.ground.service.devices import loads
 from perigee.ground.service.workers import Workers
 
 LABELS = ["worker", "device"]
@@ -47,4 +48,13 @@ class _OfWorkers(Collector):
             busy.add_metric(labels, status.busy)
             tasks.add_metric(labels, status.tasks)
             restarts.add_metric(labels, status.restarts)
-        yield from (up, busy, tasks, restarts)
+        share = GaugeMetricFamily(
+            "perigee_gpu_utilisation", "Share of time in which the GPU computed", labels=["device"]
+        )
+        used = GaugeMetricFamily("perigee_gpu_memory_used_bytes", "Memory of the GPU that is in use", labels=["device"])
+        total = GaugeMetricFamily("perigee_gpu_memory_bytes", "Memory of the GPU", labels=["device"])
+        for load in loads(status.device for status in self._workers.statuses()):
+            share.add_metric([load.device], load.utilisation)
+            used.add_metric([load.device], load.memory_used)
+            total.add_metric([load.device], load.memory_total)
+        yield from (up, busy, tasks, restarts, share, used, total)

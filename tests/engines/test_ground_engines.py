@@ -164,7 +164,8 @@ def test_a_product_names_engine_and_device(stream, tmp_path, capsys):
         assert cli.main([str(tmp_path / "scene.peri"), "-o", str(out), *arguments]) == os.EX_OK
         with rasterio.open(out) as file:
             images[engine] = file.read().astype(int)
-            assert (file.tags()["PERIGEE_ENGINE"], file.tags()["PERIGEE_DEVICE"]) == (engine, "cpu")
+            named = [file.tags()[f"PERIGEE_{what}"] for what in ("ENGINE", "DEVICE", "PRECISION")]
+            assert named == [engine, "cpu", "float32"]
     one, two = images.values()
     assert np.abs(one - two).max() <= 1 and (one == two).mean() >= 0.999
 

@@ -8,18 +8,22 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import httpx
 import numpy as np
 import pytest
+from prometheus_client import generate_latest
 
 import perigee
 from perigee.bitstream.errors import BusyError, ChecksumError, UnknownProfileError
 from perigee.ground.library import Library
 from perigee.ground.orders import IMAGE, Order, OrderLimits
 from perigee.ground.service import cli, workers
+from perigee.ground.service.devices import Load, loads
 from perigee.ground.service.limits import Settings
 from perigee.ground.service.messages import Setting
+from perigee.ground.service.metrics import Metrics
 from perigee.ground.service.workers import Here, Processes
 from perigee.ground.work import Task
 
@@ -208,6 +212,29 @@ def test_a_lost_device_is_taken_out_and_its_task_done_by_another(engine, stream,
     assert (tmp_path / "here.tif").read_bytes() == (tmp_path / "out.tif").read_bytes()
     pool.stop()
     assert not processes(pool)
+
+
+def test_gpus_are_measured_where_nvml_is(monkeypatch):
+    """Against a stand-in with the functions of nvidia-ml-py; without it there is nothing to tell."""
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert list(loads(["0", "cpu"])) == []
+    asked = []
+    stand_in = SimpleNamespace(
+        nvmlInit=lambda: None,
+        nvmlShutdown=lambda: None,
+        nvmlDeviceGetHandleByIndex=lambda index: asked.append(index) or index,
+        nvmlDeviceGetMemoryInfo=lambda handle: SimpleNamespace(used=3 << 30, total=80 << 30, free=77 << 30),
+        nvmlDeviceGetUtilizationRates=lambda handle: SimpleNamespace(gpu=40 + handle, memory=9),
+    )
+    monkeypatch.setitem(sys.modules, "pynvml", stand_in)
+    assert list(loads(["10", "2", "cpu", "2"])) == [
+        Load("2", 0.42, 3 << 30, 80 << 30),
+        Load("10", 0.5, 3 << 30, 80 << 30),
+    ]
+    assert asked == [2, 10] and list(loads(["cpu"])) == []
+    pool = Processes([Setting((), 1, "cuda", "2")])
+    text = generate_latest(Metrics(pool).registry).decode()
+    assert 'perigee_gpu_utilisation{device="2"} 0.42' in text and "perigee_gpu_memory_used_bytes" in text
 
 
 def test_devices_are_named_once(capsys):
