@@ -23,8 +23,8 @@ from perigee.bitstream.contract import BLOCK
 from perigee.bitstream.errors import Fault, OutputError
 from perigee.bitstream.manifest import MANIFEST_FILE, MANIFEST_VERSION
 from perigee.bitstream.profile import Profile
-from perigee.export.graph import HALF_FROM, OPSET, round_to_half
-from perigee.models.checkpoint import CheckpointError, brief, read_checkpoint
+from perigee.export.graph import OPSET, round_to_half
+from perigee.models.checkpoint import HALF_FROM, CheckpointError, brief, read_checkpoint
 from perigee.models.compensation.compensator import Compensator, config_from
 from perigee.models.compensation.denoiser import DIFFUSION_STEPS
 from perigee.models.compensation.latent import CHANNELS, SIDE

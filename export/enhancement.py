@@ -1,4 +1,6 @@
-"""Turns an enhancer's checkpoint into its folder: one graph in ONNX and a manifest with its digest. ``engines.enhancer`` reads it."""
+"""Turns an enhancer's checkpoint into its folder: one graph in ONNX, which ``engines.enhancer`` runs, the weights by name, from which a training
+can start, and a manifest with their digests.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ from perigee.bitstream.manifest import ENHANCER, MANIFEST_FILE, MANIFEST_VERSION
 from perigee.engines.enhancer import GRAPH_FILE
 from perigee.export.enhancement_graph import write_enhancer
 from perigee.export.graph import round_to_half
-from perigee.models.checkpoint import CheckpointError, brief
+from perigee.models.checkpoint import WEIGHTS_FILE, CheckpointError, brief, write_weights
 from perigee.models.enhancement.network import Preset
 from perigee.models.enhancement.prior import Enhancer
 
@@ -55,6 +57,7 @@ def export_enhancer(
     folder.mkdir(parents=True)
     with torch.no_grad():
         write_enhancer(network, folder / GRAPH_FILE)
+    write_weights(network, folder / WEIGHTS_FILE)
     manifest: dict[str, Any] = {
         "manifest_version": MANIFEST_VERSION,
         "kind": ENHANCER,
@@ -65,7 +68,9 @@ def export_enhancer(
         "strength": state["strength"],
         "training": {"steps": state["step"], "minutes": round(state["seconds"] / 60, 1)},
         **(card or {}),
-        "files": {GRAPH_FILE: hashlib.sha256((folder / GRAPH_FILE).read_bytes()).hexdigest()},
+        "files": {
+            name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in (GRAPH_FILE, WEIGHTS_FILE)
+        },
     }
     (folder / MANIFEST_FILE).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     return manifest

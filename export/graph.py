@@ -17,13 +17,14 @@ from torch import nn
 
 from perigee.bitstream import prior as P
 from perigee.bitstream.contract import BLOCK, KNOTS
+from perigee.models.checkpoint import HALF_FROM
 from perigee.models.codec.analysis import LightBlock
 from perigee.models.codec.reference import GDN, CrossAttention, LightConvBlock
 from perigee.models.codec.transform import BlockTransform, Gains
 from perigee.models.layers import ResidualBlock
 
 OPSET = 18
-HALF_FROM = 4096  # constants with at least so many values are stored in fp16
+
 Array = npt.NDArray[Any]
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from perigee.models.checkpoint import read_checkpoint
+from perigee.models.checkpoint import read_checkpoint, read_weights
 from perigee.models.enhancement.network import COMPACT, Preset
 from perigee.models.enhancement.prior import TOKEN, Enhancer, Kind
 from perigee.training.data import ImageSet
@@ -60,7 +60,8 @@ class EnhancementTrainer:
         seed: int = 1,
         start_from: Path | None = None,
     ) -> None:
-        """Resume from the folder's checkpoint where there is one, else take what fits of another run's weights (``start_from``).
+        """Resume from the folder's checkpoint where there is one, else take what fits of the weights of another run or of an exported
+        enhancer (``start_from``).
 
         Raises CheckpointError where a checkpoint does not fit.
         """
@@ -69,7 +70,7 @@ class EnhancementTrainer:
         self.strength: dict[str, Any] = {}  # by codec, once it was fitted
         self.network, self.mean = Enhancer(preset, kind), Enhancer(preset, kind)
         if start_from is not None:
-            self.network.load_state_dict(read_checkpoint(start_from, torch.device("cpu"))["mean"], strict=False)
+            self.network.load_state_dict(read_weights(start_from), strict=False)
         if kind in ("regressed", "generated") and self.network.oracle is not None:
             self.network.oracle.requires_grad_(False)
         self.mean.load_state_dict(self.network.state_dict())

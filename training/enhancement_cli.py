@@ -37,8 +37,8 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--start-from",
         type=Path,
-        metavar="CHECKPOINT",
-        help="start from another run's weights, as stage II does from stage I",
+        metavar="CHECKPOINT_OR_DIR",
+        help="start from the weights of another run, as stage II does from stage I, or of the folder of an enhancer, such as the shipped one",
     )
     add(
         "--minutes",

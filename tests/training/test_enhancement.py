@@ -9,12 +9,13 @@ from perigee.bitstream.conditions import coding_condition
 from perigee.engines.onnxruntime import OnnxRuntimeGraph
 from perigee.export.enhancement_graph import write_enhancer
 from perigee.export.graph import round_to_half
-from perigee.models.checkpoint import read_checkpoint
+from perigee.models.checkpoint import CheckpointError, read_checkpoint
 from perigee.models.enhancement.network import COMPACT, SMALL
 from perigee.models.enhancement.prior import BETAS, Enhancer, posterior_mean
 from perigee.training import enhancement, enhancement_cli
 from perigee.training.data import load_folders
 from perigee.training.degraded import Pairs, by_jpeg, by_jpeg2000
+from perigee.training.enhancement import EnhancementTrainer
 
 
 @pytest.fixture
@@ -94,6 +95,21 @@ def test_stage_two_starts_from_stage_one(folder, tmp_path, monkeypatch, capsys):
     assert not torch.equal(first["network.enter.weight"], second["network.enter.weight"])
     assert enhancement_cli.main([str(two), *common, *more]) == 0, "a run that is spent is left as it is"
     assert enhancement_cli.main([str(tmp_path / "x"), "--data", str(tmp_path / "none")]) == 66
+
+
+def test_a_training_goes_on_from_an_exported_enhancer(tmp_path, profile):
+    shipped = profile.folder.parent / "enhancers" / "restore"
+    trainer = EnhancementTrainer(tmp_path / "run", 1, start_from=shipped)
+    image, condition = torch.rand(1, 3, 256, 256), torch.tensor([coding_condition(0.5, "jpeg2000")])
+    with torch.no_grad():
+        added = trainer.mean.eval()(image, condition).numpy()
+    (wanted,) = OnnxRuntimeGraph(shipped / "enhancer.onnx", 1)({"image": image.numpy(), "condition": condition.numpy()})
+    assert np.abs(added - wanted).max() < 1e-5 and np.abs(wanted).max() > 1e-3
+    (tmp_path / "weights.npz").write_bytes(b"no weights")
+    with pytest.raises(CheckpointError, match="no weights"):
+        EnhancementTrainer(tmp_path / "run", 1, start_from=tmp_path)
+    with pytest.raises(FileNotFoundError):
+        EnhancementTrainer(tmp_path / "run", 1, start_from=profile.folder)
 
 
 @pytest.mark.parametrize("kind", ["none", "regressed", "generated"])
