@@ -138,6 +138,8 @@ class Processes:
         self._ending.set()
         for worker in self._workers:
             worker.lost.set()
+        with self._changed:
+            self._changed.notify_all()
         for keeper in self._keepers:
             keeper.join(STOP_S)
 
@@ -164,6 +166,8 @@ class Processes:
         end = time.monotonic() + WAIT_S
         with self._changed:
             while not self._idle:
+                if self._ending.is_set():
+                    raise BusyError("the service ends", RETRY_S)
                 reasons = [f"{w.status.device}: {w.status.reason}" for w in self._workers if w.status.state == "down"]
                 left = end - time.monotonic()
                 if len(reasons) == self.count or left <= 0:
