@@ -13,7 +13,6 @@ from typing import NamedTuple
 import numpy as np
 
 from perigee.bitstream.contract import PATCH_MULTIPLE
-from perigee.bitstream.errors import EngineError, Fault
 from perigee.bitstream.profile import Profile, find_profile
 from perigee.engines import probing
 from perigee.engines.flight import FlightEngine
@@ -42,13 +41,7 @@ def load(name: str, profile: Profile, threads: int | None = None, analysis: str 
         return _tried(FlightEngine(profile, threads, CudaGraph, analysis=analysis))
     if name == "onnxruntime":
         return FlightEngine(profile, threads, analysis=analysis)
-    raise EngineError(
-        f"no engine {name!r}; there are {', '.join(ENGINES)}",
-        Fault.NAME,
-        field="engine",
-        expected=", ".join(ENGINES),
-        found=name,
-    )
+    raise probing.unknown(name, ENGINES)
 
 
 def _tried(engine: FlightEngine) -> FlightEngine:

@@ -20,10 +20,8 @@ from perigee.engines import probing
 from perigee.engines.backend import CPU_BACKEND, CPU_DEVICE, GPU_BATCH, Backend
 from perigee.engines.probing import PassedOver
 
-AUTO = (
-    "cuda",
-    "torch",
-)  # in the order in which auto tries them; TensorRT builds plans for minutes, so it is taken by name alone
+# In the order in which auto tries them. TensorRT builds plans for minutes, so it is taken by name alone.
+AUTO = ("cuda", "torch")
 ENGINES = (*AUTO, "tensorrt", CPU_BACKEND.engine_name)
 DRIVER = "libcuda.so.1"
 DIFFERENCE_MAX = 1e-3  # of full scale, a quarter of a grey level: engines in float32 differ by less than a tenth of it
@@ -53,13 +51,7 @@ def load(name: str, device: str | None = None, threads: int | None = None) -> Ba
             )
         return CPU_BACKEND
     if name not in ENGINES:
-        raise EngineError(
-            f"no engine {name!r}; there are {', '.join(ENGINES)}",
-            Fault.NAME,
-            field="engine",
-            expected=", ".join(ENGINES),
-            found=name,
-        )
+        raise probing.unknown(name, ENGINES)
     backend = _backend(name, device or "0")
     check(backend, threads)
     return backend

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from perigee.bitstream.errors import EngineError, Fault
+
 PROBE_SECONDS = 60.0
 
 
@@ -17,6 +19,14 @@ class PassedOver(NamedTuple):
 
     name: str
     reason: str
+
+
+def unknown(name: str, engines: Sequence[str]) -> EngineError:
+    """The error for an engine that is none of ``engines``."""
+    listing = ", ".join(engines)
+    return EngineError(
+        f"no engine {name!r}; there are {listing}", Fault.NAME, field="engine", expected=listing, found=name
+    )
 
 
 def failing(module: str, arguments: Sequence[str]) -> str | None:

@@ -52,7 +52,8 @@ def _engine(name: str, device: str | None) -> tuple[Finding, Backend | None]:
         return Finding(
             f"engine {name}", None if absent else False, f"not here: {absent}" if absent else str(reason)
         ), None
-    return Finding(f"engine {name}", True, f"self-test passed on {backend.device}"), backend
+    passed = "self-test passed" if backend is not CPU_BACKEND else "what the self-tests of the others compare with"
+    return Finding(f"engine {name}", True, f"{passed}, on {backend.device}"), backend
 
 
 def _prior(threads: int | None) -> Finding:
