@@ -19,7 +19,7 @@ class Backend:
     """Loads graphs for one engine and device.
 
     ``device`` is ``cpu``, or the number of a GPU with its model where that is known. ``batch`` is how many images a graph takes at a time.
-    ``precision`` is that of the arithmetic; no engine has another one yet.
+    ``precision`` is that of convolutions and matrix products.
     """
 
     engine_name: str

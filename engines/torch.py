@@ -24,6 +24,7 @@ except ModuleNotFoundError as missing:  # reported when an engine is asked for
     _missing: str | None = missing.name
 else:
     _missing = None
+    HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class TorchGraph:
@@ -31,7 +32,8 @@ class TorchGraph:
 
     engine_name = "torch"
 
-    def __init__(self, path: Path, threads: int | None = None, device: str = "cpu") -> None:
+    def __init__(self, path: Path, threads: int | None = None, device: str = "cpu", half: bool = False) -> None:
+        """``half`` computes convolutions and matrix products in :func:`half_of` the device. Raises EngineError for an operator that is not known."""
         if _missing:
             raise EngineError(
                 f"{_missing} is missing: pip install '.[torch]' in Perigee's checkout", Fault.ABSENT, field=_missing
@@ -40,7 +42,7 @@ class TorchGraph:
             torch.set_num_threads(threads)
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cuda.matmul.allow_tf32 = False
-        self._device = torch.device(device)
+        self._device, self._half = torch.device(device), half
         graph = onnx.load(str(path)).graph
         self._constants = {
             c.name: torch.from_numpy(numpy_helper.to_array(c).copy()).to(self._device) for c in graph.initializer
@@ -63,14 +65,21 @@ class TorchGraph:
             raise EngineError(f"PyTorch cannot run a graph of the profile ({error})") from error
 
     def _run(self, feeds: dict[str, npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
-        with torch.no_grad():
+        half = HALVES[half_of(self._device.type)]
+        with torch.no_grad(), torch.autocast(self._device.type, half, enabled=self._half):
             values = dict(self._constants)
             values |= {
                 name: torch.from_numpy(np.ascontiguousarray(array)).to(self._device) for name, array in feeds.items()
             }
             for op, inputs, output, attributes in self._nodes:
                 values[output] = OPERATORS[op]([values.get(name) for name in inputs], attributes)
-            return [values[name].cpu().numpy() for name in self._outputs]
+            found = [values[name].cpu() for name in self._outputs]
+            return [(x.float() if x.dtype == half else x).numpy() for x in found]
+
+
+def half_of(device: str) -> str:
+    """The half precision of a device: ``bfloat16`` on the CPU, where processors have no arithmetic in float16, ``float16`` on GPUs."""
+    return "bfloat16" if device == "cpu" else "float16"
 
 
 def device_named(device: str) -> tuple[str, str]:

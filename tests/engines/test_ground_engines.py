@@ -112,7 +112,7 @@ def test_an_engine_whose_images_are_off_is_refused(providers, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "device", "message"),
     [
-        ("abacus", None, "no engine 'abacus'; there are cuda, torch, tensorrt, onnxruntime"),
+        ("abacus", None, "no engine 'abacus'; there are cuda, torch, torch-half, tensorrt, onnxruntime"),
         ("onnxruntime", "0", "onnxruntime runs on the CPU; for GPU 0 take cuda, tensorrt or torch"),
         ("cuda", "cpu", "engine cuda needs a GPU"),
         ("cuda", None, r"no CUDA provider.*pip install '\.\[ground-cuda\]'"),
@@ -187,3 +187,29 @@ def test_a_backend_loads_graphs(profile, rng):
     path = profile.file("synthesis.onnx")
     feeds = feeds_of(path, rng)
     assert np.abs(backend(path, 1)(feeds)[0] - CPU_BACKEND(path, 1)(feeds)[0]).max() < 1e-4
+
+
+def test_half_precision_is_taken_by_name_and_stays_within_a_grey_level(tmp_path, tiles):
+    backend = ground_choice.load("torch-half", "cpu", 1)
+    assert (backend.engine_name, backend.precision) == ("torch-half", "bfloat16")
+    stream, out = tmp_path / "a.peri", [tmp_path / "full.tif", tmp_path / "half.tif"]
+    stream.write_bytes(perigee.encode(tiles[0], 40))
+    assert cli.main([str(stream), "-o", str(out[0])]) == 0
+    assert cli.main([str(stream), "-o", str(out[1]), "--engine", "torch-half", "--device", "cpu"]) == 0
+    with rasterio.open(out[0]) as full, rasterio.open(out[1]) as half:
+        apart = np.abs(full.read().astype(int) - half.read())
+        assert half.tags()["PERIGEE_PRECISION"] == "bfloat16" and half.tags()["PERIGEE_ENGINE"] == "torch-half"
+    assert apart.any() and (apart > 1).mean() <= 1e-3
+
+
+def test_an_engine_that_is_too_coarse_for_half_precision_is_refused(monkeypatch):
+    coarse = partial(Coarse, half=True)
+    with pytest.raises(EngineError, match=r"self-test of engine torch-half"):
+        ground_choice.check(Backend("torch-half", "cpu", coarse, 1, "bfloat16"), 1)
+
+
+class Coarse(TorchGraph):
+    """Computes with six bits of mantissa."""
+
+    def __call__(self, feeds):
+        return [np.float32(2.0**-6) * np.rint(out * 2**6) for out in super().__call__(feeds)]
