@@ -25,9 +25,9 @@ from perigee.benchmarks.common import image_paths, read_rgb, table, write_report
 from perigee.benchmarks.metrics import bd_rate
 from perigee.bitstream.arrays import Pixels
 from perigee.engines.enhancer import Enhancer, find_enhancer
+from perigee.engines.jpeg_cells import cells_of_file
 from perigee.ground.coded_file import CodedFile
 from perigee.ground.enhancement import EnhancedSource
-from perigee.ground.jpeg_cells import cells_of
 
 RATES = (0.08, 0.14, 0.22, 0.34, 0.5, 0.75, 1.1, 1.7, 2.5, 4.0)  # bits per pixel
 VARIANT_RATES = (0.22, 0.5, 1.1)
@@ -94,7 +94,7 @@ def gains_of(path: Path, enhancer: Enhancer, variants: bool) -> Iterable[Gain]:
         for codec, setting, file in files_of(pixels, Path(folder), variants):
             coded = CodedFile(file)
             start = time.perf_counter()
-            enhanced = pixels_of(EnhancedSource(coded, enhancer, coded.coding, cells=cells_of(file)))
+            enhanced = pixels_of(EnhancedSource(coded, enhancer, coded.coding, cells=cells_of_file(file)))
             seconds = time.perf_counter() - start
             rate = 8 * file.stat().st_size / (pixels.shape[0] * pixels.shape[1])
             before, after = psnr(pixels, pixels_of(coded)), psnr(pixels, enhanced)

@@ -27,8 +27,12 @@ GSD_DECADES = (-2.0, 2.0)  # log10 of metres
 DAYS, HOURS = 365.25, 24.0
 CODECS = ("jpeg2000", "jpeg", "perigee")  # that an enhancer tells apart; any other is none of them
 FILE_CODECS = CODECS[:2]  # of those, what an image file may be coded with
-CODING_CONDITIONS = 1 + len(CODECS)  # log2 of the bits per pixel / 4, then one number for each codec
-BPP_LEAST = 1e-3
+CODING_CONDITIONS = 2 + len(CODECS)  # log2 of the bits per pixel / 4, one number for each codec, log2 of the step / 4
+BPP_LEAST, STEP_LEAST = 1e-3, 1 / 256
+TYPICAL_STEP, TYPICAL_FALL = (
+    9.0,
+    -0.9,
+)  # grey levels at 1 bit per pixel, and the exponent: measured on aerial images with OpenJPEG
 COMPENSATION_WINDOW = 256  # pixels on the side of what a compensator's networks see at once
 
 
@@ -75,6 +79,14 @@ def condition_of(acquisition: Acquisition | None) -> tuple[FloatArray, FloatArra
     return values, known
 
 
-def coding_condition(bits_per_pixel: float, codec: str | None) -> list[float]:
-    """The condition [CODING_CONDITIONS] of an image that took so many bits per pixel, by one of ``CODECS`` or another (None)."""
-    return [math.log2(max(bits_per_pixel, BPP_LEAST)) / 4, *(float(codec == name) for name in CODECS)]
+def typical_step(bits_per_pixel: float) -> float:
+    """The step, in grey levels, that JPEG 2000 leaves in effect at a rate on common images; single ones have a quarter of it to four times that."""
+    return TYPICAL_STEP * float(max(bits_per_pixel, BPP_LEAST) ** TYPICAL_FALL)
+
+
+def coding_condition(bits_per_pixel: float, codec: str | None, step: float | None = None) -> list[float]:
+    """The condition [CODING_CONDITIONS] of an image that took so many bits per pixel, by one of ``CODECS`` or another (None), and was quantised
+    with a step of so many grey levels (None: not known)."""
+    coarse = typical_step(bits_per_pixel) if step is None else step
+    names = (float(codec == name) for name in CODECS)
+    return [math.log2(max(bits_per_pixel, BPP_LEAST)) / 4, *names, math.log2(max(coarse, STEP_LEAST)) / 4]

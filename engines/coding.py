@@ -5,13 +5,16 @@ JPEG 2000: ITU-T T.800, annexes A (code-stream markers) and I (boxes of a JP2 fi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import mmap
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from perigee.bitstream.conditions import coding_condition, typical_step
 from perigee.bitstream.errors import Fault, RasterError
+from perigee.engines.jpeg2000_step import step_of
+from perigee.engines.jpeg_cells import HEAD_MAX_BYTES, cells_of
 
 JPEG2000, JPEG = "jpeg2000", "jpeg"
-HEAD_MAX_BYTES = 1 << 20  # of a file that are looked through for its headers
 CODESTREAM, SIGNATURE = b"\xff\x4f\xff\x51", b"\x00\x00\x00\x0cjP  \r\n\x87\n"
 COD, FIRST_TILE_PART, REVERSIBLE = 0xFF52, 0xFF90, 1
 BOX_CODESTREAM = b"jp2c"
@@ -21,13 +24,25 @@ BOX_CODESTREAM = b"jp2c"
 class Coding:
     """``codec`` is ``jpeg2000``, ``jpeg``, or None where the file does not tell. ``bits_per_pixel`` counts every byte of the file, or of its
     code-stream, over its pixels. ``reversible`` says that the transform loses nothing (the file still may, where it was cut to a rate).
-    ``layers`` and ``levels`` are those of JPEG 2000."""
+    ``layers`` and ``levels`` are those of JPEG 2000. ``step`` is the quantisation step that was left in effect, in grey levels of an image of 8 bits,
+    where the file tells it."""
 
     codec: str | None
     bits_per_pixel: float
     reversible: bool = False
     layers: int = 0
     levels: int = 0
+    step: float | None = None
+
+    @property
+    def coarseness(self) -> float:
+        """The step, or where it is not known the one that is typical of the rate."""
+        return typical_step(self.bits_per_pixel) if self.step is None else self.step
+
+    @property
+    def condition(self) -> list[float]:
+        """What an enhancer's network is told."""
+        return coding_condition(self.bits_per_pixel, self.codec, self.step)
 
 
 def coding_of(path: Path, pixels: int) -> Coding:
@@ -35,13 +50,14 @@ def coding_of(path: Path, pixels: int) -> Coding:
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(HEAD_MAX_BYTES)
-    if head.startswith(CODESTREAM):
-        return _of_codestream(head, 0, size, pixels)
-    if head.startswith(SIGNATURE):
-        offset, length = _codestream_box(head, size)
-        return _of_codestream(head, offset, length, pixels)
+        if head.startswith((CODESTREAM, SIGNATURE)):
+            offset, length = (0, size) if head.startswith(CODESTREAM) else _codestream_box(head, size)
+            coding = _of_codestream(head, offset, length, pixels)
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as whole, memoryview(whole) as data:
+                return replace(coding, step=step_of(data[offset : offset + length]))
     if head.startswith(b"\xff\xd8\xff"):
-        return Coding(JPEG, 8 * size / pixels)
+        cells = cells_of(head)
+        return Coding(JPEG, 8 * size / pixels, step=cells.step if cells else None)
     return Coding(None, 8 * size / pixels)
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 
 import numpy as np
 
 from perigee.bitstream.arrays import FloatArray
-from perigee.bitstream.conditions import coding_condition
+from perigee.bitstream.conditions import STEP_LEAST
 from perigee.bitstream.errors import CompensationError, Fault
 from perigee.bitstream.manifest import ENHANCER, Manifest, kind_of, manifests_in, read_manifest
 from perigee.engines.backend import CPU_BACKEND, Backend
@@ -31,18 +31,16 @@ class Enhancer:
         self.tokens, self.strengths = _settings(manifest)
         self._graph = backend(manifest.file(GRAPH_FILE), threads)
 
-    def strength_of(self, codec: str | None, bits_per_pixel: float) -> float:
-        """How much of what it adds is taken of an image of so many bits per pixel: less where little was lost. A codec that it was not
-        trained on counts as ``unknown``."""
+    def strength_of(self, codec: str | None, step: float) -> float:
+        """How much of what it adds is taken of an image that was quantised with a step of so many grey levels: less where little was lost. A
+        codec that it was not trained on counts as ``unknown``."""
         table = self.strengths.get(codec or UNKNOWN, self.strengths[UNKNOWN])
-        return float(np.interp(np.log2(max(bits_per_pixel, 1e-9)), np.log2(table[:, 0]), table[:, 1]))
+        return float(np.interp(np.log2(max(step, STEP_LEAST)), np.log2(table[:, 0]), table[:, 1]))
 
-    def added(
-        self, image: FloatArray, codec: str | None, bits_per_pixel: float, noise: FloatArray | None = None
-    ) -> FloatArray:
-        """What is to be added to an image float32 [3, 256, 256] in 0..1; ``noise`` [tokens, 4, 4] where the prior is generated."""
-        condition = np.array([coding_condition(bits_per_pixel, codec)], np.float32)
-        feeds = {"image": image[None], "condition": condition}
+    def added(self, image: FloatArray, condition: Sequence[float], noise: FloatArray | None = None) -> FloatArray:
+        """What is to be added to an image float32 [3, 256, 256] in 0..1. ``condition`` is :func:`coding_condition`'s; ``noise`` is
+        [tokens, 4, 4] where the prior is generated."""
+        feeds = {"image": image[None], "condition": np.array([condition], np.float32)}
         if noise is not None:
             feeds["noise"] = noise[None]
         (out,) = self._graph(feeds)
@@ -50,22 +48,29 @@ class Enhancer:
 
 
 def _settings(manifest: Manifest) -> tuple[int, Mapping[str, FloatArray]]:
-    """The channels of the noise, and by codec a table float [n, 2] of bits per pixel and strength."""
+    """The channels of the noise, and by codec a table float [n, 2] of steps in grey levels and strengths."""
     try:
         tokens = int(manifest.details.get("tokens", 0))
         tables = {name: np.array(rows, np.float32) for name, rows in dict(manifest.details["strength"]).items()}
-        sound = all(t.ndim == 2 and t.shape[1] == 2 and (t[:, 0] > 0).all() for t in tables.values())
+        sound = all(_is_table(t) for t in tables.values())
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CompensationError(
             f"{manifest.folder}: incomplete manifest ({error})", Fault.MISSING, field="manifest"
         ) from error
     if not sound or UNKNOWN not in tables:
         raise CompensationError(
-            f"{manifest.folder}: strength needs a table of bits per pixel and strength for each codec and for {UNKNOWN}",
+            f"{manifest.folder}: strength needs a table of rising steps and strengths from 0 to 1 for each codec and for {UNKNOWN}",
             Fault.SHAPE,
             field="strength",
         )
     return tokens, tables
+
+
+def _is_table(table: FloatArray) -> bool:
+    if table.ndim != 2 or table.shape[1] != 2 or not np.isfinite(table).all():
+        return False
+    steps, strengths = table.T
+    return bool((steps > 0).all() and (np.diff(steps) > 0).all() and (strengths >= 0).all() and (strengths <= 1).all())
 
 
 def shipped_enhancers() -> dict[str, Path]:

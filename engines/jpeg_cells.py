@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from perigee.bitstream.arrays import FloatArray
-from perigee.ground.coding import HEAD_MAX_BYTES
 
+HEAD_MAX_BYTES = 1 << 20  # of a file that are looked through for its headers
 SIDE = 8
+LOWEST = 4  # frequencies down and across sum to less than this
 LEVEL = 128  # grey levels that are taken from samples before the transform
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 # The orthonormal cosine transform, [frequency, sample].
@@ -31,6 +32,11 @@ class JpegCells:
     def __init__(self, steps: FloatArray) -> None:
         """``steps`` float32 [8, 8]: the quantisation step of each frequency, down and across, in grey levels."""
         self._steps = steps
+
+    @property
+    def step(self) -> float:
+        """The geometric mean of the steps of the lowest frequencies."""
+        return float(np.exp(np.log(self._steps[np.add.outer(range(SIDE), range(SIDE)) < LOWEST]).mean()))
 
     def held(self, image: FloatArray, added: FloatArray, rows: int, cols: int) -> FloatArray:
         """What is added, changed so that the luma of the sum stays in its cells. Both are float32 [3, 8 n, 8 m], for images of 0..1.
@@ -60,10 +66,14 @@ class JpegCells:
         return np.asarray(blocks.transpose(0, 2, 1, 3).reshape(rows * SIDE, cols * SIDE) / 255, np.float32)
 
 
-def cells_of(path: Path) -> JpegCells | None:
-    """The cells of a colour JPEG file; None for other files, and for those whose headers cannot be read. Raises OSError."""
+def cells_of_file(path: Path) -> JpegCells | None:
+    """As :func:`cells_of`, of a file. Raises OSError."""
     with path.open("rb") as file:
-        head = file.read(HEAD_MAX_BYTES)
+        return cells_of(file.read(HEAD_MAX_BYTES))
+
+
+def cells_of(head: bytes) -> JpegCells | None:
+    """The cells of a colour JPEG that begins so; None for other files, and for those whose headers cannot be read."""
     tables: dict[int, FloatArray] = {}
     at, luma = 2, None
     while head[:2] == START and at + 4 <= len(head) and head[at] == 0xFF and head[at + 1] != SCAN:

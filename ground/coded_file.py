@@ -20,7 +20,7 @@ from perigee.bitstream.arrays import BoolArray, Samples
 from perigee.bitstream.errors import Fault, RasterError
 from perigee.bitstream.metadata import Metadata
 from perigee.bitstream.samples import DTYPE_RANGE, keep_from_nodata, sample_range
-from perigee.ground.coding import CODESTREAM, JPEG, JPEG2000, SIGNATURE, coding_of
+from perigee.engines.coding import CODESTREAM, JPEG, JPEG2000, SIGNATURE, coding_of
 from perigee.ground.products import GDAL_ERRORS
 from perigee.ground.regions import Region
 from perigee.ground.source import Decoded, Report, acquisition_tags, source_tags

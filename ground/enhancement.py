@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from perigee.bitstream.arrays import BoolArray, FloatArray, Samples
+from perigee.engines.coding import Coding
 from perigee.engines.enhancer import TOKEN, WINDOW, Enhancer
-from perigee.ground.coding import Coding
-from perigee.ground.jpeg_cells import JpegCells
+from perigee.engines.jpeg_cells import JpegCells
 from perigee.ground.regions import Region
 from perigee.ground.source import Decoded, ImageSource
 from perigee.ground.windows import STRIDE, Grid, Window, noise_at
@@ -36,10 +36,10 @@ class EnhancedSource:
         cells: JpegCells | None = None,
     ) -> None:
         """``coding`` says how the source was coded; ``strength`` (0 to 1) is the share that is taken of what the enhancer adds at that
-        rate, ``seed`` that of the noise, ``cells`` what the file says of its original."""
+        coarseness, ``seed`` that of the noise, ``cells`` what the file says of its original."""
         self.source, self.coding, self._enhancer, self._seed = source, coding, enhancer, seed
         self._cells = cells
-        self.strength = strength * enhancer.strength_of(coding.codec, coding.bits_per_pixel)
+        self.strength = strength * enhancer.strength_of(coding.codec, coding.coarseness)
         self.width, self.height, self.bands, self.dtype = source.width, source.height, source.bands, source.dtype
         self.metadata, self.report = source.metadata, source.report
         colour = self.bands == 3 if self.metadata.colour is None else self.metadata.colour and self.bands >= 3
@@ -49,7 +49,9 @@ class EnhancedSource:
         elif coding.reversible:
             self.left_alone = "its transform is reversible, so that little or nothing was lost"
         elif self.strength == 0:
-            self.left_alone = f"at {coding.bits_per_pixel:.3g} bits per pixel and this strength nothing is added"
+            self.left_alone = (
+                f"it was quantised with a step of about {coding.coarseness:.2g} grey levels, where nothing is added"
+            )
         self._grid = Grid(self.height, self.width, WINDOW)
         self._windows: OrderedDict[Window, FloatArray] = OrderedDict()
 
@@ -107,7 +109,7 @@ class EnhancedSource:
                 side, step = WINDOW // TOKEN, STRIDE // TOKEN
                 shape = (self._enhancer.tokens, side, side)
                 noise = noise_at(self._seed, 0, window.row * step, window.col * step, shape)
-            added = self._enhancer.added(image, self.coding.codec, self.coding.bits_per_pixel, noise)
+            added = self._enhancer.added(image, self.coding.condition, noise)
             self._windows[window] = self._cells.held(image, added, place.rows, place.cols) if self._cells else added
             while len(self._windows) > 2 * (self._grid.shape[1] + 2):
                 self._windows.popitem(last=False)

@@ -10,10 +10,10 @@ from pathlib import Path
 from perigee.bitstream.conditions import FILE_CODECS
 from perigee.bitstream.errors import OrderError
 from perigee.engines.enhancer import DEFAULT_ENHANCER
+from perigee.engines.jpeg_cells import cells_of_file
 from perigee.ground.coded_file import CodedFile
 from perigee.ground.enhancement import EnhancedSource
 from perigee.ground.georeference import usable_crs
-from perigee.ground.jpeg_cells import cells_of
 from perigee.ground.library import Library
 from perigee.ground.orders import IMAGE, STAC, Order, OrderLimits, check_size
 from perigee.ground.products import check_png, compressing, png_view, write_cog, write_png
@@ -57,10 +57,10 @@ def open_enhanced(path: Path, order: Order, wish: Wish, library: Library) -> Enh
     file = CodedFile(path)
     coding = file.coding
     if wish.codec is not None:
-        coding = replace(coding, codec=wish.codec, reversible=False)
+        coding = replace(coding, codec=wish.codec, reversible=False, step=None)
     if wish.bits_per_pixel is not None:
-        coding = replace(coding, bits_per_pixel=wish.bits_per_pixel)
-    return EnhancedSource(file, enhancer, coding, order.strength, order.seed, cells_of(path))
+        coding = replace(coding, bits_per_pixel=wish.bits_per_pixel, step=None)
+    return EnhancedSource(file, enhancer, coding, order.strength, order.seed, cells_of_file(path))
 
 
 def make_enhanced(

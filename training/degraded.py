@@ -12,7 +12,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from perigee.bitstream.conditions import coding_condition
+from perigee.engines.coding import JPEG, JPEG2000, Coding
+from perigee.engines.jpeg2000_step import step_of
+from perigee.engines.jpeg_cells import cells_of
 from perigee.training.data import CropSampler, ImageSet, Pixels
 
 SIDE = 256  # of the images that are coded
@@ -34,8 +36,16 @@ class Pair:
     condition: list[float]
 
 
-def by_jpeg2000(pixels: Pixels, bits_per_pixel: float) -> tuple[Pixels, float]:
-    """Code an image with OpenJPEG 9/7 in rate mode with the colour transform; return what is decoded, and its bits per pixel."""
+@dataclass(frozen=True)
+class Coded:
+    """What is decoded of an image, and how it was coded."""
+
+    decoded: Pixels
+    coding: Coding
+
+
+def by_jpeg2000(pixels: Pixels, bits_per_pixel: float) -> Coded:
+    """Code an image with OpenJPEG 9/7 in rate mode with the colour transform."""
     out = io.BytesIO()
     Image.fromarray(pixels).save(
         out,
@@ -46,20 +56,22 @@ def by_jpeg2000(pixels: Pixels, bits_per_pixel: float) -> tuple[Pixels, float]:
         mct=1,
         no_jp2=True,
     )
-    return _decoded(out), 8 * len(out.getvalue()) / (pixels.shape[0] * pixels.shape[1])
+    return _coded(out, JPEG2000, step_of(out.getvalue()))
 
 
-def by_jpeg(pixels: Pixels, quality: int, subsampling: int) -> tuple[Pixels, float]:
-    """Code an image with libjpeg; ``subsampling`` is 0 for 4:4:4 and 2 for 4:2:0. Returns as :func:`by_jpeg2000`."""
+def by_jpeg(pixels: Pixels, quality: int, subsampling: int) -> Coded:
+    """Code an image with libjpeg; ``subsampling`` is 0 for 4:4:4 and 2 for 4:2:0."""
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, "JPEG", quality=quality, subsampling=subsampling)
-    return _decoded(out), 8 * len(out.getvalue()) / (pixels.shape[0] * pixels.shape[1])
+    cells = cells_of(out.getvalue())
+    return _coded(out, JPEG, cells.step if cells else None)
 
 
-def _decoded(file: io.BytesIO) -> Pixels:
+def _coded(file: io.BytesIO, codec: str, step: float | None) -> Coded:
     file.seek(0)
     with Image.open(file) as image:
-        return np.asarray(image.convert("RGB"))
+        pixels = np.asarray(image.convert("RGB"))
+    return Coded(pixels, Coding(codec, 8 * len(file.getvalue()) / (pixels.shape[0] * pixels.shape[1]), step=step))
 
 
 class Pairs:
@@ -83,8 +95,8 @@ class Pairs:
         good = quality > 75 if jpeg else rate > TRUSTED
         factor = rng.uniform(*REDUCED) if good or rng.random() < REDUCED_SHARE else 1.0
         original = self._crop(factor)
-        decoded, bits = by_jpeg(original, quality, int(rng.choice([0, 2]))) if jpeg else by_jpeg2000(original, rate)
-        return Pair(original, decoded, coding_condition(bits, "jpeg" if jpeg else "jpeg2000"))
+        coded = by_jpeg(original, quality, int(rng.choice([0, 2]))) if jpeg else by_jpeg2000(original, rate)
+        return Pair(original, coded.decoded, coded.coding.condition)
 
     def _crop(self, factor: float) -> Pixels:
         """A crop [SIDE, SIDE, 3], or [SIDE / 2, SIDE / 2, 3] of an image that is too small for the reduction."""

@@ -59,14 +59,15 @@ class EnhancementTrainer:
         rate: float = 6e-4,
         seed: int = 1,
         start_from: Path | None = None,
+        half: bool = False,
     ) -> None:
         """Resume from the folder's checkpoint where there is one, else take what fits of the weights of another run or of an exported
-        enhancer (``start_from``).
+        enhancer (``start_from``). ``half`` computes convolutions and matrix products in bfloat16; weights stay in float32.
 
         Raises CheckpointError where a checkpoint does not fit.
         """
         torch.manual_seed(seed)
-        self.folder, self.rate, self.seed, self.preset = folder, rate, seed, preset
+        self.folder, self.rate, self.seed, self.preset, self.half = folder, rate, seed, preset, half
         self.strength: dict[str, Any] = {}  # by codec, once it was fitted
         self.network, self.mean = Enhancer(preset, kind), Enhancer(preset, kind)
         if start_from is not None:
@@ -112,7 +113,8 @@ class EnhancementTrainer:
             group["lr"] = self.rate * warm_up(self.step) * cosine_fall(self.clock.progress, RATE_FLOOR)
         wanted, image = (torch.from_numpy(x).float() / 255 for x in (originals, decoded))
         image, condition = image.contiguous(memory_format=torch.channels_last), torch.from_numpy(conditions)
-        left, apart = self.costs(wanted, image, condition)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.half):
+            left, apart = self.costs(wanted, image, condition)
         descend(left + PRIOR_WEIGHT * apart, self.optimiser, self._trained)
         follow(self.mean.parameters(), self.network.parameters(), self.step)
         self.step += 1

@@ -54,6 +54,11 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="X",
         help="largest learning rate of Adam (default %(default)s)",
     )
+    add(
+        "--bfloat16",
+        action="store_true",
+        help="compute in bfloat16, about twice as fast on a processor that has it (avx512_bf16, amx_bf16), far slower on others",
+    )
     add("--seed", type=int, default=1, metavar="N", help="seed of all random numbers (default %(default)s)")
     add("--threads", type=positive, metavar="N", help="CPU threads (default: all cores)")
     return parser
@@ -73,7 +78,13 @@ def _train(args: argparse.Namespace, arguments: Sequence[str]) -> int:
     images, held_out = split(load_folders(args.data), HELD_OUT_SHARE)
     args.run.mkdir(parents=True, exist_ok=True)
     trainer = EnhancementTrainer(
-        args.run, args.minutes, args.prior, rate=args.learning_rate, seed=args.seed, start_from=args.start_from
+        args.run,
+        args.minutes,
+        args.prior,
+        rate=args.learning_rate,
+        seed=args.seed,
+        start_from=args.start_from,
+        half=args.bfloat16,
     )
     record_command(args.run, PROGRAM, arguments)
     count = f"{len(images.images)} images, {len(held_out.images)} held out"

@@ -1,6 +1,6 @@
-"""How much of what an enhancer adds is taken, by codec and rate: found on images that were held out of the training.
+"""How much of what an enhancer adds is taken, by codec and quantisation step: found on images that were held out of the training.
 
-An enhancer should never make an image worse. At each rate the strength is the one that gains most among those that harm next to no
+An enhancer should never make an image worse. At each step the strength is the one that gains most among those that harm next to no
 image, and none where the gain is not worth having.
 """
 
@@ -9,10 +9,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from perigee.bitstream.conditions import coding_condition
+from perigee.engines.coding import JPEG, JPEG2000
 from perigee.models.enhancement.prior import TOKEN, Enhancer
 from perigee.training.data import ImageSet, Pixels
-from perigee.training.degraded import by_jpeg, by_jpeg2000
+from perigee.training.degraded import Coded, by_jpeg, by_jpeg2000
 
 SIDE = 256
 RATES = (0.06, 0.1, 0.16, 0.25, 0.4, 0.6, 1.0, 1.5, 2.2, 3.0, 4.0)  # bits per pixel of JPEG 2000
@@ -20,6 +20,11 @@ QUALITIES = (10, 20, 30, 45, 60, 75, 85, 92, 96)  # of JPEG
 STRENGTHS = np.round(np.arange(0, 1.01, 0.1), 1)
 HARM_DB, HARMED_SHARE = 0.02, 0.01  # an image that loses more is harmed; so many may be
 GAIN_DB = 0.03  # the least median gain for which anything is added
+APART, NEAR, NEAR_LEAST = (
+    0.5,
+    0.4,
+    20,
+)  # octaves between the steps of a table, how far an image may be from one, and how many must be near
 Table = list[list[float]]
 
 
@@ -28,23 +33,23 @@ def large_enough(image: Pixels) -> bool:
     return bool(min(image.shape[:2]) >= SIDE)
 
 
-def gains(enhancer: Enhancer, original: Pixels, decoded: Pixels, codec: str, bits_per_pixel: float) -> list[float]:
+def gains(enhancer: Enhancer, original: Pixels, coded: Coded) -> list[float]:
     """The gain in dB at each of ``STRENGTHS``, after rounding to uint8, of an image of 256x256 pixels."""
-    image = torch.from_numpy(decoded.transpose(2, 0, 1).copy())[None].float() / 255
-    condition = torch.tensor([coding_condition(bits_per_pixel, codec)])
+    image = torch.from_numpy(coded.decoded.transpose(2, 0, 1).copy())[None].float() / 255
+    condition = torch.tensor([coded.coding.condition])
     noise = torch.randn(1, enhancer.tokens, SIDE // TOKEN, SIDE // TOKEN)
     with torch.no_grad():
         added = enhancer(image, condition, noise=noise)[0].numpy().transpose(1, 2, 0) * 255
-    error = float(np.square(decoded.astype(np.float32) - original).mean())
+    error = float(np.square(coded.decoded.astype(np.float32) - original).mean())
     found = []
     for strength in STRENGTHS:
-        better = np.rint(np.clip(decoded + strength * added, 0, 255))
-        found.append(10 * float(np.log10(error / max(float(np.square(better - original).mean()), 1e-9))))
+        better = np.rint(np.clip(coded.decoded + strength * added, 0, 255))
+        found.append(10 * float(np.log10(max(error, 1e-9) / max(float(np.square(better - original).mean()), 1e-9))))
     return found
 
 
 def best_strength(found: list[list[float]]) -> float:
-    """The strength for the gains [image][strength] of one rate."""
+    """The strength for the gains [image][strength] about one step."""
     table = np.array(found)
     harmed = (table < -HARM_DB).mean(0)
     medians = np.where(harmed <= HARMED_SHARE, np.median(table, axis=0), -np.inf)
@@ -52,27 +57,36 @@ def best_strength(found: list[list[float]]) -> float:
     return float(STRENGTHS[best]) if medians[best] >= GAIN_DB else 0.0
 
 
+def table_of(found: list[tuple[float, list[float]]]) -> Table:
+    """Steps and strengths for pairs of an image's step and its gains at each of ``STRENGTHS``. Finer than all of them nothing is added."""
+    places = np.log2([step for step, _ in found])
+    rows = []
+    for middle in np.arange(np.floor(places.min()), np.ceil(places.max()) + APART / 2, APART):
+        near = [gains for place, (_, gains) in zip(places, found, strict=True) if abs(place - middle) <= NEAR]
+        if len(near) >= NEAR_LEAST:
+            rows.append([round(float(2**middle), 4), best_strength(near)])
+    finest = rows[0][0] / 2 if rows else 1.0
+    return [[finest, 0.0], *rows]
+
+
 def fitted_strengths(enhancer: Enhancer, images: ImageSet, seed: int = 1) -> dict[str, Table]:
-    """By codec a table of bits per pixel and strength. ``unknown`` has the smaller of both codecs' strengths."""
+    """By codec a table of steps in grey levels and strengths. ``unknown`` has the smaller of both codecs' strengths."""
     rng = np.random.default_rng(seed)
     crops = []
     for image in images.images:
         if large_enough(image):
             top, left = (int(rng.integers(0, n - SIDE + 1)) for n in image.shape[:2])
             crops.append(np.ascontiguousarray(image[top : top + SIDE, left : left + SIDE]))
-    out: dict[str, Table] = {"jpeg2000": [], "jpeg": []}
-    for rate in RATES:
-        decoded = [by_jpeg2000(crop, rate) for crop in crops]
-        out["jpeg2000"].append(_row(enhancer, crops, decoded, "jpeg2000"))
-    for quality in QUALITIES:
-        out["jpeg"].append(_row(enhancer, crops, [by_jpeg(crop, quality, 2) for crop in crops], "jpeg"))
-    grid = [row[0] for row in out["jpeg2000"]]
-    both = [[float(np.interp(x, *np.array(table).T)) for x in grid] for table in out.values()]
-    return out | {"unknown": [[x, min(pair)] for x, *pair in zip(grid, *both, strict=True)]}
-
-
-def _row(enhancer: Enhancer, crops: list[Pixels], decoded: list[tuple[Pixels, float]], codec: str) -> list[float]:
-    found = [
-        gains(enhancer, original, image, codec, bits) for original, (image, bits) in zip(crops, decoded, strict=True)
+    coded = {
+        JPEG2000: [(crop, by_jpeg2000(crop, rate)) for crop in crops for rate in RATES],
+        JPEG: [(crop, by_jpeg(crop, quality, 2)) for crop in crops for quality in QUALITIES],
+    }
+    out = {
+        name: table_of([(one.coding.coarseness, gains(enhancer, crop, one)) for crop, one in pairs])
+        for name, pairs in coded.items()
+    }
+    grid = [row[0] for row in out[JPEG2000]]
+    both = [
+        [float(np.interp(np.log2(x), np.log2(t[:, 0]), t[:, 1])) for x in grid] for t in map(np.array, out.values())
     ]
-    return [round(float(np.median([bits for _, bits in decoded])), 4), best_strength(found)]
+    return out | {"unknown": [[x, min(pair)] for x, *pair in zip(grid, *both, strict=True)]}

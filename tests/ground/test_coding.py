@@ -1,6 +1,7 @@
 """What the headers of image files say of how they were coded, on real files and on broken ones."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from perigee.bitstream.errors import RasterError
-from perigee.ground.coding import Coding, coding_of
+from perigee.engines.coding import Coding, coding_of
 
 PIXELS = 96 * 128
 
@@ -32,7 +33,9 @@ def test_jpeg2000_tells_its_transform_layers_and_levels(tmp_path, irreversible, 
     (tmp_path / "a.jp2").write_bytes(data)
     found = coding_of(tmp_path / "a.jp2", PIXELS)
     size = len(data) - (0 if raw else data.index(b"jp2c") + 4)
-    assert found == Coding("jpeg2000", 8 * size / PIXELS, not irreversible, 3, 3)
+    assert found.step is not None and replace(found, step=None) == Coding(
+        "jpeg2000", 8 * size / PIXELS, not irreversible, 3, 3
+    )
 
 
 def test_real_files_of_esa_are_read(jpeg2000_files):

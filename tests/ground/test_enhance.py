@@ -21,7 +21,7 @@ from perigee.models.enhancement.network import SMALL
 from perigee.models.enhancement.prior import Enhancer
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
-STRENGTH = {"jpeg2000": [[0.1, 1.0], [6.0, 1.0], [7.0, 0.0]], "jpeg": [[0.1, 1.0]], "unknown": [[0.1, 0.0]]}
+STRENGTH = {"jpeg2000": [[0.05, 0.0], [0.1, 1.0]], "jpeg": [[0.1, 1.0]], "unknown": [[0.1, 0.0]]}  # by step
 
 
 @pytest.fixture(scope="module")

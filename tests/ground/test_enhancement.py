@@ -10,10 +10,10 @@ from PIL import Image
 from scipy.fft import dctn
 
 from perigee.engines.enhancer import Enhancer
+from perigee.engines.jpeg_cells import cells_of_file
 from perigee.export.enhancement import export_enhancer
 from perigee.ground.coded_file import CodedFile
 from perigee.ground.enhancement import EnhancedSource
-from perigee.ground.jpeg_cells import cells_of
 from perigee.ground.products import write_cog
 from perigee.ground.regions import Region
 from perigee.ground.views import view_of
@@ -23,7 +23,7 @@ from perigee.models.enhancement.network import SMALL
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 
 
-STRENGTH = {"jpeg2000": [[0.1, 1.0], [6.0, 1.0], [7.0, 0.0]], "jpeg": [[0.1, 1.0], [20, 1.0]], "unknown": [[0.1, 0.0]]}
+STRENGTH = {"jpeg2000": [[0.05, 0.0], [0.1, 1.0]], "jpeg": [[0.1, 1.0]], "unknown": [[0.1, 0.0]]}  # by step
 
 
 @pytest.fixture(scope="module", params=["none", "generated"])
@@ -84,12 +84,12 @@ def test_no_strength_is_the_input(tmp_path, enhancer):
     assert np.array_equal(pixels(source), pixels(file)) and source.provenance()["PERIGEE_ENHANCED"] == "NO"
 
 
-def test_nothing_is_added_at_high_rates_or_to_reversible_or_unknown_files(tmp_path, enhancer):
+def test_nothing_is_added_at_fine_steps_or_to_reversible_or_unknown_files(tmp_path, enhancer):
     file = coded(tmp_path, rows=70, cols=90)
-    for change in ({"bits_per_pixel": 8.0}, {"reversible": True}, {"codec": None}):
+    for change in ({"step": 0.04}, {"reversible": True}, {"codec": None}):
         source = EnhancedSource(file, enhancer, replace(file.coding, **change))
         assert np.array_equal(pixels(source), pixels(file)) and source.left_alone, change
-    assert not EnhancedSource(file, enhancer, replace(file.coding, bits_per_pixel=0.05)).left_alone
+    assert not EnhancedSource(file, enhancer, file.coding).left_alone
 
 
 @pytest.mark.parametrize(("bands", "dtype"), [(1, "uint8"), (3, "uint16")])
@@ -116,7 +116,7 @@ def test_what_is_added_to_a_jpeg_stays_in_the_cells_of_its_luma(tmp_path, rng, s
     shape = np.stack([120 + 60 * np.sin(x / 7 + k) * np.cos(y / 5) for k in range(3)], 2)
     original = (shape + rng.normal(0, 6, shape.shape)).clip(0, 255).astype(np.uint8)
     Image.fromarray(original).save(tmp_path / "a.jpg", quality=60, subsampling=subsampling)
-    cells = cells_of(tmp_path / "a.jpg")
+    cells = cells_of_file(tmp_path / "a.jpg")
     decoded = np.asarray(Image.open(tmp_path / "a.jpg").convert("RGB")).transpose(2, 0, 1).astype(np.float32) / 255
     added = rng.normal(0, 0.03, decoded.shape).astype(np.float32)
     held = cells.held(decoded, added, 256, 256)
@@ -139,4 +139,4 @@ def test_only_colour_jpegs_have_cells(tmp_path):
     Image.new("L", (16, 16)).save(tmp_path / "grey.jpg")
     Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
     (tmp_path / "b.jpg").write_bytes(b"\xff\xd8\xff")
-    assert [cells_of(tmp_path / name) for name in ("grey.jpg", "a.png", "b.jpg")] == [None] * 3
+    assert [cells_of_file(tmp_path / name) for name in ("grey.jpg", "a.png", "b.jpg")] == [None] * 3
