@@ -2,7 +2,8 @@
 ``python -m perigee.benchmarks.ground_latency``.
 
 From the bytes of a stream in a file to the finished GeoTIFF. One after the other for the percentiles; then several scenes in flight, from as many
-threads, for the megapixels a second. ``--devices`` measures worker processes instead of this one.
+threads, for the megapixels a second: as in the service, workers do one scene at a time and the others wait. ``--devices`` measures worker
+processes instead of this one.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -40,7 +42,7 @@ class Scenes:
     """Streams in files, and the tasks that decode them."""
 
     def __init__(self, folder: Path, workers: Workers) -> None:
-        self._folder, self._workers = folder, workers
+        self._folder, self._workers, self._free = folder, workers, threading.Semaphore(workers.count)
         folder.mkdir()
         self._numbers = itertools.count()
         self.names: list[Path] = []
@@ -62,7 +64,8 @@ class Scenes:
     def decode(self, stream: Path, window: tuple[int, ...] | None = None) -> int:
         """Write the product of a stream, or of a window of it; how many pixels it has."""
         out = self._folder / f"{next(self._numbers)}.tif"
-        made = self._workers.perform(Task(Order(window=window), stream, {IMAGE: out}, OrderLimits()))
+        with self._free:
+            made = self._workers.perform(Task(Order(window=window), stream, {IMAGE: out}, OrderLimits()))
         out.unlink()
         return made.pixels
 

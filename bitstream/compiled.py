@@ -35,9 +35,11 @@ from perigee.bitstream.prior import (
 FUNCTIONS = (
     "perigee_push_passes", "perigee_pop_pass", "perigee_push_runs", "perigee_pop_runs", "perigee_flush",
     "perigee_prior_scratch", "perigee_prior_given", "perigee_prior_features", "perigee_prior_pass",
-    "perigee_prior_packings", "perigee_choose", "perigee_bits_by_offset", "perigee_plane", "perigee_samples", "perigee_abi",
+    "perigee_prior_packings", "perigee_choose", "perigee_bits_by_offset", "perigee_plane", "perigee_samples",
+    "perigee_predictive_scratch", "perigee_model_band", "perigee_push_intervals", "perigee_pop_band", "perigee_products",
+    "perigee_abi",
 )  # fmt: skip
-ABI = 12  # as in csrc/module.c
+ABI = 13  # as in csrc/module.c
 COLUMNS = 32  # Output channels are stored in multiples of this.
 # How many inputs lie side by side, the type of the weights, and what the kernel takes off each input.
 PACKINGS: tuple[tuple[int, Any, int], ...] = ((1, np.float32, 0), (4, np.int16, 0), (4, np.int8, 0), (4, np.int8, 128))
@@ -125,6 +127,24 @@ class NativeTransform(ctypes.Structure):
     _fields_ = _fields(ctypes.c_void_p, "order lap cosine centroids")
 
 
+class NativeCurve(ctypes.Structure):
+    """``Curve`` in ``csrc/predictive.h``."""
+
+    _fields_ = _fields(ctypes.c_void_p, "curve logs sharpness spread")
+
+
+class NativeBand(ctypes.Structure):
+    """``Band`` in ``csrc/predictive.h``."""
+
+    _fields_ = [
+        *_fields(ctypes.c_void_p, "samples errors"),
+        ("before", ctypes.c_void_p * 3),
+        *_fields(ctypes.c_void_p, "near_errors weights"),
+        *_fields(ctypes.c_uint32, "rows cols stride count repeats"),
+        ("top", ctypes.c_int32),
+    ]
+
+
 def _load() -> Any:
     found = importlib.util.find_spec("perigee.bitstream._native")
     if found is None or found.origin is None:
@@ -135,10 +155,14 @@ def _load() -> Any:
             getattr(loaded, name)
     except (OSError, AttributeError):
         return None
-    structs = (NativeCoder, NativeTables, NativePass, _Layer, _Model, _Patch, NativeCosts, NativeTransform)
+    structs = (
+        NativeCoder, NativeTables, NativePass, _Layer, _Model, _Patch, NativeCosts, NativeTransform, NativeCurve, NativeBand,
+    )  # fmt: skip
     loaded.perigee_abi.restype = ctypes.c_uint64
     if loaded.perigee_abi() != reduce(lambda abi, struct: 257 * abi + ctypes.sizeof(struct), structs, ABI) % 2**64:
         return None  # It was built from other sources, as after an update without a new installation.
+    loaded.perigee_predictive_scratch.restype = ctypes.c_uint64
+    loaded.perigee_model_band.restype = ctypes.c_int64
     loaded.perigee_prior_scratch.restype = loaded.perigee_prior_given.restype = ctypes.c_uint64
     for function in (loaded.perigee_prior_features, loaded.perigee_prior_pass, loaded.perigee_prior_packings):
         function.restype = ctypes.c_uint32

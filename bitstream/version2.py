@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from perigee.bitstream.arrays import FloatArray, IntArray
+from perigee.bitstream.bounded import BandCode, write_band_codes
 from perigee.bitstream.format import (
     CHANNEL_STEP,
     CUT_FLAG,
@@ -40,7 +41,7 @@ RESERVED_CRITICAL = {
     0x0C: "reference scene",
 }
 FEATURES = {
-    0: "the fall-back coder",
+    0: "predicted segments",
     1: "residual layers",
     2: "float samples",
     3: "encryption",
@@ -50,7 +51,8 @@ FEATURES = {
     7: "bands in places of their own",
 }
 PLACES_MAX = 1024  # lines or columns of the frame: what bounds the memory of a window
-PLACED = 1 << 7  # the feature that this reader has
+PREDICTING, PLACED = 1 << 0, 1 << 7  # the features that this reader has
+PREDICTED = 1  # mode of a segment, beside those of version 1
 QUALITIES_FLAG, PARTS_FLAG = 0x20, 0x40
 PARTS_MAX = 15
 MATRIX_FLAG, OFFSETS_FLAG = 0x01, 0x02
@@ -70,6 +72,7 @@ class ComponentHeader:
     dtype: str
     patch_side: int
     placed: bool = False  # whether the bands lie at different places of the frame that is coded
+    predicting: bool = False  # whether segments may be predicted
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -108,10 +111,11 @@ class BandErrors(NamedTuple):
 
 
 class ComponentSegment(NamedTuple):
-    """All that is sent of one patch. Without mode NETWORK only ``patch`` and ``mode`` count.
+    """All that is sent of one patch. Without the modes NETWORK and PREDICTED only ``patch`` and ``mode`` count.
 
     ``channels`` [components]: how many leading channels of each component are coded, multiples of 8; ``qualities``
-    [components]: what is added to the quality step of each component.
+    [components]: what is added to the quality step of each component. ``codes`` [bands] are those of a predicted segment, which has beside them
+    a checksum and words.
     """
 
     patch: int
@@ -122,6 +126,7 @@ class ComponentSegment(NamedTuple):
     qualities: tuple[int, ...] = ()
     words: npt.NDArray[np.uint32] = np.zeros(0, np.uint32)
     cut: bool = False
+    codes: tuple[BandCode, ...] = ()
 
     @property
     def quality_steps(self) -> tuple[int, ...]:
@@ -159,7 +164,7 @@ def write_component_header(header: ComponentHeader) -> bytes:
     """The header's bytes."""
     kind = DTYPE_CODES[header.dtype] | (header.patch_side.bit_length() - 1) << 4
     body = MAGIC + bytes([VERSION]) + header.contract + bytes([kind, header.bands])
-    body += write_varint(PLACED if header.placed else 0)
+    body += write_varint((PLACED if header.placed else 0) | (PREDICTING if header.predicting else 0))
     body += write_varint(header.width) + write_varint(header.height)
     return body + zlib.crc32(body).to_bytes(4, "little")
 
@@ -204,6 +209,9 @@ def write_component_segment(segment: ComponentSegment) -> bytes:
         if flags & QUALITIES_FLAG:
             payload += np.array(segment.qualities, np.int8).tobytes()
         payload += bytes(channels // CHANNEL_STEP for channels in segment.channels)
+        payload += segment.words.astype("<u4").tobytes()
+    elif segment.mode == PREDICTED:
+        payload += segment.checksum.to_bytes(2, "little") + write_band_codes(segment.codes)
         payload += segment.words.astype("<u4").tobytes()
     return write_chunk(SEGMENT, payload)
 

@@ -6,7 +6,7 @@ import zlib
 
 from perigee.bitstream.errors import ChecksumError, Fault, FormatError, LimitError, TruncatedError, UnsupportedError
 from perigee.bitstream.format import DEFAULT_LIMITS, DTYPES, MAGIC, Limits, not_a_stream, read_varint
-from perigee.bitstream.version2 import FEATURES, HEADER_FIXED, PLACED, VERSION, ComponentHeader, version_of
+from perigee.bitstream.version2 import FEATURES, HEADER_FIXED, PLACED, PREDICTING, VERSION, ComponentHeader, version_of
 
 
 def read_component_header(data: bytes | memoryview, limits: Limits = DEFAULT_LIMITS) -> tuple[ComponentHeader, int]:
@@ -35,13 +35,14 @@ def read_component_header(data: bytes | memoryview, limits: Limits = DEFAULT_LIM
         raise ChecksumError(
             "the header's CRC differs", field="crc", expected=computed, found=stored, offset_bytes=offset
         )
-    if features & ~PLACED:
-        needed = [FEATURES.get(bit, f"feature {bit}") for bit in range(32) if (features & ~PLACED) >> bit & 1]
+    lacking = features & ~(PLACED | PREDICTING)
+    if lacking:
+        needed = [FEATURES.get(bit, f"feature {bit}") for bit in range(32) if lacking >> bit & 1]
         raise UnsupportedError(
             f"the stream needs {', '.join(needed)}, which this reader does not have",
             Fault.FLAGS,
             field="features",
-            expected=PLACED,
+            expected=PLACED | PREDICTING,
             found=features,
             offset_bytes=HEADER_FIXED,
         )
@@ -70,4 +71,5 @@ def read_component_header(data: bytes | memoryview, limits: Limits = DEFAULT_LIM
             found=f"{width}x{height}x{bands}",
             offset_bytes=HEADER_FIXED,
         )
-    return ComponentHeader(contract, width, height, bands, dtype, side, bool(features & PLACED)), offset + 4
+    placed, predicting = bool(features & PLACED), bool(features & PREDICTING)
+    return ComponentHeader(contract, width, height, bands, dtype, side, placed, predicting), offset + 4

@@ -7,6 +7,7 @@ import zlib
 import numpy as np
 import numpy.typing as npt
 
+from perigee.bitstream.bounded import read_band_codes
 from perigee.bitstream.errors import Fault, FormatError, UnsupportedError
 from perigee.bitstream.format import (
     CHANNEL_STEP,
@@ -38,6 +39,7 @@ from perigee.bitstream.version2 import (
     PARTS_MAX,
     PLACES,
     PLACES_MAX,
+    PREDICTED,
     QUALITIES_FLAG,
     RESERVED_CRITICAL,
     STRIP,
@@ -63,7 +65,8 @@ def parse_component_stream(
     check_missing(header.patches, len(stream.segments), damage)
     if header.placed and stream.places is None:
         raise FormatError("the places of the bands are missing", Fault.MISSING, field="places")
-    wanted = {stream.strips.get(row, 0) for row in range(header.grid[0])}
+    rows = {patch // header.grid[1] for patch in range(header.patches) if _needs_parameters(stream, patch)}
+    wanted = {stream.strips.get(row, 0) for row in rows}
     lost = sorted(wanted - set(stream.parameters))
     if lost:
         text = f"parameters {', '.join(map(str, lost[:10]))} are missing"
@@ -71,6 +74,12 @@ def parse_component_stream(
             raise FormatError(text, Fault.MISSING, field="parameters", expected=lost[0])
         damage.append(text)
     return stream
+
+
+def _needs_parameters(stream: ComponentStream, patch: int) -> bool:
+    """Whether a patch is coded as components, or is missing and may have been."""
+    segment = stream.segments.get(patch)
+    return segment is None or segment.mode == NETWORK
 
 
 class _Reader:
@@ -185,15 +194,19 @@ class _Reader:
         if at >= len(payload):
             raise FormatError("a segment without a mode", Fault.SIZE, field="mode", offset_bytes=start)
         mode, flags = payload[at] & 15, payload[at] & 0xF0
-        if mode not in (NETWORK, DROPPED, EMPTY) or flags & 0x80:
+        modes = (NETWORK, DROPPED, EMPTY, *([PREDICTED] if self.stream.header.predicting else []))
+        if mode not in modes or flags & 0x80:
             raise UnsupportedError(
                 f"patch mode {payload[at]:#04x}",
                 field="mode",
-                expected=f"{NETWORK}, {DROPPED}, {EMPTY} and the flags 0x10, 0x20, 0x40",
+                expected=f"{', '.join(map(str, sorted(modes)))} and the flags 0x10, 0x20, 0x40",
                 found=payload[at],
                 offset_bytes=start,
             )
         at += 1
+        if mode == PREDICTED and not flags:
+            self._predicted(patch, payload, at, start)
+            return
         if mode != NETWORK:
             if flags or at != len(payload):
                 raise FormatError(
@@ -251,6 +264,21 @@ class _Reader:
         self.stream.segments[patch] = ComponentSegment(
             patch, mode, quality_step, checksum, channels, qualities, words, bool(flags & CUT_FLAG)
         )
+
+    def _predicted(self, patch: int, payload: memoryview, at: int, start: int) -> None:
+        codes, words_at = read_band_codes(payload, at + 2, self.stream.header.bands, start)
+        if (len(payload) - words_at) % 4:
+            raise FormatError(
+                f"a predicted segment whose words are {len(payload) - words_at} bytes",
+                Fault.SIZE,
+                field="words",
+                expected="whole 32-bit words",
+                found=len(payload) - words_at,
+                offset_bytes=start,
+            )
+        words = np.frombuffer(payload[words_at:], "<u4").astype(np.uint32)
+        checksum = int.from_bytes(payload[at : at + 2], "little")
+        self.stream.segments[patch] = ComponentSegment(patch, PREDICTED, checksum=checksum, words=words, codes=codes)
 
     def _part(self, payload: memoryview, start: int) -> None:
         patch, at = leading_varint(payload, start)

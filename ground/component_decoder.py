@@ -12,12 +12,14 @@ import numpy as np
 
 from perigee.bitstream import format as fmt
 from perigee.bitstream.arrays import IntArray
+from perigee.bitstream.bounded import SHARE_BITS, checksum_of_codes, samples_of
 from perigee.bitstream.component_coding import DecodedComponents, decode_components
 from perigee.bitstream.contract import HYPER_BLOCK
 from perigee.bitstream.errors import BitstreamError, ChecksumError, Fault, FormatError
 from perigee.bitstream.lapped import BLOCK
+from perigee.bitstream.predictive import decode_planes
 from perigee.bitstream.reconstruction import Reconstruction
-from perigee.bitstream.version2 import ComponentSegment, ComponentStream, checksum_of_components
+from perigee.bitstream.version2 import PREDICTED, ComponentSegment, ComponentStream, checksum_of_components
 from perigee.engines.backend import CPU_DEVICE
 from perigee.engines.ground_components import GroundComponents
 from perigee.ground.ahead import Ahead
@@ -56,7 +58,7 @@ class ComponentDecoder(StreamSource):
             )
         self._reconstruction = Reconstruction(engine.profile.contract)
         self._synthesis = ComponentSynthesis(engine, self.header) if engine.can_synthesise and not fast else None
-        self._patches: dict[int, DecodedPlanes | None] = {}
+        self._patches: dict[int, DecodedPlanes | IntArray | None] = {}
         self._ahead = Ahead(self._decoded)
 
     # --- patches ---------------------------------------------------------------------------------------------------
@@ -87,19 +89,24 @@ class ComponentDecoder(StreamSource):
                 )
         return decoded
 
-    def planes(self, patch: int) -> DecodedPlanes | None:
-        """The components of a patch; None where it has none."""
+    def patch(self, patch: int) -> DecodedPlanes | IntArray | None:
+        """The components of a patch, the samples [band, row, col] of a predicted one, or None where it has none."""
         if patch not in self._patches:
             self._patches[patch] = self._ahead.get(patch)
         return self._patches[patch]
 
-    def _decoded(self, patch: int) -> DecodedPlanes | None:
+    def planes(self, patch: int) -> DecodedPlanes | None:
+        """The components of a patch; None where it has none."""
+        found = self.patch(patch)
+        return found if isinstance(found, DecodedPlanes) else None
+
+    def _decoded(self, patch: int) -> DecodedPlanes | IntArray | None:
         segment = self.stream.segments.get(patch)
         if segment is None or segment.mode == fmt.DROPPED:
             self.report.lost[patch] = "dropped on board" if segment else "missing from the stream"
-        elif segment.mode == fmt.NETWORK:
+        elif segment.mode in (fmt.NETWORK, PREDICTED):
             try:
-                return self._decode(patch, segment)
+                return self._decode(patch, segment) if segment.mode == fmt.NETWORK else self._predicted(segment)
             except BitstreamError as error:
                 if not self.damaged:
                     raise
@@ -117,6 +124,23 @@ class ComponentDecoder(StreamSource):
                 if self._synthesis and channels > CHANNELS_MIN:
                     kept[c] = self._synthesis.inputs_of(*parts, step)
         return DecodedPlanes(planes, kept, segment.quality_steps)
+
+    def _predicted(self, segment: ComponentSegment) -> IntArray:
+        """The samples of a predicted segment, checked. Raises a BitstreamError."""
+        _, _, rows, cols = self.header.patch_region(segment.patch)
+        planes = decode_planes(segment.words, (rows, cols), [code.model for code in segment.codes])
+        found = checksum_of_codes(planes)
+        if found != segment.checksum:
+            raise ChecksumError(
+                f"the samples of patch {segment.patch} have another checksum than the encoder's",
+                Fault.SYMBOL_CHECKSUM,
+                field=f"segment {segment.patch}",
+                expected=segment.checksum,
+                found=found,
+            )
+        parts = zip(planes, segment.codes, strict=True)
+        limits = self.sample_range
+        return np.stack([samples_of(p, c.bound, c.low, limits) for p, c in parts]).astype(self.dtype)
 
     def forget(self, before_patch_row: int | None = None) -> None:
         """Drop all patches, or those above a row of patches."""
@@ -153,8 +177,10 @@ class ComponentDecoder(StreamSource):
             added = self._synthesis.added(self.planes, strip, self._rows_like(strip)) if self._synthesis else None
             for row, col, inner, outer in squares_over(strip, self.header.patch_side):
                 patch = row * self.header.grid[1] + col
-                found, parameters = self.planes(patch), self.stream.parameters_of(patch)
-                if found is None or parameters is None:
+                found, parameters = self.patch(patch), self.stream.parameters_of(patch)
+                if isinstance(found, np.ndarray):
+                    part[(slice(None), *outer)] = found[(list(chosen), *inner)]
+                if not isinstance(found, DecodedPlanes) or parameters is None:
                     continue
                 shape = (outer[0].stop - outer[0].start, outer[1].stop - outer[1].start)
                 planes = np.stack([np.zeros(shape, np.int32) if p is None else p[inner] for p in found.planes])
@@ -227,7 +253,19 @@ class ComponentDecoder(StreamSource):
             "PERIGEE_DEVICE": self.engine.backend.device if self._synthesis else CPU_DEVICE,
             "PERIGEE_PRECISION": self.engine.backend.precision if self._synthesis else "integers",
             "PERIGEE_SYNTHESIS": "YES" if self._synthesis else "NO",
-        } | self._measured()
+        } | (self._measured() | self._promised())
+
+    def _promised(self) -> dict[str, str]:
+        """The largest error that any sample of each band may have, where every patch was coded within a bound."""
+        segments = [s for s in self.stream.segments.values() if s.mode != fmt.EMPTY]
+        if not segments or any(s.mode != PREDICTED for s in segments):
+            return {}
+        bounds = [[s.codes[band].bound for s in segments] for band in range(self.bands)]
+        counts = [max((b.counts for b in found if not b.relative), default=0) for found in bounds]
+        shares = [max((b.counts for b in found if b.relative), default=0) for found in bounds]
+        if any(shares):
+            return {"PERIGEE_MAX_RELATIVE_ERROR": " ".join(f"{s / (1 << SHARE_BITS):.4g}" for s in shares)}
+        return {"PERIGEE_MAX_ERROR": " ".join(map(str, counts))}
 
     def _measured(self) -> dict[str, str]:
         """The errors of the bands that were measured on board, in counts."""

@@ -11,8 +11,10 @@ from perigee.bitstream.metadata import Metadata, read_metadata_packet, unpack_me
 from perigee.bitstream.parsing import parse_stream
 from perigee.bitstream.samples import quality_of
 from perigee.bitstream.spectral import SCALE_BITS, SPECTRAL_BITS
-from perigee.bitstream.version2 import VERSION, ComponentStream, Parameters, version_of
+from perigee.bitstream.version2 import PREDICTED, VERSION, ComponentStream, Parameters, version_of
 from perigee.bitstream.version2_parsing import parse_component_stream
+
+MODES = {fmt.NETWORK: "network", PREDICTED: "predicted", fmt.DROPPED: "dropped", fmt.EMPTY: "empty"}
 
 
 def inspect(stream: fmt.Stream | ComponentStream, size_bytes: int) -> dict[str, Any]:
@@ -23,7 +25,7 @@ def inspect(stream: fmt.Stream | ComponentStream, size_bytes: int) -> dict[str, 
     segments: list[Any] = list(stream.segments.values())
     modes: dict[str, int] = {}
     for segment in segments:
-        name = {fmt.NETWORK: "network", fmt.DROPPED: "dropped", fmt.EMPTY: "empty"}[segment.mode]
+        name = MODES[segment.mode]
         modes[name] = modes.get(name, 0) + 1
     qualities = [quality_of(s.quality_step) for s in segments if s.mode == fmt.NETWORK]
     found = {

@@ -16,9 +16,11 @@ from typing import IO, Any
 
 from perigee.bitstream.component_profile import find_component_profile
 from perigee.bitstream.errors import Fault, MetadataError, OutputError, PerigeeError, ProfileError
+from perigee.bitstream.predictive import TOP_MAX
 from perigee.bitstream.profile import DEFAULT_PROFILE, Profile, find_profile
 from perigee.engines.choice import ENGINES, choose
 from perigee.engines.flight import FlightEngine
+from perigee.onboard.bounded_encoder import PERCENT_MAX, BoundedEncoder, ErrorBounds
 from perigee.onboard.component_encoder import ComponentEncoder
 from perigee.onboard.encoders import AUTO, Encoders, is_component_profile
 from perigee.onboard.fidelity import Fidelity
@@ -41,6 +43,7 @@ from perigee.support.findings import tell
 
 PROGRAM = "onboard-encode"
 TAGS_MAX_BYTES = 4096
+QUALITY = 50.0
 COMPONENT_OPTIONS = "--step, --band-weights, --sensor, --strip-rows and --measure-errors"
 
 
@@ -64,6 +67,28 @@ def _positive_numbers(text: str) -> tuple[float, ...]:
     return values
 
 
+def _counts(text: str) -> tuple[int, ...]:
+    try:
+        values = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        values = (-1,)
+    if not all(0 <= value <= TOP_MAX for value in values):
+        raise argparse.ArgumentTypeError(
+            f"{text} is not a list of whole numbers from 0 to {TOP_MAX}, such as 2 or 1,1,2,4"
+        )
+    return values
+
+
+def _percent(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value <= PERCENT_MAX:
+        raise argparse.ArgumentTypeError(f"{text} is not a number above 0 and at most {PERCENT_MAX:g}")
+    return value
+
+
 @dataclass(frozen=True)
 class Options:
     """Everything the command line decides."""
@@ -74,6 +99,9 @@ class Options:
     quality: float
     step: tuple[float, ...]
     band_weights: tuple[float, ...]
+    lossless: bool
+    max_error: tuple[int, ...]
+    max_relative_error: float
     sensor: Path | None
     strip_rows: int | None
     profile: str
@@ -88,6 +116,12 @@ class Options:
     overwrite: bool
     tags_max: int
     strict: bool
+
+    @property
+    def bounds(self) -> ErrorBounds | None:
+        """What is promised of every sample."""
+        counts = (0,) if self.lossless else self.max_error
+        return ErrorBounds(counts, self.max_relative_error) if counts or self.max_relative_error else None
 
 
 def build_parser() -> Parser:
@@ -109,7 +143,7 @@ def build_parser() -> Parser:
     )
     where.add_argument("--out-dir", type=Path, metavar="DIR", help="folder for the outputs")
     parser.add_argument(
-        "-q", "--quality", type=_quality, default=50.0, metavar="Q", help="0 to 100, continuous (default %(default)g)"
+        "-q", "--quality", type=_quality, metavar="Q", help=f"0 to 100, continuous (default {QUALITY:g})"
     )
     fidelity = parser.add_mutually_exclusive_group()
     fidelity.add_argument(
@@ -126,6 +160,23 @@ def build_parser() -> Parser:
         default=(),
         metavar="W[,W...]",
         help="how much each band's errors matter: a weight of 2 halves them (component profiles; default: 1 for each band's range)",
+    )
+    fidelity.add_argument(
+        "--lossless", action="store_true", help="bring every valid sample back as it is (format version 2)"
+    )
+    fidelity.add_argument(
+        "--max-error",
+        type=_counts,
+        default=(),
+        metavar="COUNTS[,COUNTS...]",
+        help="bring every valid sample back with at most this error, for all bands or for each; 0 is lossless (format version 2)",
+    )
+    fidelity.add_argument(
+        "--max-relative-error",
+        type=_percent,
+        default=0.0,
+        metavar="PERCENT",
+        help="bring every valid sample back with an error of at most so many percent of itself, rounded down to whole counts (format version 2)",
     )
     parser.add_argument(
         "--sensor",
@@ -208,6 +259,13 @@ def _parse(argv: list[str] | None) -> Options:
         parser.error("--out takes one tile; use --out-dir for several")
     if args.format == 1 and _asks_for_components(args):
         parser.error(f"{COMPONENT_OPTIONS} need format version 2")
+    if args.lossless or args.max_error or args.max_relative_error:
+        if args.format == 1:
+            parser.error("bounds of the error need format version 2")
+        if args.quality is not None or args.strip_rows:
+            parser.error("a bound of the error goes without --quality and --strip-rows")
+    if args.quality is None:
+        args.quality = QUALITY
     return Options(**vars(args))
 
 
@@ -246,14 +304,16 @@ def _encode_one(tile: Path, options: Options, encoders: Encoders, written: set[P
         tqdm(unit="patch", desc=tile.name, leave=False, disable=not sys.stderr.isatty()) as bar,
     ):
         acquisition = read_acquisition(source) if source else None
-        encoder = encoders.encoder_for(raster.info)
+        encoder = encoders.bounded_encoder(options.bounds) if options.bounds else encoders.encoder_for(raster.info)
 
         def progress(done: int, total: int) -> None:
             bar.total = total
             bar.update(done - bar.n)
 
-        if isinstance(encoder, ComponentEncoder):
-            sensor = read_sensor(options.sensor) if options.sensor else Sensor()
+        sensor = read_sensor(options.sensor) if options.sensor else Sensor()
+        if isinstance(encoder, BoundedEncoder):
+            scene = encoder.encode_scene(raster, acquisition, options.verify, progress, sensor, stream)
+        elif isinstance(encoder, ComponentEncoder):
             given = options.step or options.band_weights
             fidelity = (
                 Fidelity(options.band_weights, options.step)

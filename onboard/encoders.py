@@ -10,6 +10,7 @@ from perigee.bitstream.errors import Fault, ProfileError
 from perigee.bitstream.manifest import COMPONENTS, kind_of
 from perigee.bitstream.profile import DEFAULT_PROFILE, Profile, find_profile, shipped_profiles
 from perigee.engines.flight import FlightEngine
+from perigee.onboard.bounded_encoder import BoundedEncoder, ErrorBounds
 from perigee.onboard.component_encoder import ComponentEncoder
 from perigee.onboard.encoder import Encoder
 from perigee.onboard.source import SourceInfo
@@ -56,6 +57,20 @@ class Encoders:
     def encoder_for(self, info: SourceInfo) -> Encoder | ComponentEncoder:
         """The encoder for a scene. Raises ProfileError or EngineError."""
         return self.encoder_of(self.name_for(info))
+
+    def bounded_encoder(self, bounds: ErrorBounds) -> BoundedEncoder:
+        """The encoder for scenes whose samples must stay within bounds. Raises ProfileError where the profile or format that was asked for
+        has no such mode."""
+        name = DEFAULT_COMPONENTS if self._profile == AUTO else self._profile
+        if self._version == 1 or not is_component_profile(name):
+            raise ProfileError(
+                f"bounds of the error need a component profile and format version 2, such as {DEFAULT_COMPONENTS}",
+                Fault.MISFIT,
+                field="profile",
+                expected=DEFAULT_COMPONENTS,
+                found=name,
+            )
+        return BoundedEncoder(find_component_profile(name), bounds)
 
     def encoder_of(self, name: str) -> Encoder | ComponentEncoder:
         """The encoder of a profile, by its name or folder. Raises ProfileError or EngineError."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from perigee.bitstream.arrays import Samples
 from perigee.bitstream.component_coding import DecodedComponents
 from perigee.bitstream.component_contract import ComponentContract
 from perigee.bitstream.metadata import Metadata
@@ -24,6 +25,14 @@ class ErrorMeter:
         self._counts = np.zeros(bands, np.int64)
         self._sums, self._squares, self._largest = np.zeros(bands), np.zeros(bands), np.zeros(bands, np.int64)
 
+    def add_decoded(self, window: Block, decoded: Samples) -> None:
+        """Take in a patch and its samples as the ground will have them."""
+        error = np.where(window.valid, decoded.astype(np.int32) - window.samples, 0).reshape(len(decoded), -1)
+        self._counts += window.valid.reshape(len(decoded), -1).sum(1)
+        self._sums += error.sum(1)
+        self._squares += np.square(error.astype(np.float64)).sum(1)
+        self._largest = np.maximum(self._largest, np.abs(error).max(1))
+
     def add(self, window: Block, spectral: Spectral, latents: DecodedComponents, quality_step: int) -> None:
         """Take in a patch, its latents and what the prior predicted of them."""
         _, rows, cols = window.samples.shape
@@ -32,11 +41,7 @@ class ErrorMeter:
         decoded = self._reconstruction.samples(spectral, np.stack(planes), self._dtype, self._limits)
         if self._nodata is not None:
             keep_from_nodata(decoded, window.valid, self._nodata, self._limits[1])
-        error = np.where(window.valid, decoded.astype(np.int32) - window.samples, 0).reshape(len(decoded), -1)
-        self._counts += window.valid.reshape(len(decoded), -1).sum(1)
-        self._sums += error.sum(1)
-        self._squares += np.square(error.astype(np.float64)).sum(1)
-        self._largest = np.maximum(self._largest, np.abs(error).max(1))
+        self.add_decoded(window, decoded)
 
     @property
     def errors(self) -> BandErrors:

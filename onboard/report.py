@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from perigee.bitstream.samples import quality_of
+from perigee.onboard.bounded_encoder import BoundedEncoder
 from perigee.onboard.component_encoder import ComponentEncoder
 from perigee.onboard.encoder import EncodedScene, Encoder
 from perigee.onboard.source import SourceInfo
@@ -15,7 +16,7 @@ def report_of(
     tile: Path,
     out: Path,
     info: SourceInfo,
-    encoder: Encoder | ComponentEncoder,
+    encoder: Encoder | ComponentEncoder | BoundedEncoder,
     scene: EncodedScene,
     left_behind: list[str],
     total_ms: float,
@@ -38,18 +39,25 @@ def report_of(
         "bands": info.bands,
         "dtype": info.dtype,
         "patches": scene.header.patches,
-        "quality": quality_of(scene.quality_step),
+        "quality": None if isinstance(encoder, BoundedEncoder) else quality_of(scene.quality_step),
         "profile": encoder.profile.name,
         "contract": encoder.profile.contract.digest.hex(),
         "format_version": 1 if isinstance(encoder, Encoder) else 2,
-        "analysis": encoder.engine.analysis if isinstance(encoder, Encoder) else "lapped",
-        "engine": encoder.engine.name,
+        **_codec(encoder),
         "upsets": scene.upsets,
         "left_behind": left_behind,
         **measured,
         "ms": {name: round(value, 2) for name, value in scene.timings.ms.items()},
         "total_ms": round(total_ms, 2),
     }
+
+
+def _codec(encoder: Encoder | ComponentEncoder | BoundedEncoder) -> dict[str, str]:
+    """What analyses the scene, and the engine that runs it."""
+    if isinstance(encoder, BoundedEncoder):
+        return {"analysis": "prediction", "engine": "integers"}
+    analysis = encoder.engine.analysis if isinstance(encoder, Encoder) else "lapped"
+    return {"analysis": analysis, "engine": encoder.engine.name}
 
 
 def summary(report: dict[str, Any]) -> str:

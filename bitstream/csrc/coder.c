@@ -6,23 +6,6 @@
  */
 #include "coder.h"
 
-#define MASK ((UINT64_C(1) << PRECISION) - 1)
-
-static int push(Coder *c, uint64_t left, uint64_t probability) {
-    if (c->state >> (64 - PRECISION) >= probability) {
-        if (c->position == 0) return FULL;
-        c->words[--c->position] = (uint32_t)c->state;
-        c->state >>= 32;
-    }
-    c->state = (c->state / probability) << PRECISION | (left + c->state % probability);
-    return OK;
-}
-
-static void advance(Coder *c, uint64_t left, uint64_t probability) {
-    c->state = (c->state >> PRECISION) * probability + (c->state & MASK) - left;
-    if (c->state < UINT64_C(1) << 32 && c->position < c->length) c->state = c->state << 32 | c->words[c->position++];
-}
-
 static int push_entry(Coder *c, const Tables *t, uint32_t table, uint32_t entry) {
     const uint32_t *row = t->cumulated + t->starts[table];
     return push(c, (uint64_t)row[entry] << 8, (uint64_t)(row[entry + 1] - row[entry]) << 8);

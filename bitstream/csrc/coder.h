@@ -21,6 +21,23 @@ typedef struct {
     uint64_t position, length;
 } Coder;
 
+#define MASK ((UINT64_C(1) << PRECISION) - 1)
+
+static inline int push(Coder *c, uint64_t left, uint64_t probability) {
+    if (c->state >> (64 - PRECISION) >= probability) {
+        if (c->position == 0) return FULL;
+        c->words[--c->position] = (uint32_t)c->state;
+        c->state >>= 32;
+    }
+    c->state = (c->state / probability) << PRECISION | (left + c->state % probability);
+    return OK;
+}
+
+static inline void advance(Coder *c, uint64_t left, uint64_t probability) {
+    c->state = (c->state >> PRECISION) * probability + (c->state & MASK) - left;
+    if (c->state < UINT64_C(1) << 32 && c->position < c->length) c->state = c->state << 32 | c->words[c->position++];
+}
+
 /* The profile's tables. The cumulated frequencies of a table run from 0 to 65536, one more than it has entries, and
  * begin at `cumulated[starts[table]]`. `coarse` has 256 numbers for each table: the entries that hold the multiples of
  * 256. A table does not code the lowest `raw_bits` bits of a latent, which follow as they are. Latents have the first
