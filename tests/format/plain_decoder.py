@@ -442,12 +442,15 @@ class Coder:
 
     def pop(self, sums: list[int]) -> int:
         """Takes one entry off the state."""
-        v = self.state % (1 << 24)
-        e = bisect_right(sums, v // 256) - 1  # p[e] and left[e] are 256 times what the sums say
-        self.state = (self.state >> 24) * 256 * (sums[e + 1] - sums[e]) + v - 256 * sums[e]
+        e = bisect_right(sums, self.state % (1 << 24) // 256) - 1  # p[e] and left[e] are 256 times what the sums say
+        self.take(256 * sums[e], 256 * sums[e + 1])
+        return e
+
+    def take(self, left: int, right: int) -> None:
+        """Takes the entry of an interval off the state, which lies in it."""
+        self.state = (self.state >> 24) * (right - left) + self.state % (1 << 24) - left
         if self.state < 1 << 32 and self.left:
             self.state = (self.state << 32) + self.left.pop()
-        return e
 
     def escape(self, radius: int) -> int:
         bit = [0, 32768, 65536]

@@ -9,8 +9,10 @@ add to the planes, and the rescue of damaged streams, are out of scope.
 """
 
 import json
+import math
 import sys
 import zlib
+from bisect import bisect_right
 from collections import namedtuple
 
 import numpy as np
@@ -23,15 +25,15 @@ LATENTS, Q_MIN, Q_MAX, PLANE_MAX = 256, -(2**23), 2**23 - 1, 2**34
 # Section 16, the stream. `segments` is {patch: Segment}, their parts joined; `masks` {patch: what read_mask returns};
 # `parameters` a list of the Parameters of each row of patches, `places` int64 [band, 2], and `fields` what metadata_fields returns.
 Stream = namedtuple("Stream", "header segments masks parameters places fields")
-PARAMETERS, STRIP, PART, PLACES = 8, 9, 10, 13  # types of chunks, beside those of version 1
+PARAMETERS, STRIP, PART, PLACES, ERRORS = 8, 9, 10, 13, 0x84  # types of chunks, beside those of version 1
 
 
-def read_header(cursor: Cursor) -> tuple[Header, bool]:
+def read_header(cursor: Cursor) -> tuple[Header, bool, bool]:
     require(cursor.take(4) == b"\x89PGE" and cursor.unpack("B") == (2,), "this is no Perigee stream of version 2")
     contract, kind, bands = cursor.unpack("8sBB")
     features, width, height = cursor.varint(), cursor.varint(), cursor.varint()
     cursor.check_crc(0)
-    require(features & ~128 == 0, "the stream needs a feature that is reserved or unassigned")
+    require(features & ~129 == 0, "the stream needs a feature that is reserved or unassigned")
     require(kind & 15 in v1.SAMPLE_TYPES and 6 <= kind >> 4 <= 9, "the sample type or the patch side is unknown")
     require(0 < width <= v1.MAX_SIDE_PX and 0 < height <= v1.MAX_SIDE_PX, "a side of the scene is illegal")
     require(0 < bands <= v1.MAX_BANDS and width * height * bands <= v1.MAX_SAMPLES, "the number of samples is illegal")
@@ -39,14 +41,15 @@ def read_header(cursor: Cursor) -> tuple[Header, bool]:
     patches = -(-height // side) * -(-width // side)
     sample_type = v1.SAMPLE_TYPES[kind & 15]
     header = Header(contract, sample_type, side, bands, width, height, groups, patches, patches * groups)
-    return header, features == 128
+    return header, features & 128 == 128, features & 1 == 1
 
 
 def read_stream(data: bytes) -> Stream:
     """Parses a whole stream strictly: the bytes of a file to a Stream. No segment's words are decoded yet."""
     cursor = Cursor(data)
-    header, placed = read_header(cursor)
-    segments, parts, masks, sets, strips, fields, places, count = {}, {}, {}, {}, {}, None, None, 0
+    header, placed, predicting = read_header(cursor)
+    segments, parts, masks, sets, strips, fields, places = {}, {}, {}, {}, {}, None, None
+    measured, count = False, 0
     patch_rows = -(-header.height // header.side)
     kind, payload = v1.read_chunk(cursor)
     while kind != v1.END:
@@ -54,6 +57,7 @@ def read_stream(data: bytes) -> Stream:
         require(count < 17 * header.patches + 4 * patch_rows + 1024, "there are too many chunks")  # END counts too
         if kind == v1.SEGMENT:
             segment = read_segment(payload, header.bands)
+            require(predicting or segment.mode != PREDICTED, "a predicted segment without its feature")
             require(segment.patch < header.patches and segment.patch not in segments, "a patch is illegal or double")
             segments[segment.patch] = segment
         elif kind == PART:
@@ -81,6 +85,11 @@ def read_stream(data: bytes) -> Stream:
             own = read_places(payload, header)
             require(places is None or np.array_equal(own, places), "there are two different sets of places")
             places = own
+        elif kind == ERRORS:
+            numbers = np.frombuffer(payload, "<f4") if len(payload) == 12 * header.bands else np.zeros(0)
+            sound = numbers.size and np.isfinite(np.delete(numbers, np.s_[1::3])).all()
+            require(bool(sound) and not measured, "the measured errors are misshapen or come twice")
+            measured = True
         else:
             require(kind >= 0x80, "a critical chunk is unknown or reserved")
         kind, payload = v1.read_chunk(cursor)
@@ -94,7 +103,9 @@ def read_stream(data: bytes) -> Stream:
         segments[patch] = segments[patch]._replace(words=segments[patch].words + parts[patch, number])
     sets = {number: read_parameters(payload, header.bands) for number, payload in sets.items()}
     numbers = [strips.get(row, 0) for row in range(patch_rows)]
-    require(bool(sets) and all(number in sets for number in numbers), "parameters are missing")
+    across = -(-header.width // header.side)
+    wanted = {numbers[patch // across] for patch, segment in segments.items() if segment.mode == v1.NETWORK}
+    require(wanted <= sets.keys(), "parameters are missing")
     fits = all((mask_kind == v1.ALPHA) == ("ALPHA" in fields) for mask_kind, _ in masks.values())
     require(fits and fields.get("ALPHA", 0) <= header.bands, "the metadata do not fit the masks or the bands")
     require(placed == (places is not None), "the places of the bands are missing")
@@ -102,7 +113,7 @@ def read_stream(data: bytes) -> Stream:
     places = np.zeros((header.bands, 2), np.int64) if places is None else places
     nodata, legal = fields.get("NODATA", 0.0), np.iinfo(header.sample_type)
     require(legal.min <= nodata <= legal.max and nodata.is_integer(), "NODATA is no value of the sample type")
-    return Stream(header, segments, masks, [sets[number] for number in numbers], places, fields)
+    return Stream(header, segments, masks, [sets.get(number) for number in numbers], places, fields)
 
 
 # Section 18.2, places of bands.
@@ -117,7 +128,11 @@ def read_places(payload: bytes, header: Header) -> np.ndarray:
 
 
 # Section 17, segments. All but `patch` and `mode` belong to mode 0 alone; `steps` is Q of each component.
-Segment = namedtuple("Segment", "patch mode flags parts checksum steps coded words", defaults=(0, 0, 0, (), (), ()))
+# `codes` are the BandCodes of a segment of mode 1.
+Segment = namedtuple(
+    "Segment", "patch mode flags parts checksum steps coded words codes", defaults=(0, 0, 0, (), (), (), ())
+)
+PREDICTED = 1
 QUALITIES, IN_PARTS = 0x20, 0x40
 
 
@@ -134,6 +149,10 @@ def read_segment(payload: bytes, n: int) -> Segment:
     if mode in (v1.DROPPED, v1.EMPTY):
         require(not cursor.take(), "a segment without latents has further bytes")
         return Segment(patch, mode)
+    if mode == PREDICTED:
+        (checksum,) = cursor.unpack("H")
+        codes = tuple(read_band_code(cursor, number) for number in range(n))
+        return Segment(patch, mode, 0, 0, checksum, (), (), read_words(cursor), codes)
     require(mode & ~(v1.CUT | QUALITIES | IN_PARTS) == v1.NETWORK, "the mode or a flag of a segment is illegal")
     parts = cursor.unpack("B")[0] if mode & IN_PARTS else 0
     quality_step, checksum = cursor.unpack("BH")
@@ -143,6 +162,140 @@ def read_segment(payload: bytes, n: int) -> Segment:
     require(quality_step <= 250 and max(coded) <= 32, "a field of a segment is outside its range")
     steps = tuple(min(max(quality_step + added, 0), 250) for added in qualities)
     return Segment(patch, v1.NETWORK, mode & 0xF0, parts, checksum, steps, coded, read_words(cursor))
+
+
+# Section 23, predicted segments.
+BandCode = namedtuple("BandCode", "relative repeats bound low top start before weights")
+OWN = ((0, -1), (0, -2), (-2, 0), (-1, -1), (-1, 1), (-1, 2))
+FURTHER = ((0, 0), (0, -1), (0, 1), (1, 0))
+FIRST = (*FURTHER, (-1, -1), (-1, 1), (1, -1), (1, 1))
+
+
+def read_band_code(cursor: Cursor, number: int) -> BandCode:
+    """Parses the fields of a band."""
+    (flags,) = cursor.unpack("B")
+    require(flags < 16, "a flag of a band is unknown")
+    n, relative = flags & 3, bool(flags & 8)
+    bound, m, top, start = (cursor.varint() for _ in range(4))
+    low = m >> 1 ^ -(m & 1)
+    legal = bound <= 65535 and (bound > 0 or not relative) and abs(low) <= 65535 and start <= top <= 65535
+    require(legal, "a field of a band is outside its range")
+    before = cursor.unpack(f"{n}B")
+    require(len(set(before)) == n and all(b < number for b in before), "a band is predicted from one that is not there")
+    weights = cursor.unpack(f"{(6, 14, 18, 22)[n]}h")
+    require(sum(map(abs, weights)) <= 32767, "the weights of a band are too large")
+    return BandCode(relative, bool(flags & 4), bound, low, top, start, before, weights)
+
+
+def spread_tables() -> tuple[list[int], list[int], list[int]]:
+    """The tables of section 23.2."""
+    share = [0.98 / (1 + math.exp(-x)) + 0.02 / (1 + math.exp(-x / 3)) for x in (i / 32 - 12 for i in range(769))]
+    curve = [round(2**24 * (s - share[0]) / (share[-1] - share[0])) for s in share]
+    logs = [0] + [round(64 * math.log2(i)) for i in range(1, 4096)]
+    return curve, logs, [round(2**33 / (2 ** ((n - 512) / 64) / (2.08 * math.log(2)))) for n in range(2048)]
+
+
+def log(logs: list[int], x: int) -> int:
+    b = max(x.bit_length() - 12, 0)
+    return logs[x >> b] + 64 * b
+
+
+class Plane(dict):
+    """The codes or errors of a band by (row, column), which repeat beyond its edges once it is done."""
+
+    def __init__(self, rows: int, cols: int, start: int) -> None:
+        super().__init__()
+        self.last, self.start, self.done = (rows - 1, cols - 1), start, -1  # `done` is the last row that is
+
+    def __missing__(self, place: tuple[int, int]) -> int:
+        r, c = place
+        if self.done < self.last[0]:
+            if r < 0:
+                return self.start
+            if r > self.done and c < 0:
+                return self[r - 1, 0]
+        return self[min(max(r, 0), self.last[0]), min(max(c, 0), self.last[1])]
+
+
+def decode_codes(segment: Segment, rows: int, cols: int) -> list[Plane]:
+    """Decodes the codes of all bands of a patch."""
+    require(segment.words[:1] != (0,), "the first word is 0")
+    tables, coder, done = spread_tables(), v1.Coder(segment.words), []
+    for code in segment.codes:
+        band = Plane(rows, cols, code.start), Plane(rows, cols, 0)
+        chances, means = [32768] * 16, {}
+        for r in range(rows):
+            for c in range(cols):
+                decode_code(coder, tables, code, [*(done[b] for b in code.before), band], (r, c), chances, means)
+            for plane in band:
+                plane.done = r
+        done.append(band)
+    require(coder.remaining() == 0, "words or a state are left behind the last code")
+    codes = b"".join(np.array([p[r, c] for r in range(rows) for c in range(cols)], "<i4").tobytes() for p, _ in done)
+    require(zlib.crc32(codes) % 65536 == segment.checksum, "a checksum is wrong")
+    return [p for p, _ in done]
+
+
+def decode_code(coder, tables, code: BandCode, bands: list, place: tuple[int, int], chances: list, means: dict) -> None:
+    """Decodes one code and keeps it and its error. The last of `bands` is the band itself, the first the first of `before`."""
+    (curve, logs, sharpness), (r, c), (p, e), (_, near) = tables, place, bands[-1], bands[0]
+    taps = [(p, place) for place in OWN]
+    for n, (plane, _) in enumerate(bands[:-1]):
+        taps += [(plane, place) for place in (FURTHER if n else FIRST)]
+    differences = [plane[r + y, c + x] - plane[r - 1, c] for plane, (y, x) in taps]
+    mean = 16 * p[r - 1, c] + ((sum(w * d for w, d in zip(code.weights, differences, strict=True)) + 128) >> 8)
+    mean, value = min(max(mean, 0), 16 * code.top), None
+    across, down = p[r, c - 1] == p[r - 1, c - 1], p[r - 1, c] == p[r - 1, c - 1]
+    if code.repeats and (across or down):
+        k = across + 2 * (p[r, c - 2] == p[r - 1, c - 2]) + 4 * down + 8 * (p[r - 1, c + 1] == p[r - 1, c])
+        equal = coder.pop([0, chances[k], 65536]) == 0
+        value = (p[r - 1, c] if across else p[r, c - 1]) if equal else None
+        chances[k] = min(max(chances[k] + ((65535 - chances[k]) >> 5 if equal else -(chances[k] >> 5)), 32), 65504)
+    known = value is not None
+    if not known:
+        activity = 2 * e[r - 1, c] + e[r - 1, c - 1] + e[r - 1, c + 1] + e[r - 2, c] + 2 * e[r, c - 1] + e[r, c - 2]
+        activity, beside = activity >> 3, 0
+        if code.before:
+            beside = 4 * near[r, c] + near[r, c - 1] + near[r, c + 1] + near[r - 1, c] + near[r + 1, c]
+            beside = log(logs, (beside >> 3) + 4) // 64
+        k = log(logs, activity + 4) // 32, beside
+        total, count = means.get(k, (4 * (activity + 4), 4))
+        sharp = sharpness[max(log(logs, total) - log(logs, count) + 512, 384)]
+
+        def below(v: int) -> int:
+            if v <= 0 or v > code.top:
+                return 0 if v <= 0 else 1 << 24
+            at = min(max(((16 * v - 8 - mean) * sharp) >> 16, -384 * 4096), 384 * 4096) + 384 * 4096
+            ends = [(curve[min(i, 768)] * (2**24 - code.top - 1)) >> 24 for i in (at >> 12, (at >> 12) + 1)]
+            return ends[0] + (((ends[1] - ends[0]) * (at & 4095)) >> 12) + v
+
+        value = bisect_right(range(code.top + 1), coder.state % (1 << 24), key=below) - 1
+        coder.take(below(value), below(value + 1))
+    p[r, c], e[r, c] = value, min(abs(16 * value - mean), 65535)
+    if not known:
+        total, count = total + e[r, c], count + 1
+        means[k] = (total >> 1, count >> 1) if count > 255 else (total, count)
+
+
+def levels(bound: int) -> list[int]:
+    """The levels of section 23.1."""
+    found, first = [0], 1
+    while first <= 65535:
+        level = x = first + (bound * first >> 16)
+        while x + 1 - (bound * (x + 1) >> 16) <= level:
+            x += 1
+        found.append(level)
+        first = x + 1
+    return found
+
+
+def band_samples(code: BandCode, plane: Plane, rows: int, cols: int) -> np.ndarray:
+    """The samples of a band, int64 [row, col], before they are clamped."""
+    numbers = np.array([[plane[r, c] for c in range(cols)] for r in range(rows)], np.int64)
+    if not code.relative:
+        return code.low + numbers * (2 * code.bound + 1)
+    known, numbers = np.array(levels(code.bound)), numbers + code.low
+    return np.sign(numbers) * known[np.minimum(np.abs(numbers), len(known) - 1)]
 
 
 # Section 18, parameters. All are int64: mean and scale [band], matrix [band, component], offsets [component, channel].
@@ -414,6 +567,10 @@ def patch_samples(contract: Contract, stream: Stream, patch: int, latents: tuple
     rows, cols = patch_size(header, patch)
     legal = np.iinfo(header.sample_type)
     samples = np.zeros((header.bands, rows, cols), np.int64)
+    if segment.mode == PREDICTED:
+        planes = decode_codes(segment, rows, cols)
+        samples = np.stack([band_samples(*one, rows, cols) for one in zip(segment.codes, planes, strict=True)])
+        samples = np.clip(samples, legal.min, min(legal.max, (1 << fields.get("NBITS", 16)) - 1))
     if latents is not None:
         mean, scale, matrix, _ = stream.parameters[patch // -(-header.width // header.side)]
         components = zip(segment.steps, *latents[:3], strict=True)
@@ -422,7 +579,8 @@ def patch_samples(contract: Contract, stream: Stream, patch: int, latents: tuple
         samples = mean[:, None, None] + rounded(mixed * scale[:, None, None], 28)
         samples = np.clip(samples, legal.min, min(legal.max, (1 << fields.get("NBITS", 16)) - 1))
     # Step 5 of section 12.1, with section 6: validity and alpha are those of a unit for every three bands.
-    units = {patch * header.groups + group: segment for group in range(header.groups)}
+    known = segment._replace(mode=v1.NETWORK) if segment.mode == PREDICTED else segment
+    units = {patch * header.groups + group: known for group in range(header.groups)}
     valid, alpha = v1.validity(v1.Stream(header, units, stream.masks, None, None, None, fields), patch)
     nodata = int(fields.get("NODATA", 0))
     if "NODATA" in fields and "FILL_MASKED" not in fields:

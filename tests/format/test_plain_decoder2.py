@@ -18,7 +18,7 @@ import pytest
 from perigee.bitstream import format as fmt
 from perigee.bitstream.component_contract import load_component_contract
 from perigee.bitstream.component_profile import find_component_profile
-from perigee.bitstream.errors import PerigeeError, ProfileError
+from perigee.bitstream.errors import PerigeeError, ProfileError, UnsupportedError
 from perigee.bitstream.metadata import Metadata, pack_metadata
 from perigee.bitstream.spectral import Spectral
 from perigee.bitstream.version2 import (
@@ -35,6 +35,7 @@ from perigee.bitstream.version2_parsing import parse_component_stream
 from perigee.engines.ground_components import GroundComponents
 from perigee.ground.component_decoder import ComponentDecoder
 from perigee.ground.regions import Region
+from perigee.onboard.bounded_encoder import BoundedEncoder, ErrorBounds
 from perigee.onboard.component_encoder import ComponentEncoder
 from perigee.onboard.sensor import Sensor
 from perigee.onboard.source import ArraySource
@@ -125,6 +126,65 @@ def test_masks_nodata_and_bits(codec, engine, contract):
         same(codec.encode_scene(ArraySource(samples, metadata), 25).data, engine, contract)
     valid = np.random.default_rng(2).random((64, 70)) < 0.7
     same(codec.encode_scene(ArraySource(samples[:, :64], None, valid), 25).data, engine, contract)
+
+
+def within(codec, samples: np.ndarray, bounds: ErrorBounds, metadata: Metadata | None = None, valid=None) -> bytes:
+    """A stream of predicted segments, whose errors are as promised."""
+    encoder = BoundedEncoder(codec.profile, bounds)
+    return encoder.encode_scene(ArraySource(samples, metadata, valid), verify=True).data
+
+
+@pytest.mark.parametrize(
+    ("bands", "dtype", "shape", "bounds"),
+    [
+        (1, "uint16", (1, 1), ErrorBounds((0,))), (1, "uint8", (1, 30), ErrorBounds((0,))), (3, "uint8", (30, 40), ErrorBounds((1,))),
+        (5, "int16", (20, 30), ErrorBounds((0, 1, 5, 300, 65535))), (4, "uint16", (40, 1), ErrorBounds(percent=1)),
+        (2, "int16", (30, 20), ErrorBounds(percent=20)), (1, "uint16", (30, 258), ErrorBounds((16,))),
+    ],
+)  # fmt: skip
+def test_predicted_segments(codec, engine, contract, bands, dtype, shape, bounds):
+    samples = scene(bands, bands, *shape, dtype)
+    if dtype == "int16":
+        samples = samples - samples.max() // 2
+    same(within(codec, samples, bounds), engine, contract)
+
+
+@pytest.mark.parametrize("kind", ["noise", "enlarged", "constant", "checkerboard"])
+def test_predicted_segments_of_odd_images(codec, engine, contract, kind):
+    rng = np.random.default_rng(4)
+    samples = {
+        "noise": rng.integers(0, 65536, (2, 20, 21)),
+        "enlarged": rng.integers(0, 4096, (3, 7, 9)).repeat(3, 1).repeat(3, 2),
+        "constant": np.full((2, 20, 20), 65535),
+        "checkerboard": 65535 * (np.indices((1, 20, 20)).sum(0) % 2),
+    }[kind].astype(np.uint16)
+    for bounds in (ErrorBounds((0,)), ErrorBounds((3,))):
+        same(within(codec, samples, bounds), engine, contract)
+
+
+def test_predicted_segments_with_masks_nodata_and_bits(codec, engine, contract):
+    samples = scene(3, 3, 40, 30)
+    samples[1, 20:30, 5:9] = 4095
+    for metadata in (Metadata(nodata=4095.0), Metadata(nodata=4095.0, nbits=12), Metadata(nodata=4095.0, masked=True)):
+        same(within(codec, samples, ErrorBounds((7,)), metadata), engine, contract)
+    same(
+        within(codec, samples, ErrorBounds((0,)), None, np.random.default_rng(2).random((40, 30)) < 0.7),
+        engine,
+        contract,
+    )
+
+
+def test_predicted_segments_beside_those_of_components(codec, engine, contract):
+    samples = scene(4, 3, 300, 64)
+    stream = parse_component_stream(codec.encode_scene(ArraySource(samples), 30).data)
+    promised = parse_component_stream(within(codec, samples, ErrorBounds((0,))))
+    header = replace(stream.header, predicting=True)
+    chunks = [write_component_segment(stream.segments[0]), write_component_segment(promised.segments[1])]
+    chunks.append(write_parameters(0, stream.parameters[0]))
+    data = write_component_stream(header, chunks)
+    same(data, engine, contract)
+    with pytest.raises(UnsupportedError, match="mode"):
+        parse_component_stream(write_component_stream(stream.header, chunks))
 
 
 def test_strips_qualities_offsets_and_parts(codec, engine, contract):
@@ -218,10 +278,14 @@ def plain_fate(data: bytes, contract) -> tuple[str, bytes]:
         return "refused", b""
 
 
-def test_the_same_mutated_streams_are_refused(codec, engine, contract):
+@pytest.mark.parametrize("bounded", [False, True])
+def test_the_same_mutated_streams_are_refused(codec, engine, contract, bounded):
     """Bytes of chunks change, and the CRCs are made right again, so that the rules themselves have to find it."""
     rng = np.random.default_rng(8)
-    data = codec.encode_scene(ArraySource(scene(7, 3, 64, 40), Metadata(nodata=9.0)), 12).data
+    if bounded:
+        data = within(codec, scene(7, 3, 9, 11), ErrorBounds((2,)), Metadata(nodata=9.0))
+    else:
+        data = codec.encode_scene(ArraySource(scene(7, 3, 64, 40), Metadata(nodata=9.0)), 12).data
     header = len(write_component_header(parse_component_stream(data).header))
     chunks, at = [], header
     while at < len(data):
@@ -232,7 +296,7 @@ def test_the_same_mutated_streams_are_refused(codec, engine, contract):
     for _ in range(150):
         changed = [bytearray(chunk) for chunk in chunks]
         victim = changed[int(rng.integers(len(changed)))]
-        victim[int(rng.integers(min(len(victim), 24)))] ^= 1 << int(rng.integers(8))
+        victim[int(rng.integers(min(len(victim), 60 if bounded else 24)))] ^= 1 << int(rng.integers(8))
         hit = data[:header] + b"".join(bytes(c) + zlib.crc32(c).to_bytes(4, "little") for c in changed)
         ours, theirs = fate(hit, engine, contract), plain_fate(hit, contract)
         assert ours == theirs, hit.hex()
