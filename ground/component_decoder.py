@@ -128,7 +128,7 @@ class ComponentDecoder(StreamSource):
     def _predicted(self, segment: ComponentSegment) -> IntArray:
         """The samples of a predicted segment, checked. Raises a BitstreamError."""
         _, _, rows, cols = self.header.patch_region(segment.patch)
-        planes = decode_planes(segment.words, (rows, cols), [code.model for code in segment.codes])
+        planes = decode_planes(segment.words, (rows, cols), [code.model for code in segment.codes], self.coder)
         found = checksum_of_codes(planes)
         if found != segment.checksum:
             raise ChecksumError(

@@ -23,6 +23,7 @@ from perigee.engines.ground_components import GroundComponents
 from perigee.ground.component_decoder import ComponentDecoder
 from perigee.ground.library import Library
 from perigee.ground.regions import Region
+from perigee.onboard.bounded_encoder import BoundedEncoder, ErrorBounds
 from perigee.onboard.component_encoder import ComponentEncoder
 from perigee.onboard.fidelity import Fidelity
 from perigee.onboard.sensor import Sensor
@@ -89,6 +90,13 @@ def test_write_missing():
             for s in whole.segments.values()
         ]
         made["cut"] = write_component_stream(whole.header, [write_parameters(0, whole.parameters[0]), *segments])
+        for kind, bounds in {
+            "lossless": ErrorBounds((0,)),
+            "bounded": ErrorBounds((0, 2, 9)),
+            "relative": ErrorBounds(percent=2),
+        }.items():
+            source = ArraySource(scene(3, 70, 90), facts)
+            made[kind] = BoundedEncoder(profile, bounds).encode_scene(source).data
         for kind, data in made.items():
             path = FOLDER / f"v2_{name}_{profile.contract.digest.hex()}_{kind}.peri"
             if not path.exists():

@@ -1,10 +1,11 @@
-/* Sends random and mutated segments through the compiled coder, random latents through the compiled prior, and random
- * latents to samples, under sanitisers: `make check-native`. Argument: the number of segments (default 100,000). Any
- * finding aborts. So does a segment that was not mutated and does not come back as it was encoded, and a sample that
- * plain loops find otherwise. */
+/* Sends random and mutated segments through the compiled coder and the predictive one, random latents through the
+ * compiled prior, and random latents to samples, under sanitisers: `make check-native`. Argument: the number of
+ * segments (default 100,000). Any finding aborts. So does a segment that was not mutated and does not come back as it
+ * was encoded, and a sample that plain loops find otherwise. */
 #include <stdio.h>
 
 #include "../../bitstream/csrc/coder.h"
+#include "../../bitstream/csrc/predictive.h"
 #include "../../bitstream/csrc/reconstruction.h"
 #include "random.h"
 
@@ -246,6 +247,102 @@ static void reconstruction(void) {
     free(planes);
 }
 
+enum { SIDE = 7, BANDS = 3 };
+
+/* The tables of a curve of random steps, which the coder must take as it takes that of the format. */
+static void make_curve(uint32_t *shares, uint16_t *logs, int64_t *sharpness, int64_t *spread) {
+    uint32_t share = 0;
+    for (int i = 0; i < CURVE_SIZE; i++) {
+        shares[i] = i == CURVE_SIZE - 1 ? 1u << PRECISION : share;
+        share += any(((1u << PRECISION) - share) / (uint32_t)(CURVE_SIZE - i) * 2 + 1);
+        if (share > 1u << PRECISION) share = 1u << PRECISION;
+    }
+    for (int i = 0; i < LOGS_SIZE; i++) {
+        int bits = 0;
+        while (i >> bits) bits++;
+        logs[i] = (uint16_t)(64 * bits);
+    }
+    for (int i = 0; i < LEVELS; i++)
+        sharpness[i] = INT64_C(1) << (20 + i / 96), spread[i] = INT64_C(1) << (30 - i / 96);
+}
+
+/* The planes of a patch: samples and errors of each band, with their padding. */
+typedef struct {
+    int32_t *samples[BANDS];
+    uint16_t *errors[BANDS];
+} Planes;
+
+/* Begins a band of `planes`: what stands above its first row has the code `start` and no error. */
+static Band begin(const Planes *planes, const Band *like, uint32_t number, int32_t start) {
+    const uint32_t first = 2 * like->stride + 2;
+    Band band = *like;
+    for (uint32_t i = 0; i < 2 * like->stride; i++) planes->samples[number][i] = start, planes->errors[number][i] = 0;
+    band.samples = planes->samples[number] + first, band.errors = planes->errors[number] + first;
+    for (uint32_t k = 0; k < band.count; k++) band.before[k] = planes->samples[number - 1 - k] + first;
+    band.near_errors = band.count ? planes->errors[number - 1] + first : 0;
+    return band;
+}
+
+/* Sends words of noise through the predictive decoder. What it makes of them is in range, and comes back when it is
+ * coded again. */
+static void predictive(const Curve *curve) {
+    const uint32_t rows = 1 + any(SIDE), cols = 1 + any(SIDE), stride = cols + 4, bands = 1 + any(BANDS),
+                   size = any(300);
+    const uint32_t plane = (rows + 3) * stride, room = 2 * BANDS * SIDE * SIDE + 4;
+    uint32_t *words = malloc(sizeof *words * (size + 1)), *back = malloc(sizeof *back * room);
+    uint64_t *scratch = malloc(perigee_predictive_scratch(cols) / 8 * 8 + 8);
+    Planes one, two;
+    int16_t weights[BANDS][TAPS_MAX];
+    int32_t starts[BANDS];
+    Interval *symbols[BANDS];
+    int64_t counts[BANDS];
+    Band like[BANDS];
+    for (uint32_t i = 0; i < size; i++) words[i] = any(9) ? any(0xFFFFFFFFu) : 0;
+    Coder noise = {UINT64_C(1) << (32 + any(31)) | any(0xFFFFFFFFu), words, 0, size};
+    for (uint32_t b = 0; b < bands; b++) {
+        const int32_t top = (int32_t)(any(4) ? any(65536) : any(3));
+        starts[b] = (int32_t)any((uint32_t)top + 1);
+        one.samples[b] = malloc(sizeof(int32_t) * plane), two.samples[b] = malloc(sizeof(int32_t) * plane);
+        one.errors[b] = malloc(sizeof(uint16_t) * plane), two.errors[b] = malloc(sizeof(uint16_t) * plane);
+        symbols[b] = malloc(sizeof(Interval) * 2 * rows * cols);
+        for (int32_t t = 0, left = 32767; t < TAPS_MAX; t++) {
+            const int32_t most = any(3) ? left / 4 : left, w = (int32_t)any((uint32_t)(2 * most + 1)) - most;
+            weights[b][t] = (int16_t)w, left -= w < 0 ? -w : w;
+        }
+        like[b] = (Band){.weights = weights[b], .rows = rows, .cols = cols, .stride = stride, .top = top};
+        like[b].count = any(b + 1), like[b].repeats = any(2);
+        const Band band = begin(&one, &like[b], b, starts[b]);
+        perigee_pop_band(&noise, curve, &band, scratch);
+        for (uint32_t r = 0; r < rows; r++)
+            for (uint32_t c = 0; c < cols; c++)
+                if (band.samples[r * stride + c] < 0 || band.samples[r * stride + c] > top) abort();
+    }
+    Coder coder = {0, back, room, room};
+    for (uint32_t b = 0; b < bands; b++) {
+        const Band band = begin(&one, &like[b], b, starts[b]);
+        counts[b] = perigee_model_band(curve, &band, symbols[b], scratch);
+    }
+    for (uint32_t b = bands; b--;)
+        if (perigee_push_intervals(&coder, symbols[b], (uint64_t)counts[b])) abort();
+    if (perigee_flush(&coder)) abort();
+    Coder again = {0, back, coder.position, room};
+    while (again.position < room && again.state < UINT64_C(1) << 32)
+        again.state = again.state << 32 | back[again.position++];
+    for (uint32_t b = 0; b < bands; b++) {
+        const Band band = begin(&two, &like[b], b, starts[b]);
+        perigee_pop_band(&again, curve, &band, scratch);
+        for (uint32_t r = 0; r < rows; r++)
+            if (memcmp(band.samples + r * stride, one.samples[b] + (r + 2) * stride + 2, sizeof(int32_t) * cols))
+                abort();
+    }
+    if (again.state || again.position < room) abort();
+    for (uint32_t b = 0; b < bands; b++) {
+        free(one.samples[b]), free(two.samples[b]), free(one.errors[b]), free(two.errors[b]);
+        free(symbols[b]);
+    }
+    free(words), free(back), free(scratch);
+}
+
 int main(int argc, char **argv) {
     const long count = argc > 1 ? atol(argv[1]) : 100000;
     const Tables tables = make_tables();
@@ -254,8 +351,15 @@ int main(int argc, char **argv) {
     for (long i = 0, done = 0; done < count / 1000 + 1; i++)
         if (packings >> i % 4 & 1) prior((int32_t)(i % 4)), done++;
     for (long i = 0; i < count / 1000 + 1; i++) reconstruction();
-    printf("%ld segments, %ld priors in packings of mask %u, as many patches: no finding\n", count, count / 1000 + 1,
-           packings);
+    static uint32_t shares[CURVE_SIZE];
+    static uint16_t logs[LOGS_SIZE];
+    static int64_t sharpness[LEVELS], spread[LEVELS];
+    for (long i = 0; i < count; i++) {
+        if (i % 1000 == 0) make_curve(shares, logs, sharpness, spread);
+        predictive(&(Curve){shares, logs, sharpness, spread});
+    }
+    printf("%ld segments and as many predicted ones, %ld priors in packings of mask %u, as many patches: no finding\n",
+           count, count / 1000 + 1, packings);
     free(cumulated);
     return 0;
 }
