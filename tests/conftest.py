@@ -74,6 +74,15 @@ def tiles() -> list[Path]:
 
 
 @pytest.fixture(scope="session")
+def multiband() -> Path:
+    """Folder of real scenes and tiles of 1 to 13 bands; skips where it is absent."""
+    folder = SHARED / "data" / "multiband"
+    if not folder.is_dir():
+        pytest.skip(f"the multi-band set is not at {folder}; set PERIGEE_SHARED")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def geotiffs() -> Path:
     """Folder of real GeoTIFFs of many kinds; skips where it is absent."""
     folder = SHARED / "data" / "geotiff"

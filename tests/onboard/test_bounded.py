@@ -1,0 +1,182 @@
+"""What is promised of every sample is kept, on real scenes and on odd ones, from the command to the product."""
+
+import numpy as np
+import pytest
+import rasterio
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from perigee.bitstream.bounded import SHARE_BITS
+from perigee.bitstream.component_profile import DEFAULT_COMPONENTS, find_component_profile
+from perigee.bitstream.errors import PerigeeError, RasterError
+from perigee.bitstream.metadata import Metadata
+from perigee.bitstream.version2_parsing import parse_component_stream
+from perigee.engines.ground_components import GroundComponents
+from perigee.ground import cli as ground_cli
+from perigee.ground.component_decoder import ComponentDecoder
+from perigee.ground.regions import Region
+from perigee.onboard import cli
+from perigee.onboard.bounded_encoder import BoundedEncoder, ErrorBounds
+from perigee.onboard.raster import Raster
+from perigee.onboard.sensor import Sensor
+from perigee.onboard.source import ArraySource
+
+pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+BOUNDS = [ErrorBounds((k,)) for k in (0, 1, 2, 4, 16)] + [ErrorBounds(percent=1)]
+
+
+@pytest.fixture(scope="module")
+def engine():
+    return GroundComponents(find_component_profile(DEFAULT_COMPONENTS), synthesis=False)
+
+
+def kept(source, bounds: ErrorBounds, engine) -> int:
+    """Encode and decode a source, and check the bound on every valid sample; the stream's bytes."""
+    scene = BoundedEncoder(engine.profile, bounds).encode_scene(source)
+    decoder = ComponentDecoder(parse_component_stream(scene.data), engine)
+    whole = decoder.region(Region(0, 0, decoder.height, decoder.width))
+    block = source.read(0, 0, source.info.height, source.info.width)
+    wanted, found = block.samples.astype(np.int64), whole.samples.astype(np.int64)
+    allowed = [b.allowed(band) for b, band in zip(bounds.of_bands(len(wanted)), wanted, strict=True)]
+    assert np.array_equal(whole.valid, block.valid)
+    assert (np.abs(found - wanted) <= allowed)[block.valid].all()
+    largest = np.where(block.valid, np.abs(found - wanted), 0).reshape(len(wanted), -1).max(1)
+    assert scene.errors.largest.tolist() == largest.tolist()
+    return scene.size
+
+
+@pytest.mark.parametrize("bounds", BOUNDS, ids=str)
+def test_the_bound_holds_on_every_real_tile(bounds, multiband, engine):
+    for path in sorted((multiband / "eval" / "tiles").rglob("*.tif")):
+        with Raster(path) as raster:
+            kept(raster, bounds, engine)
+
+
+@pytest.mark.parametrize("bounds", BOUNDS, ids=str)
+def test_the_bound_holds_on_every_geotiff_that_is_accepted(bounds, geotiffs, engine):
+    accepted = 0
+    for path in sorted(geotiffs.glob("*.tif")):
+        try:
+            with Raster(path) as raster:
+                kept(raster, bounds, engine)
+        except PerigeeError:
+            continue
+        accepted += 1
+    assert accepted >= 10
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_the_bound_holds_on_odd_images(engine, data):
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    dtype = data.draw(st.sampled_from(["uint8", "uint16", "int16"]))
+    limits = np.iinfo(dtype)
+    shape = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 40)), data.draw(st.integers(1, 40))
+    kind = data.draw(st.sampled_from(["noise", "steps", "saturated", "constant", "checkerboard"]))
+    samples = {
+        "noise": lambda: rng.integers(limits.min, limits.max + 1, shape),
+        "steps": lambda: np.cumsum(rng.integers(-9, 10, shape), 2),
+        "saturated": lambda: rng.choice([limits.min, limits.max, 7], shape),
+        "constant": lambda: np.full(shape, rng.integers(limits.min, limits.max + 1)),
+        "checkerboard": lambda: np.where(np.indices(shape).sum(0) % 2, limits.max, limits.min),
+    }[kind]()
+    samples = np.clip(samples, limits.min, limits.max).astype(dtype)
+    valid = rng.random(shape[1:]) < 0.7 if data.draw(st.booleans()) else None
+    bounds = data.draw(st.sampled_from([*BOUNDS, ErrorBounds((300,)), ErrorBounds(percent=50)]))
+    kept(ArraySource(samples, None, valid), bounds, engine)
+
+
+@pytest.mark.parametrize("nodata", [0, 100, 102, 65535])
+def test_a_valid_sample_is_never_moved_out_of_its_bound_by_what_means_no_data(nodata, engine, rng):
+    samples = rng.integers(95, 110, (2, 40, 50)).astype(np.uint16)
+    samples[:, :, :3] = nodata
+    for bounds in BOUNDS:
+        kept(ArraySource(samples, Metadata(nodata=float(nodata))), bounds, engine)
+
+
+def test_bands_may_have_bounds_of_their_own_and_places(engine, rng):
+    samples = (1000 + 50 * np.sin(np.mgrid[0:90, 0:80].sum(0) / 9) + rng.normal(0, 5, (3, 90, 80))).astype(np.uint16)
+    assert kept(ArraySource(samples), ErrorBounds((0, 9, 40)), engine) < kept(
+        ArraySource(samples), ErrorBounds((0,)), engine
+    )
+    scene = BoundedEncoder(engine.profile, ErrorBounds((0,))).encode_scene(
+        ArraySource(samples), sensor=Sensor(band_offsets=((0, 0), (3, -2), (5, 7)))
+    )
+    decoder = ComponentDecoder(parse_component_stream(scene.data), engine)
+    assert np.array_equal(decoder.region(Region(0, 0, 90, 80)).samples, samples)
+    with pytest.raises(RasterError, match="2 bounds for 3 bands"):
+        kept(ArraySource(samples), ErrorBounds((0, 1)), engine)
+
+
+def test_enlarged_bands_cost_next_to_nothing_more(engine, rng):
+    small = rng.integers(0, 4000, (1, 60, 60)).astype(np.uint16)
+    whole = kept(ArraySource(small.repeat(3, 1).repeat(3, 2)), ErrorBounds((0,)), engine)
+    assert whole < 1.35 * kept(ArraySource(small), ErrorBounds((0,)), engine)
+
+
+@pytest.fixture
+def tile(tmp_path, rng):
+    samples = (1000 + 50 * np.sin(np.mgrid[0:300, 0:280].sum(0) / 9) + rng.normal(0, 5, (3, 300, 280))).astype(
+        np.uint16
+    )
+    path = tmp_path / "scene.tif"
+    place = {"crs": "EPSG:32633", "transform": rasterio.Affine(10, 0, 5e5, 0, -10, 5e6)}
+    with rasterio.open(path, "w", driver="GTiff", width=280, height=300, count=3, dtype="uint16", **place) as file:
+        file.write(samples)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("options", "tags"),
+    [
+        (["--lossless"], {"PERIGEE_MAX_ERROR": "0 0 0", "PERIGEE_ONBOARD_LARGEST_ERROR": "0 0 0"}),
+        (["--max-error", "4"], {"PERIGEE_MAX_ERROR": "4 4 4", "PERIGEE_ONBOARD_LARGEST_ERROR": "4 4 4"}),
+        (["--max-error", "0,1,2", "--verify"], {"PERIGEE_MAX_ERROR": "0 1 2"}),
+        (["--max-relative-error", "1"], {"PERIGEE_MAX_RELATIVE_ERROR": "0.009995 0.009995 0.009995"}),
+    ],
+)
+def test_the_product_says_what_was_promised(tile, options, tags):
+    stream, out = tile.with_suffix(".peri"), tile.with_name("out.tif")
+    assert cli.main([str(tile), *options]) == 0
+    assert ground_cli.main([str(stream), "-o", str(out)]) == 0
+    with rasterio.open(tile) as original, rasterio.open(out) as product:
+        apart = np.abs(product.read().astype(int) - original.read())
+        assert tags.items() <= product.tags().items() and product.transform == original.transform
+    if "--max-relative-error" not in options:
+        bounds = [int(k) for k in tags["PERIGEE_MAX_ERROR"].split()]
+        assert apart.reshape(3, -1).max(1).tolist() == bounds
+    else:
+        with rasterio.open(tile) as original:
+            assert (apart <= original.read().astype(int) * int(0.01 * (1 << SHARE_BITS)) >> SHARE_BITS).all()
+
+
+def test_a_lost_patch_is_reported_and_the_others_stay_exact(tile):
+    assert cli.main([str(tile), "--lossless"]) == 0
+    data = bytearray(tile.with_suffix(".peri").read_bytes())
+    data[len(data) // 2] ^= 1
+    tile.with_suffix(".peri").write_bytes(bytes(data))
+    out = tile.with_name("out.tif")
+    assert ground_cli.main([str(tile.with_suffix(".peri")), "-o", str(out)]) == 65
+    assert ground_cli.main([str(tile.with_suffix(".peri")), "-o", str(out), "--damaged"]) == 0
+    with rasterio.open(tile) as original, rasterio.open(out) as product:
+        same = (product.read() == original.read()).all(0)
+    patches = [same[r : r + 256, c : c + 256].all() for r in (0, 256) for c in (0, 256)]
+    assert sum(patches) == 3
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--lossless", "-q", "40"], ["--lossless", "--max-error", "2"], ["--max-error", "-1"], ["--max-error", "1.5"],
+        ["--max-relative-error", "0"], ["--max-relative-error", "51"], ["--lossless", "--format", "1"], ["--lossless", "--strip-rows", "1"],
+    ],
+)  # fmt: skip
+def test_contradictions_are_usage_errors(tile, options):
+    with pytest.raises(SystemExit) as error:
+        cli.main([str(tile), *options])
+    assert error.value.code == 64
+
+
+def test_a_profile_of_colours_has_no_bounds(tile, capsys):
+    assert cli.main([str(tile), "--lossless", "--profile", "flight3"]) == 78
+    assert "spectral1" in capsys.readouterr().err
