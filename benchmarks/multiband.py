@@ -276,7 +276,7 @@ def summarise(points: list[Point], codecs: Iterable[str], anchor: str) -> list[d
     return rows
 
 
-def _rows(folder: Path) -> dict[str, dict[str, str]]:
+def rows_of(folder: Path) -> dict[str, dict[str, str]]:
     """The rows of a folder's index by file name; empty where it has none."""
     index = folder / "index.csv"
     if not index.exists():
@@ -306,7 +306,7 @@ def main() -> None:
     codecs |= {f"perigee {Path(name).name}": perigee_files(name) for name in args.profile or [DEFAULT_COMPONENTS]}
     points: list[Point] = []
     for folder in args.data:
-        rows = _rows(folder)
+        rows = rows_of(folder)
         for path in tqdm(sorted(folder.glob("*.tif"))[: args.limit], desc=folder.name, unit="image", disable=None):
             row = rows.get(path.name, {"sensor": "unknown", "band_names": ""})
             if args.train:

@@ -52,6 +52,11 @@ class TorchGraph:
             (n.op_type, list(n.input), n.output[0], {a.name: onnx.helper.get_attribute_value(a) for a in n.attribute})
             for n in graph.node
         ]
+        last = {name: i for i, (_, inputs, *_) in enumerate(self._nodes) for name in inputs}
+        kept = {*self._outputs, *self._constants}
+        self._done = [
+            [name for name, i in last.items() if i == n and name not in kept] for n in range(len(self._nodes))
+        ]
         unknown = sorted({op for op, *_ in self._nodes} - set(OPERATORS))
         if unknown:
             raise EngineError(f"{path.name} uses operators that this engine does not know: {unknown}")
@@ -71,8 +76,10 @@ class TorchGraph:
             values |= {
                 name: torch.from_numpy(np.ascontiguousarray(array)).to(self._device) for name, array in feeds.items()
             }
-            for op, inputs, output, attributes in self._nodes:
+            for (op, inputs, output, attributes), done in zip(self._nodes, self._done, strict=True):
                 values[output] = OPERATORS[op]([values.get(name) for name in inputs], attributes)
+                for name in done:  # what no other node reads, so that its memory serves the next ones
+                    values.pop(name, None)
             found = [values[name].cpu() for name in self._outputs]
             return [(x.float() if x.dtype == half else x).numpy() for x in found]
 
