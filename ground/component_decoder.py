@@ -57,7 +57,9 @@ class ComponentDecoder(StreamSource):
                 "bands in places of their own beside an alpha band, which has one place", Fault.MISFIT, field="places"
             )
         self._reconstruction = Reconstruction(engine.profile.contract)
-        self._synthesis = ComponentSynthesis(engine, self.header) if engine.can_synthesise and not fast else None
+        has_components = any(segment.mode == fmt.NETWORK for segment in stream.segments.values())
+        wanted = engine.can_synthesise and not fast and has_components
+        self._synthesis = ComponentSynthesis(engine, self.header) if wanted else None
         self._patches: dict[int, DecodedPlanes | IntArray | None] = {}
         self._ahead = Ahead(self._decoded)
 

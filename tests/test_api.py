@@ -114,3 +114,15 @@ def test_each_call_imports_what_it_needs_alone(call, absent, tmp_path):
     code += f"found = {absent!r} & set(sys.modules)\nassert not found, found"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+
+
+def test_an_array_comes_back_within_what_was_promised(rng):
+    samples = rng.integers(100, 900, (2, 40, 50)).astype(np.uint16)
+    assert np.array_equal(perigee.decode(perigee.encode(samples, max_error=0)).samples, samples)
+    apart = np.abs(perigee.decode(perigee.encode(samples, max_error=(3, 0))).samples.astype(int) - samples)
+    assert apart.reshape(2, -1).max(1).tolist() == [3, 0]
+    relative = perigee.decode(perigee.encode(samples, max_relative_error=5)).samples.astype(int)
+    assert (np.abs(relative - samples) <= 0.05 * samples).all()
+    for wrong in ({"max_error": -1}, {"max_relative_error": 0}, {"max_error": 1, "max_relative_error": 1}):
+        with pytest.raises(ValueError, match="accepted|either"):
+            perigee.encode(samples, **wrong)

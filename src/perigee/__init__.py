@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from perigee.bitstream.metadata import Acquisition, Metadata
     from perigee.ground.library import Library
     from perigee.ground.source import Report
+    from perigee.onboard.bounded_encoder import ErrorBounds
     from perigee.onboard.encoders import Encoders
     from perigee.onboard.source import Source
 
@@ -54,6 +55,8 @@ def encode(
     metadata: Metadata | Acquisition | str | Path | None = None,
     *,
     valid: BoolArray | None = None,
+    max_error: int | Sequence[int] | None = None,
+    max_relative_error: float | None = None,
     analysis: str | None = None,
     threads: int | None = None,
 ) -> bytes:
@@ -64,11 +67,13 @@ def encode(
     and ``spectral1`` for everything else. ``metadata`` of an array may be a whole
     :class:`~perigee.bitstream.metadata.Metadata`; of either kind of image acquisition fields, or the path of a STAC item or JSON
     sidecar that has them. ``valid`` marks the samples of an array that mean something, bool [band, row, col] or [row, col].
-    ``analysis`` is one of the profile's, ``threads`` the number of CPU threads (None: all cores).
+    ``max_error`` promises instead of a quality that no valid sample is further off than so many counts, for all bands or for each (0 is
+    lossless), ``max_relative_error`` that it is within so many percent of itself. ``analysis`` is one of
+    the profile's, ``threads`` the number of CPU threads (None: all cores).
 
     What a GeoTIFF has and a stream cannot carry is told by a warning.
 
-    Raises ValueError for a quality outside its range, RasterError for an image that cannot be coded, MetadataError, ProfileError,
+    Raises ValueError for a quality or bound outside its range, RasterError for an image that cannot be coded, MetadataError, ProfileError,
     EngineError, OSError where a file cannot be read, and ModuleNotFoundError, which names the extra to install, where a package is
     missing.
     """
@@ -81,18 +86,19 @@ def encode(
 
     if not 0 <= quality <= 100:
         raise ValueError(f"quality {quality}: accepted are 0 to 100")
+    bounds = _bounds(max_error, max_relative_error)
     encoders = _encoders(str(profile), analysis, threads)
     acquisition = metadata if isinstance(metadata, Acquisition) else None
     if isinstance(metadata, (str, Path)):
         acquisition = read_acquisition(Path(metadata))
     whole = metadata if isinstance(metadata, Metadata) else None
     if not isinstance(image, (str, Path)):
-        return _stream(encoders, ArraySource(image, whole, valid), quality, acquisition)
+        return _stream(encoders, ArraySource(image, whole, valid), quality, acquisition, bounds)
     if whole is not None or valid is not None:
         raise ValueError("a GeoTIFF brings its own metadata and validity; only acquisition fields can be added")
     check_regular(Path(image))
     with Raster(Path(image)) as raster:
-        data = _stream(encoders, raster, quality, acquisition)
+        data = _stream(encoders, raster, quality, acquisition, bounds)
         for line in raster.left_behind:
             warnings.warn(f"{image}: not carried: {line}", stacklevel=2)
         return data
@@ -183,7 +189,22 @@ def _bytes(stream: bytes | str | Path) -> bytes:
     return read_bounded(Path(stream)) if isinstance(stream, (str, Path)) else bytes(stream)
 
 
-def _stream(encoders: Encoders, source: Source, quality: float, acquisition: Acquisition | None) -> bytes:
+def _bounds(counts: int | Sequence[int] | None, percent: float | None) -> ErrorBounds | None:
+    """What is promised of every sample. Raises ValueError."""
+    from perigee.onboard.bounded_encoder import ErrorBounds
+
+    if counts is None and percent is None:
+        return None
+    if percent is not None and not percent > 0:
+        raise ValueError(f"max_relative_error {percent}: accepted are numbers above 0")
+    return ErrorBounds((counts,) if isinstance(counts, int) else tuple(counts or ()), percent or 0.0)
+
+
+def _stream(
+    encoders: Encoders, source: Source, quality: float, acquisition: Acquisition | None, bounds: ErrorBounds | None
+) -> bytes:
+    if bounds:
+        return encoders.bounded_encoder(bounds).encode_scene(source, acquisition).data
     return encoders.encoder_for(source.info).encode_scene(source, quality, acquisition).data
 
 
