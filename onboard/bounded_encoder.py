@@ -6,22 +6,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import IO
 
-import numpy as np
-
 from perigee.bitstream import format as fmt
 from perigee.bitstream import version2 as v2
-from perigee.bitstream.arrays import IntArray
-from perigee.bitstream.bounded import LOSSLESS, SHARE_BITS, BandCode, Bound, checksum_of_codes, codes_of, samples_of
+from perigee.bitstream.bounded import SHARE_BITS, Bound
 from perigee.bitstream.component_profile import ComponentProfile
-from perigee.bitstream.errors import Fault, RasterError, SymbolError, UpsetError
+from perigee.bitstream.errors import Fault, RasterError
 from perigee.bitstream.masks import pack_mask
 from perigee.bitstream.metadata import Acquisition, write_metadata_packet
-from perigee.bitstream.predictive import TOP_MAX, BandModel, decode_planes, encode_planes
-from perigee.bitstream.samples import keep_from_nodata, sample_range
+from perigee.bitstream.predictive import TOP_MAX
 from perigee.bitstream.version2_header import read_component_header
-from perigee.onboard.encoder import EncodedScene, Timings, fill_invalid, needs_mask, packet_of
+from perigee.onboard.encoder import EncodedScene, Timings, needs_mask, packet_of
 from perigee.onboard.measured import ErrorMeter
-from perigee.onboard.prediction import models_of
+from perigee.onboard.predicted import Predictor
 from perigee.onboard.sensor import ANY_SENSOR, Sensor
 from perigee.onboard.source import Block, Source
 
@@ -97,87 +93,36 @@ class BoundedEncoder:
         if places is not None:
             stream.add(v2.write_places(places), v2.write_places(places))  # a lost one would cost the scene
         meter = ErrorMeter(self.profile.contract, metadata, info.bands, info.dtype)
-        limits = sample_range(info.dtype, metadata.nbits)
-        nodata = None if metadata.nodata is None or metadata.masked else int(metadata.nodata)
+        predictor = Predictor(metadata, info.dtype, self.coder)
         for patch in range(header.patches):
             with timings.stage("read"):
                 window = source.read(*header.patch_region(patch))
-            stream.add(*self._patch(patch, window, wanted, limits, nodata, verify, timings, meter))
+            stream.add(*_chunks(patch, window, predictor, wanted, verify, timings, meter))
             if progress:
                 progress(patch + 1, header.patches)
         errors = meter.errors
         stream.add(v2.write_errors(errors))
         data = stream.finish()
-        return EncodedScene(data, stream.size, header, fmt.QUALITY_STEP_MAX, timings, self.upsets, errors)
-
-    def _patch(
-        self,
-        patch: int,
-        window: Block,
-        bounds: list[Bound],
-        limits: tuple[int, int],
-        nodata: int | None,
-        verify: bool,
-        timings: Timings,
-        meter: ErrorMeter,
-    ) -> list[bytes]:
-        """The chunks of a patch: its mask where it needs one, and its segment."""
-        if not window.valid.any():
-            return [v2.write_component_segment(v2.ComponentSegment(patch, fmt.EMPTY))]
-        chunks = []
-        if needs_mask(window):
-            chunks.append(fmt.write_chunk(fmt.MASK, pack_mask(patch, window.valid, window.alpha)))
-        with timings.stage("quantisation"):
-            filled = window.samples.astype(np.int32)
-            if not window.valid.all():
-                filled = np.rint(fill_invalid(filled.astype(np.float32), window.valid)).astype(np.int32)
-            coded = [
-                _within(samples, bound, valid, limits, nodata)
-                for samples, bound, valid in zip(filled, bounds, window.valid, strict=True)
-            ]
-            planes = [one.codes for one in coded]
-        with timings.stage("prediction"):
-            models = models_of(planes)
-        with timings.stage("coding"):
-            words = encode_planes(planes, models, self.coder)
-        if verify:
-            with timings.stage("verify"):
-                self._verify(patch, words, planes, models)
-        codes = tuple(BandCode(one.bound, one.low, model) for one, model in zip(coded, models, strict=True))
-        meter.add_decoded(window, np.stack([one.decoded for one in coded]))
-        segment = v2.ComponentSegment(patch, v2.PREDICTED, checksum=checksum_of_codes(planes), words=words, codes=codes)
-        return [*chunks, v2.write_component_segment(segment)]
-
-    def _verify(self, patch: int, words: IntArray, planes: list[IntArray], models: list[BandModel]) -> None:
-        """Decode a segment again. Raises UpsetError where its codes differ."""
-        rows, cols = planes[0].shape
-        try:
-            decoded = decode_planes(words, (rows, cols), models, self.coder)
-        except SymbolError as error:
-            raise UpsetError(f"segment {patch} does not decode: {error}") from error
-        if not all(np.array_equal(a, b) for a, b in zip(decoded, planes, strict=True)):
-            raise UpsetError(f"segment {patch} does not decode to the samples that were encoded")
+        return EncodedScene(
+            data, stream.size, header, fmt.QUALITY_STEP_MAX, timings, self.upsets, errors, header.patches
+        )
 
 
-@dataclass(frozen=True)
-class _Coded:
-    """The codes of a band, what 0 stands for, the bound that they keep, and the samples that the ground will have."""
-
-    codes: IntArray
-    low: int
-    bound: Bound
-    decoded: IntArray
-
-
-def _within(samples: IntArray, bound: Bound, valid: IntArray, limits: tuple[int, int], nodata: int | None) -> _Coded:
-    """A band coded within a bound; exactly where a sample would have to be moved out of it, because it would look like no data."""
-    for one in (bound, LOSSLESS):
-        codes, low = codes_of(samples, one)
-        if one == LOSSLESS:
-            return _Coded(codes, low, one, samples)
-        decoded = samples_of(codes, one, low, limits)
-        if nodata is not None:
-            keep_from_nodata(decoded, valid, nodata, limits[1])
-        if (np.abs(decoded - samples) <= bound.allowed(samples))[valid].all():
-            return _Coded(codes, low, one, decoded)
-    raise AssertionError("a lossless code keeps every bound")
+def _chunks(
+    patch: int,
+    window: Block,
+    predictor: Predictor,
+    bounds: list[Bound],
+    verify: bool,
+    timings: Timings,
+    meter: ErrorMeter,
+) -> list[bytes]:
+    """The chunks of a patch: its mask where it needs one, and its segment."""
+    if not window.valid.any():
+        return [v2.write_component_segment(v2.ComponentSegment(patch, fmt.EMPTY))]
+    chunks = []
+    if needs_mask(window):
+        chunks.append(fmt.write_chunk(fmt.MASK, pack_mask(patch, window.valid, window.alpha)))
+    segment, decoded = predictor.segment(patch, window, bounds, timings, verify)
+    meter.add_decoded(window, decoded)
+    return [*chunks, v2.write_component_segment(segment)]

@@ -58,6 +58,7 @@ class EncodedScene:
     timings: Timings
     upsets: int = 0  # found while it was encoded, and mended
     errors: BandErrors | None = None  # as measured on board
+    predicted: int = 0  # patches that are predicted instead of transformed
 
     @property
     def bpp(self) -> float:

@@ -41,7 +41,7 @@ def models_of(planes: Sequence[IntArray]) -> list[BandModel]:
         before = _likest(change, changes)
         changes.append(change)
         weights = _weights([padded[number], *(padded[b] for b in before)], chosen, cols)
-        out.append(BandModel(before, weights, int(plane.max()), int(plane[0, 0]), _repeats(plane)))
+        out.append(BandModel(before, weights, int(plane.max()), int(plane[0, 0]), repeats(plane)))
     return out
 
 
@@ -60,7 +60,7 @@ def _likest(change: IntArray, others: list[IntArray]) -> tuple[int, ...]:
     return tuple(int(n) for n in np.argsort(-np.array(likeness), kind="stable")[:BEFORE_MAX])
 
 
-def _repeats(plane: IntArray) -> bool:
+def repeats(plane: IntArray) -> bool:
     """Whether so many samples equal their neighbour that repetition is worth coding."""
     pairs = [(plane[1:] == plane[:-1]), (plane[:, 1:] == plane[:, :-1])]
     shares = [float(pair.mean()) for pair in pairs if pair.size]

@@ -39,6 +39,7 @@ def report_of(
         "bands": info.bands,
         "dtype": info.dtype,
         "patches": scene.header.patches,
+        "predicted_patches": scene.predicted,
         "quality": None if isinstance(encoder, BoundedEncoder) else quality_of(scene.quality_step),
         "profile": encoder.profile.name,
         "contract": encoder.profile.contract.digest.hex(),

@@ -1,0 +1,85 @@
+"""A patch as a predicted segment: quantised within bounds, predicted and coded losslessly."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from perigee.bitstream import version2 as v2
+from perigee.bitstream.arrays import BoolArray, IntArray
+from perigee.bitstream.bounded import LOSSLESS, BandCode, Bound, checksum_of_codes, codes_of, samples_of
+from perigee.bitstream.errors import SymbolError, UpsetError
+from perigee.bitstream.metadata import Metadata
+from perigee.bitstream.predictive import decode_planes, encode_planes
+from perigee.bitstream.samples import keep_from_nodata, sample_range
+from perigee.onboard.encoder import Timings, fill_invalid
+from perigee.onboard.prediction import models_of
+from perigee.onboard.source import Block
+
+
+class Predictor:
+    """Makes predicted segments of the patches of one scene."""
+
+    def __init__(self, metadata: Metadata, dtype: str, coder: str = "auto") -> None:
+        self._coder = coder
+        self._limits = sample_range(dtype, metadata.nbits)
+        self._nodata = None if metadata.nodata is None or metadata.masked else int(metadata.nodata)
+
+    def segment(
+        self, patch: int, window: Block, bounds: Sequence[Bound], timings: Timings, verify: bool = False
+    ) -> tuple[v2.ComponentSegment, IntArray]:
+        """The segment of a patch whose samples stay within the bounds of their bands, and the samples [band, row, col] that the ground will have.
+
+        With ``verify`` it is decoded again; raises UpsetError where its codes differ.
+        """
+        with timings.stage("quantisation"):
+            filled = window.samples.astype(np.int32)
+            if not window.valid.all():
+                filled = np.rint(fill_invalid(filled.astype(np.float32), window.valid)).astype(np.int32)
+            parts = zip(filled, bounds, window.valid, strict=True)
+            coded = [self._within(samples, bound, valid) for samples, bound, valid in parts]
+            planes = [one.codes for one in coded]
+        with timings.stage("prediction"):
+            models = models_of(planes)
+        with timings.stage("coding"):
+            words = encode_planes(planes, models, self._coder)
+        codes = tuple(BandCode(one.bound, one.low, model) for one, model in zip(coded, models, strict=True))
+        segment = v2.ComponentSegment(patch, v2.PREDICTED, checksum=checksum_of_codes(planes), words=words, codes=codes)
+        if verify:
+            with timings.stage("verify"):
+                self._verify(segment, planes)
+        return segment, np.stack([one.decoded for one in coded])
+
+    def _within(self, samples: IntArray, bound: Bound, valid: BoolArray) -> _Coded:
+        """A band coded within a bound; exactly where a sample would have to be moved out of it, because it would look like no data."""
+        for one in (bound, LOSSLESS):
+            codes, low = codes_of(samples, one)
+            if one == LOSSLESS:
+                return _Coded(codes, low, one, samples)
+            decoded = samples_of(codes, one, low, self._limits)
+            if self._nodata is not None:
+                keep_from_nodata(decoded, valid, self._nodata, self._limits[1])
+            if (np.abs(decoded - samples) <= bound.allowed(samples))[valid].all():
+                return _Coded(codes, low, one, decoded)
+        raise AssertionError("a lossless code keeps every bound")
+
+    def _verify(self, segment: v2.ComponentSegment, planes: list[IntArray]) -> None:
+        rows, cols = planes[0].shape
+        try:
+            decoded = decode_planes(segment.words, (rows, cols), [code.model for code in segment.codes], self._coder)
+        except SymbolError as error:
+            raise UpsetError(f"segment {segment.patch} does not decode: {error}") from error
+        if not all(np.array_equal(one, two) for one, two in zip(decoded, planes, strict=True)):
+            raise UpsetError(f"segment {segment.patch} does not decode to the samples that were encoded")
+
+
+@dataclass(frozen=True)
+class _Coded:
+    """The codes of a band, what 0 stands for, the bound that they keep, and the samples that the ground will have."""
+
+    codes: IntArray
+    low: int
+    bound: Bound
+    decoded: IntArray
