@@ -11,7 +11,6 @@ import numpy as np
 from perigee.bitstream import format as fmt
 from perigee.bitstream import version2 as v2
 from perigee.bitstream.arrays import FloatArray
-from perigee.bitstream.bounded import Bound
 from perigee.bitstream.coders import memory_of
 from perigee.bitstream.component_coding import DecodedComponents, decode_components
 from perigee.bitstream.component_prior import magnitude_table
@@ -23,7 +22,7 @@ from perigee.bitstream.metadata import Acquisition, write_metadata_packet
 from perigee.bitstream.reconstruction import CELL_BITS, STEP_BITS, centroids_of
 from perigee.bitstream.rounding import BITS_OF_ERROR
 from perigee.bitstream.samples import quality_step_of
-from perigee.bitstream.spectral import SCALE_BITS, Spectral, identity
+from perigee.bitstream.spectral import Spectral, identity
 from perigee.bitstream.version2_header import read_component_header
 from perigee.engines.component_flight import ComponentFlight
 from perigee.onboard.encoder import EncodedScene, Timings, fill_invalid, needs_mask, packet_of
@@ -31,8 +30,7 @@ from perigee.onboard.fidelity import EVEN, Fidelity
 from perigee.onboard.guard import sum_of
 from perigee.onboard.measured import ErrorMeter
 from perigee.onboard.offsets import PATCHES_MIN, TableOffsets, share_of
-from perigee.onboard.predicted import Predictor
-from perigee.onboard.prediction import repeats
+from perigee.onboard.rival import Rival
 from perigee.onboard.sensor import ANY_SENSOR, Sensor
 from perigee.onboard.source import Block, Source, SourceInfo
 from perigee.onboard.statistics import BandStatistics, spectral_of
@@ -45,9 +43,6 @@ PATCHES_PER_PARAMETERS = 64  # a strip of more patches has its parameters again 
 GAIN_PATCHES, GAIN_EVERY, VALID_SHARE = 4, 3, 0.5
 DOUBTFUL = (0.0, 0.125)
 TRIED_SIDE, COST_SAVED = 64, 0.03
-# From so many bits a sample on, where samples repeat, or where cells are single counts, prediction may need fewer bytes than the transform at equal
-# error. The width of its cells is a share of that of the transform, whose errors are smaller since its latents lie on a trellis.
-PREDICTED_FROM, CELL_SHARE = 1.5, 0.86
 
 
 class ComponentEncoder:
@@ -107,7 +102,7 @@ class ComponentEncoder:
             stream.add(v2.write_places(places), v2.write_places(places))  # a lost one would cost the scene
         strips = Strips(source, header, strip_rows)
         meter = ErrorMeter(self.contract, source.metadata, info.bands, info.dtype) if measure_errors else None
-        predictor = Predictor(source.metadata, info.dtype, self.coder)
+        rival = Rival(self.contract, source.metadata, info.bands, info.dtype, self.coder)
         self.predicted = 0
         quality_step = quality_step_of(quality)
         before: list[Block] | None = None
@@ -132,7 +127,7 @@ class ComponentEncoder:
                 due = due or (patch - patches[0]) % PATCHES_PER_PARAMETERS == 0
                 already = self.predicted
                 chunks = self.encode_patch(
-                    patch, window, parameters, quality_step, verify, timings, meter=meter, predictor=predictor
+                    patch, window, parameters, quality_step, verify, timings, meter=meter, rival=rival
                 )
                 if due and window.valid.any() and self.predicted == already:  # other patches need no parameters
                     stream.add(v2.write_parameters(number, parameters))
@@ -217,11 +212,11 @@ class ComponentEncoder:
         timings: Timings | None = None,
         watched: TableOffsets | None = None,
         meter: ErrorMeter | None = None,
-        predictor: Predictor | None = None,
+        rival: Rival | None = None,
     ) -> list[bytes]:
         """The chunks of one patch: its mask where it needs one, and its segment. ``watched`` takes in how its latents are
-        distributed; the parameters must then have no offsets. ``meter`` takes in the errors. With a ``predictor`` the patch is a predicted
-        segment where that needs fewer bytes for as little error.
+        distributed; the parameters must then have no offsets. ``meter`` takes in the errors. With a ``rival`` the patch is a predicted segment
+        where that is better.
         """
         timings = timings or Timings()
         if not window.valid.any():
@@ -245,25 +240,18 @@ class ComponentEncoder:
             with timings.stage("verify"):
                 self.verify(segment, parameters, window.samples.shape[1:])
         written = v2.write_component_segment(segment)
-        bounds = self._bounds_like(parameters.spectral, quality_step)
-        dear = 8 * len(written) > PREDICTED_FROM * window.samples.size or not any(bound.counts for bound in bounds)
-        if predictor and (dear or any(map(repeats, window.samples))):
-            rival, decoded = predictor.segment(patch, window, bounds, timings, verify)
-            shorter = v2.write_component_segment(rival)
-            if len(shorter) < len(written):
-                self.predicted += 1
-                if meter:
-                    meter.add_decoded(window, decoded)
-                return [*chunks, shorter]
+        better = (
+            rival.instead_of(written, window, parameters.spectral, segment, latents, timings, verify) if rival else None
+        )
+        if better:
+            self.predicted += 1
+            if meter:
+                meter.add_decoded(window, better[1])
+            return [*chunks, better[0]]
         if meter:
             with timings.stage("measure"):
                 meter.add(window, parameters.spectral, latents, quality_step)
         return [*chunks, written]
-
-    def _bounds_like(self, spectral: Spectral, quality_step: int) -> list[Bound]:
-        """Bounds of the bands at which quantised samples have no larger errors than quantised components: as wide cells, or narrower ones."""
-        cells = spectral.scale * (CELL_SHARE * 2.0**-SCALE_BITS) * float(self._steps()[quality_step])
-        return [Bound(max(int((cell - 1) / 2), 0)) for cell in cells.tolist()]
 
     def _renew(self) -> None:
         """Count an upset and load everything again from the profile's files. Raises ProfileError where they have changed."""

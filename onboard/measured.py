@@ -35,13 +35,17 @@ class ErrorMeter:
 
     def add(self, window: Block, spectral: Spectral, latents: DecodedComponents, quality_step: int) -> None:
         """Take in a patch, its latents and what the prior predicted of them."""
+        self.add_decoded(window, self.decoded(window, spectral, latents, quality_step))
+
+    def decoded(self, window: Block, spectral: Spectral, latents: DecodedComponents, quality_step: int) -> Samples:
+        """The samples that the ground will have of a patch, [band, row, col]."""
         _, rows, cols = window.samples.shape
         parts = zip(latents.q, latents.mean, latents.scale_index, strict=True)
         planes = [self._reconstruction.plane(*part, quality_step)[:rows, :cols] for part in parts]
         decoded = self._reconstruction.samples(spectral, np.stack(planes), self._dtype, self._limits)
         if self._nodata is not None:
             keep_from_nodata(decoded, window.valid, self._nodata, self._limits[1])
-        self.add_decoded(window, decoded)
+        return decoded
 
     @property
     def errors(self) -> BandErrors:

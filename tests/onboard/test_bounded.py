@@ -14,9 +14,11 @@ from perigee.bitstream.version2_parsing import parse_component_stream
 from perigee.engines.ground_components import GroundComponents
 from perigee.ground import cli as ground_cli
 from perigee.ground.component_decoder import ComponentDecoder
+from perigee.ground.inspection import inspect
 from perigee.ground.regions import Region
 from perigee.onboard import cli
 from perigee.onboard.bounded_encoder import BoundedEncoder, ErrorBounds
+from perigee.onboard.component_encoder import ComponentEncoder
 from perigee.onboard.raster import Raster
 from perigee.onboard.sensor import Sensor
 from perigee.onboard.source import ArraySource
@@ -181,3 +183,22 @@ def test_contradictions_are_usage_errors(tile, options):
 def test_a_profile_of_colours_has_no_bounds(tile, capsys):
     assert cli.main([str(tile), "--lossless", "--profile", "flight3"]) == 78
     assert "spectral1" in capsys.readouterr().err
+
+
+def test_lossy_modes_predict_where_that_is_cheaper_and_no_worse(multiband, engine):
+    """Fine qualities bring real tiles back exactly; bytes never fall and errors never rise on the way, also where samples repeat."""
+    codec = ComponentEncoder(engine.profile)
+    for name in ("s2l1c_chinco_13b_0", "l8l1_224077_0"):
+        (path,) = (multiband / "eval" / "tiles").rglob(f"{name}.tif")
+        sizes, errors, predicted = [], [], []
+        with Raster(path) as raster:
+            for quality in (30, 40, 44, 52, 56, 60, 80, 100):
+                scene = codec.encode_scene(raster, quality, measure_errors=True, verify=quality == 60)
+                sizes.append(scene.size)
+                errors.append(float(np.square(scene.errors.rms.astype(float)).mean()))
+                predicted.append(scene.predicted)
+                assert inspect(parse_component_stream(scene.data), scene.size)["segments"] == {
+                    "predicted" if scene.predicted else "network": 1
+                }
+        assert sizes == sorted(sizes) and errors == sorted(errors, reverse=True)
+        assert predicted[0] == 0 and predicted[-1] == 1 and errors[-1] == 0
