@@ -18,9 +18,9 @@ from perigee.onboard.predicted import Predictor
 from perigee.onboard.prediction import repeats
 from perigee.onboard.source import Block
 
-# Bits a sample from which on prediction is tried; below, only where samples repeat or where cells are single counts. The width of its cells is a
-# share of that of the transform, whose errors are smaller since its latents lie on a trellis; where the error is larger still, finer cells are tried.
-TRIED_FROM, CELL_SHARE, TRIES = 1.5, 0.86, 2
+# Bits a sample from which on prediction is tried, and where samples repeat; it is also tried where the transform's cells are about single counts.
+TRIED_FROM, TRIED_FROM_REPEATED = 1.5, 0.8
+SINGLE_COUNTS = 3.5
 
 
 class Rival:
@@ -43,40 +43,41 @@ class Rival:
     ) -> tuple[bytes, Samples] | None:
         """The chunk of a predicted segment and the samples that the ground will have of it, where they are better than a segment of the transform
         and its chunk; else None."""
-        bounds = self._bounds(spectral, segment.quality_step)
-        dear = 8 * len(written) > TRIED_FROM * window.samples.size or not any(bound.counts for bound in bounds)
-        if not dear and not any(map(repeats, window.samples)):
+        if not self._may_pay(8 * len(written) / window.samples.size, window, spectral, segment.quality_step):
             return None
-        allowed: float | None = None
-        scale = spectral.scale.astype(np.float64)
-        for _ in range(TRIES):
-            predicted, decoded = self._predictor.segment(segment.patch, window, bounds, timings, verify)
-            chunk = v2.write_component_segment(predicted)
-            if len(chunk) >= len(written):
-                return None
-            with timings.stage("measure"):
-                if allowed is None:
-                    other = self._meter.decoded(window, spectral, latents, segment.quality_step)
-                    allowed = _error(window, other, scale)
-                found = _error(window, decoded, scale)
-            if found <= allowed:
-                return chunk, decoded
-            bounds = [_of_cell((2 * bound.counts + 1) * (allowed / found) ** 0.5) for bound in bounds]
-        return None
+        with timings.stage("measure"):
+            allowed = _errors(window, self._meter.decoded(window, spectral, latents, segment.quality_step))
+        bounds = [_bound_for(error) for error in allowed.tolist()]
+        predicted, decoded = self._predictor.segment(segment.patch, window, bounds, timings, verify)
+        chunk = v2.write_component_segment(predicted)
+        if len(chunk) >= len(written):
+            return None
+        with timings.stage("measure"):
+            scale = np.square(spectral.scale.astype(np.float64))
+            closer = (_errors(window, decoded) / scale).sum() <= (allowed / scale).sum()
+        return (chunk, decoded) if closer else None
 
-    def _bounds(self, spectral: Spectral, quality_step: int) -> list[Bound]:
-        """Bounds of the bands whose cells are about as coarse as those of the transform."""
-        step = float(self._contract.steps[quality_step]) * 2.0**-STEP_BITS
-        cells = spectral.scale * (CELL_SHARE * step * 2.0**-SCALE_BITS)
-        return [_of_cell(cell) for cell in cells.tolist()]
-
-
-def _of_cell(counts: float) -> Bound:
-    """The bound whose levels are at most so many counts apart, or 0."""
-    return Bound(max(int((counts - 1) / 2), 0))
+    def _may_pay(self, bits: float, window: Block, spectral: Spectral, quality_step: int) -> bool:
+        """Whether prediction may need fewer bytes than the transform at so many bits a sample."""
+        step = float(self._contract.steps[quality_step]) * 2.0 ** -(STEP_BITS + SCALE_BITS)
+        return (
+            bits >= TRIED_FROM
+            or step * float(spectral.scale.max()) < SINGLE_COUNTS
+            or bits >= TRIED_FROM_REPEATED
+            and any(map(repeats, window.samples))
+        )
 
 
-def _error(window: Block, decoded: Samples, scale: Array) -> float:
-    """The squared error of the valid samples, each band's in its range."""
-    error = np.where(window.valid, decoded.astype(np.float64) - window.samples, 0).reshape(len(decoded), -1)
-    return float((np.square(error).sum(1) / np.square(scale)).sum())
+def _bound_for(error: float) -> Bound:
+    """The largest bound whose levels make a mean squared error of at most so much: that of 2 k + 1 equally frequent errors is k (k + 1) / 3."""
+    return Bound(int((np.sqrt(12 * error + 1) - 1) / 2))
+
+
+def _errors(window: Block, decoded: Samples) -> Array:
+    """The mean squared error of each band over its valid samples, in counts."""
+    error = decoded.astype(np.float32) - window.samples.astype(np.float32)
+    if not window.valid.all():
+        error[~window.valid] = 0
+    flat = error.reshape(len(error), -1)
+    counts = np.maximum(window.valid.reshape(len(error), -1).sum(1), 1)
+    return np.asarray(np.einsum("bi,bi->b", flat, flat, dtype=np.float64, casting="safe") / counts)
