@@ -24,6 +24,7 @@ from perigee.engines.probing import PassedOver
 AUTO = ("cuda", "torch")
 TORCH_HALF = "torch-half"
 ENGINES = (*AUTO, TORCH_HALF, "tensorrt", CPU_BACKEND.engine_name)
+ON_CPU = (CPU_BACKEND.engine_name, "torch", TORCH_HALF)  # that run without a GPU, the others do not
 DRIVER = "libcuda.so.1"
 # The spread of the latents that an engine is tried with, the largest difference from the CPU in shares of full scale, and how many samples may
 # have a larger one. In float32 it is a quarter of a grey level: engines differ by less than a tenth of that, while TF32 shows on latents of this

@@ -9,7 +9,7 @@ import numpy as np
 
 from perigee.bitstream.arrays import FloatArray
 from perigee.bitstream.component_profile import DEFAULT_COMPONENTS, find_component_profile
-from perigee.bitstream.conditions import COMPENSATION_WINDOW, FIELDS
+from perigee.bitstream.conditions import COMPENSATION_WINDOW, FIELDS, coding_condition
 from perigee.bitstream.contract import BLOCK
 from perigee.bitstream.errors import EngineError, PerigeeError
 from perigee.bitstream.profile import DEFAULT_PROFILE, find_profile
@@ -25,7 +25,7 @@ PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "torch", "rasterio", "fas
 SIDE = 32  # blocks on the side of the window that is timed, 512 pixels
 QUALITY_STEP = 100
 RUNS = 3
-CODEC = "jpeg2000"
+CONDITION = coding_condition(0.5, "jpeg2000")
 
 
 def _median_s(run: Callable[[], object]) -> float:
@@ -111,7 +111,7 @@ def _restoring(backend: Backend, threads: int | None) -> Iterator[Finding]:
         e = enhancers.Enhancer(folder, threads, backend)
         noise = np.zeros((e.tokens, *[enhancers.WINDOW // enhancers.TOKEN] * 2), np.float32) if e.tokens else None
         image = rng.random((3, enhancers.WINDOW, enhancers.WINDOW), np.float32)
-        seconds = _median_s(lambda e=e, image=image, noise=noise: e.added(image, CODEC, 0.5, noise))  # type: ignore[misc]
+        seconds = _median_s(lambda e=e, image=image, noise=noise: e.added(image, CONDITION, noise))  # type: ignore[misc]
         yield Finding(what, None, f"enhancer {name}: {_speed(enhancers.WINDOW**2, seconds)}")
 
 
@@ -136,7 +136,7 @@ def examine(device: str | None = None, threads: int | None = None) -> Iterator[F
     yield Finding("GPU driver", None, f"not here: {driver}" if driver else "NVIDIA")
     yield _prior(threads)
     for name in ground_choice.ENGINES:
-        if device == CPU_DEVICE and name not in (CPU_BACKEND.engine_name, "torch"):
+        if device == CPU_DEVICE and name not in ground_choice.ON_CPU:
             continue
         finding, backend = _engine(name, None if name == CPU_BACKEND.engine_name else device)
         yield finding

@@ -12,7 +12,7 @@ import numpy as np
 from perigee.benchmarks.gpu.machine import Watts
 from perigee.bitstream.arrays import Array
 from perigee.bitstream.component_profile import DEFAULT_COMPONENTS, SYNTHESIS_FILE, find_component_profile
-from perigee.bitstream.conditions import COMPENSATION_WINDOW, FIELDS
+from perigee.bitstream.conditions import COMPENSATION_WINDOW, FIELDS, coding_condition
 from perigee.bitstream.contract import BLOCK
 from perigee.bitstream.profile import DEFAULT_PROFILE, find_profile
 from perigee.engines import enhancer as enhancers
@@ -136,5 +136,5 @@ def restoring(backend: Backend, timed: Timed) -> dict[str, Any]:
     for name, folder in enhancers.shipped_enhancers().items():
         e = enhancers.Enhancer(folder, backend=backend)
         image = rng.random((3, enhancers.WINDOW, enhancers.WINDOW), np.float32)
-        out[f"enhancer {name}"] = timed.ms(lambda e=e, image=image: e.added(image, "jpeg2000", 0.5))  # type: ignore[misc]
+        out[f"enhancer {name}"] = timed.ms(lambda e=e, image=image: e.added(image, coding_condition(0.5, "jpeg2000")))  # type: ignore[misc]
     return out

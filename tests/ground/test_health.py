@@ -28,7 +28,9 @@ def test_an_engine_that_fails_is_a_fault(capsys, monkeypatch):
     monkeypatch.setattr(ground_choice, "missing", lambda *_: None)
     monkeypatch.setattr(ground_choice, "failing", lambda name, _: f"{name} crashed (SIGSEGV)")
     code, found = findings(capsys)
-    assert code == 69 and [f["ok"] for f in found if f["what"].startswith("engine")] == [False] * 4
+    assert code == 69 and [f["ok"] for f in found if f["what"].startswith("engine")] == [False] * len(
+        ground_choice.ENGINES
+    )
 
 
 def test_a_device_must_be_one(capsys):
