@@ -1,8 +1,8 @@
 """What a prior gives an enhancer: ``python -m perigee.benchmarks.ablation --none RUN --regressed RUN --generated RUN --oracle RUN --data FOLDER``.
 
-Runs of ``perigee-train-enhancer``, which should have had equal minutes, enhance the upper left 256x256 pixels of images that OpenJPEG has coded at
-four rates. The generated prior is drawn with five seeds, and replaced by one from no noise, by zeros, by noise and by the oracle's. Gains in dB of PSNR
-over the decoded image, at full strength: mean, median and spread over images and rates.
+Runs of ``perigee-train-enhancer``, which should have had equal minutes, enhance the upper left 256x256 pixels of images that OpenJPEG has
+coded at four rates. The generated prior is drawn with five seeds, and replaced by one from no noise, by zeros, by noise and by the oracle's.
+Gains in dB of PSNR over the decoded image, at full strength: mean, median and spread over images and rates.
 """
 
 from __future__ import annotations
