@@ -28,6 +28,7 @@ from perigee.ground.source import Decoded
 
 MARGIN = 8  # latents on each side
 WINDOW_PATCHES = 4  # patches on the side of a synthesis window: the margin costs little and memory stays small
+STRIPE = 4  # synthesis windows side by side in a stripe
 ImageOf = Callable[[int, Region], FloatArray]  # group and region to its image [3, rows, cols]
 
 
@@ -238,16 +239,20 @@ class SceneDecoder(StreamSource):
         bands: Sequence[int] | None = None,
         image_of: ImageOf | None = None,
     ) -> Iterator[tuple[Region, Decoded]]:
-        """The scene or a region in synthesis windows of 4x4 patches, at the far edges up to 5x5, row by row.
+        """The scene or a region in synthesis windows of 4x4 patches, at the far edges up to 5x5, stripe by stripe from the left, each row by row.
 
-        Latents of patches that are done with are dropped.
+        Latents of patches that are done with are dropped; those beside the edge of a stripe are decoded twice, so that memory does not grow with
+        the width of the scene.
         """
         side = self.header.patch_side
         whole = region or Region(0, 0, self.height, self.width)
+        columns = list(synthesis_windows(whole.left, whole.cols, side))
+        stripes = [left for left, _ in columns[::STRIPE]]
         windows = [
             Region(top, left, rows, cols)
+            for first in range(0, len(columns), STRIPE)
             for top, rows in synthesis_windows(whole.top, whole.rows, side)
-            for left, cols in synthesis_windows(whole.left, whole.cols, side)
+            for left, cols in columns[first : first + STRIPE]
         ]
         chosen = range(self.bands) if bands is None else bands
         groups = sorted({b // fmt.BANDS_PER_GROUP for b in chosen})
@@ -261,8 +266,11 @@ class SceneDecoder(StreamSource):
             self._forget_above(windows[0])
             for number, found in enumerate(in_order(computed, range(len(windows)), self.engine.backend.batch)):
                 yield found
-                if number + 1 < len(windows):
-                    self._forget_above(windows[number + 1])
+                following = windows[number + 1 : number + 2]
+                if following and following[0].top == whole.top and following[0].left in stripes:
+                    self.forget()
+                elif following:
+                    self._forget_above(following[0])
 
     def _forget_above(self, window: Region) -> None:
         """Drop the latents that neither a window nor any after it needs."""

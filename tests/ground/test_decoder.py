@@ -14,6 +14,7 @@ from perigee.engines.backend import Backend
 from perigee.engines.flight import FlightEngine
 from perigee.engines.ground import GroundEngine
 from perigee.engines.torch import TorchGraph
+from perigee.ground import decoder as decoder_module
 from perigee.ground.decoder import WINDOW_PATCHES, SceneDecoder, synthesis_windows
 from perigee.ground.regions import Region
 from perigee.onboard.encoder import Encoder
@@ -54,6 +55,22 @@ def test_blocks_cover_the_scene_once(stream, ground, codec, mosaic):
         assert block.samples.shape == (3, region.rows, region.cols)
     assert (seen == 1).all()
     assert np.abs(codec.decode(stream).astype(float) - mosaic).mean() < 12
+
+
+def test_wide_scenes_are_decoded_in_stripes_that_do_not_show(ground, codec, mosaic, monkeypatch):
+    """Memory does not grow with the width, and the samples are those of rows from the left to the right."""
+    stream = codec.encode(np.tile(mosaic[:200, :600], (1, 4, 1)), 30)
+    found, most = [], []
+    for stripe in (1, 100):
+        monkeypatch.setattr(decoder_module, "STRIPE", stripe)
+        decoder = SceneDecoder(parse_stream(stream), ground)
+        out, kept = np.zeros((3, 200, 2400), np.uint8), 0
+        for region, block in decoder.blocks():
+            out[(slice(None), *region.within(Region(0, 0, 200, 2400)))] = block.samples
+            kept = max(kept, decoder.units_kept)
+        found.append(out)
+        most.append(kept)
+    assert np.array_equal(*found) and most[0] <= 8 < most[1]
 
 
 @given(start=st.integers(0, 5000), length=st.integers(1, 20_000), patch=st.sampled_from((128, 256)))
