@@ -29,6 +29,7 @@ CODECS = ("jpeg2000", "jpeg", "perigee")  # that an enhancer tells apart; any ot
 FILE_CODECS = CODECS[:2]  # of those, what an image file may be coded with
 CODING_CONDITIONS = 2 + len(CODECS)  # log2 of the bits per pixel / 4, one number for each codec, log2 of the step / 4
 BPP_LEAST, STEP_LEAST = 1e-3, 1 / 256
+ROUGH = 1.1  # times the typical step
 TYPICAL_STEP, TYPICAL_FALL = (
     9.0,
     -0.9,
@@ -82,6 +83,11 @@ def condition_of(acquisition: Acquisition | None) -> tuple[FloatArray, FloatArra
 def typical_step(bits_per_pixel: float) -> float:
     """The step, in grey levels, that JPEG 2000 leaves in effect at a rate on common images; single ones have a quarter of it to four times that."""
     return TYPICAL_STEP * float(max(bits_per_pixel, BPP_LEAST) ** TYPICAL_FALL)
+
+
+def is_rough(bits_per_pixel: float, step: float) -> bool:
+    """Whether an image is rougher than most: at its rate it was quantised with a larger step."""
+    return step > ROUGH * typical_step(bits_per_pixel)
 
 
 def coding_condition(bits_per_pixel: float, codec: str | None, step: float | None = None) -> list[float]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from perigee.bitstream.arrays import FloatArray
-from perigee.bitstream.conditions import STEP_LEAST
+from perigee.bitstream.conditions import STEP_LEAST, is_rough
 from perigee.bitstream.errors import CompensationError, Fault
 from perigee.bitstream.manifest import ENHANCER, Manifest, kind_of, manifests_in, read_manifest
 from perigee.engines.backend import CPU_BACKEND, Backend
@@ -18,6 +18,7 @@ WINDOW = 256  # pixels on the side of what its network sees
 TOKEN = 64  # pixels on the side of what a token of a generated prior covers
 DEFAULT_ENHANCER = "restore"
 GRAPH_FILE = "enhancer.onnx"
+ROUGHER = ", rough"  # behind the name of a codec: the table of its rough images
 UNKNOWN = "unknown"  # the codec of a file that does not tell
 
 
@@ -31,10 +32,12 @@ class Enhancer:
         self.tokens, self.strengths = _settings(manifest)
         self._graph = backend(manifest.file(GRAPH_FILE), threads)
 
-    def strength_of(self, codec: str | None, step: float) -> float:
-        """How much of what it adds is taken of an image that was quantised with a step of so many grey levels: less where little was lost. A
-        codec that it was not trained on counts as ``unknown``."""
-        table = self.strengths.get(codec or UNKNOWN, self.strengths[UNKNOWN])
+    def strength_of(self, codec: str | None, bits_per_pixel: float, step: float) -> float:
+        """How much of what it adds is taken of an image that was quantised with a step of so many grey levels: less where little was lost, and
+        of rough images. A codec that it was not trained on counts as ``unknown``."""
+        name = codec or UNKNOWN
+        rough = self.strengths.get(name + ROUGHER) if is_rough(bits_per_pixel, step) else None
+        table = self.strengths.get(name, self.strengths[UNKNOWN]) if rough is None else rough
         return float(np.interp(np.log2(max(step, STEP_LEAST)), np.log2(table[:, 0]), table[:, 1]))
 
     def added(self, image: FloatArray, condition: Sequence[float], noise: FloatArray | None = None) -> FloatArray:

@@ -39,7 +39,7 @@ class EnhancedSource:
         coarseness, ``seed`` that of the noise, ``cells`` what the file says of its original."""
         self.source, self.coding, self._enhancer, self._seed = source, coding, enhancer, seed
         self._cells = cells
-        self.strength = strength * enhancer.strength_of(coding.codec, coding.coarseness)
+        self.strength = strength * enhancer.strength_of(coding.codec, coding.bits_per_pixel, coding.coarseness)
         self.width, self.height, self.bands, self.dtype = source.width, source.height, source.bands, source.dtype
         self.metadata, self.report = source.metadata, source.report
         colour = self.bands == 3 if self.metadata.colour is None else self.metadata.colour and self.bands >= 3

@@ -9,7 +9,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from perigee.bitstream.conditions import is_rough
 from perigee.engines.coding import JPEG, JPEG2000
+from perigee.engines.enhancer import ROUGHER
 from perigee.models.enhancement.prior import TOKEN, Enhancer
 from perigee.training.data import ImageSet, Pixels
 from perigee.training.degraded import Coded, by_jpeg, by_jpeg2000
@@ -20,11 +22,8 @@ QUALITIES = (10, 20, 30, 45, 60, 75, 85, 92, 96)  # of JPEG
 STRENGTHS = np.round(np.arange(0, 1.01, 0.1), 1)
 HARM_DB, HARMED_SHARE = 0.02, 0.01  # an image that loses more is harmed; so many may be
 GAIN_DB = 0.03  # the least median gain for which anything is added
-APART, NEAR, NEAR_LEAST = (
-    0.5,
-    0.4,
-    20,
-)  # octaves between the steps of a table, how far an image may be from one, and how many must be near
+# Octaves between the steps of a table, how far an image may be from one, and how many must be near
+APART, NEAR, NEAR_LEAST = 0.5, 0.5, 12
 Table = list[list[float]]
 
 
@@ -59,6 +58,8 @@ def best_strength(found: list[list[float]]) -> float:
 
 def table_of(found: list[tuple[float, list[float]]]) -> Table:
     """Steps and strengths for pairs of an image's step and its gains at each of ``STRENGTHS``. Finer than all of them nothing is added."""
+    if not found:
+        return [[1.0, 0.0]]
     places = np.log2([step for step, _ in found])
     rows = []
     for middle in np.arange(np.floor(places.min()), np.ceil(places.max()) + APART / 2, APART):
@@ -70,7 +71,8 @@ def table_of(found: list[tuple[float, list[float]]]) -> Table:
 
 
 def fitted_strengths(enhancer: Enhancer, images: ImageSet, seed: int = 1) -> dict[str, Table]:
-    """By codec a table of steps in grey levels and strengths. ``unknown`` has the smaller of both codecs' strengths."""
+    """By codec a table of steps in grey levels and strengths, of JPEG 2000 one for rough images and one for all others. ``unknown`` has the
+    smallest of all strengths."""
     rng = np.random.default_rng(seed)
     crops = []
     for image in images.images:
@@ -81,10 +83,13 @@ def fitted_strengths(enhancer: Enhancer, images: ImageSet, seed: int = 1) -> dic
         JPEG2000: [(crop, by_jpeg2000(crop, rate)) for crop in crops for rate in RATES],
         JPEG: [(crop, by_jpeg(crop, quality, 2)) for crop in crops for quality in QUALITIES],
     }
-    out = {
-        name: table_of([(one.coding.coarseness, gains(enhancer, crop, one)) for crop, one in pairs])
-        for name, pairs in coded.items()
-    }
+    found = {name: [(one.coding, gains(enhancer, crop, one)) for crop, one in pairs] for name, pairs in coded.items()}
+    groups: dict[str, list[tuple[float, list[float]]]] = {JPEG2000: [], JPEG2000 + ROUGHER: [], JPEG: []}
+    for name, pairs in found.items():
+        for coding, gain in pairs:
+            rough = name == JPEG2000 and is_rough(coding.bits_per_pixel, coding.coarseness)
+            groups[name + ROUGHER if rough else name].append((coding.coarseness, gain))
+    out = {name: table_of(group) for name, group in groups.items()}
     grid = [row[0] for row in out[JPEG2000]]
     both = [
         [float(np.interp(np.log2(x), np.log2(t[:, 0]), t[:, 1])) for x in grid] for t in map(np.array, out.values())
