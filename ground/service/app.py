@@ -23,7 +23,7 @@ from perigee.ground.service.metrics import Metrics
 from perigee.ground.service.problems import Problem
 from perigee.ground.service.routes import Service, routes_of
 from perigee.ground.service.workers import workers_of
-from perigee.ground.service.workspace import Workspace, check_temporary_folder, clear_abandoned, close_all
+from perigee.ground.service.workspace import Workspace, check_temporary_folder, clear_abandoned
 
 OPEN_PATHS = ("/healthz", "/readyz")
 
@@ -51,7 +51,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             await to_thread.run_sync(workers.stop)
             if workspace is not None:
                 workspace.close()
-            close_all()
 
     app = FastAPI(
         lifespan=lifespan,

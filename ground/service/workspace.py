@@ -51,7 +51,7 @@ _open: set[Workspace] = set()
 
 
 def close_all() -> None:
-    """Close the workspaces that are left when a service ends: of requests that were still being worked on."""
+    """Close the workspaces that are left when the process ends: of requests that were still being worked on."""
     for workspace in list(_open):
         workspace.close()
 

@@ -140,19 +140,6 @@ def test_errors_of_a_task_are_those_of_this_process(stream, serve):
     server.should_exit = plain.should_exit = True
 
 
-def queued(url, data):
-    """The number of a job for a stream; a service that is busy says so with 503, and is asked again."""
-    answers = []
-
-    def asked():
-        answers.append(post(url, data, "/jobs"))
-        assert answers[-1].status_code in (202, 503), answers[-1].text
-        return answers[-1].status_code == 202
-
-    until(asked)
-    return answers[-1].json()["id"]
-
-
 def test_a_job_goes_on_where_its_worker_is_killed(tiles, serve):
     import tifffile
 
@@ -160,13 +147,13 @@ def test_a_job_goes_on_where_its_worker_is_killed(tiles, serve):
     server, url = serve(Settings(devices=("cpu",), threads=1))
     pool = server.config.app.state.workers
     until(lambda: is_ready(url))
-    job = queued(url, perigee.encode(scene, 20))
+    job = post(url, perigee.encode(scene, 20), "/jobs").json()["id"]
     until(lambda: pool.statuses()[0].busy)
     for process in processes(pool):
         process.send_signal(signal.SIGKILL)
     until(lambda: httpx.get(f"{url}/jobs/{job}").json()["status"] == "done")
     assert httpx.get(f"{url}/jobs/{job}/result", timeout=60).status_code == 200
-    second = queued(url, perigee.encode(scene, 20))
+    second = post(url, perigee.encode(scene, 20), "/jobs").json()["id"]
     until(lambda: pool.statuses()[0].busy)
     assert httpx.delete(f"{url}/jobs/{second}").json()["was"] == "cancelled"
     until(lambda: not pool.statuses()[0].busy)
