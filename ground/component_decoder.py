@@ -80,15 +80,7 @@ class ComponentDecoder(StreamSource):
         if segment.cut:
             self.report.cut[patch] = decoded.passes
         else:
-            found = checksum_of_components(decoded.q, segment.channels)
-            if found != segment.checksum:
-                raise ChecksumError(
-                    f"the latents of patch {patch} have another checksum than the encoder's",
-                    Fault.SYMBOL_CHECKSUM,
-                    field=f"segment {patch}",
-                    expected=segment.checksum,
-                    found=found,
-                )
+            _check(segment, checksum_of_components(decoded.q, segment.channels))
         return decoded
 
     def patch(self, patch: int) -> DecodedPlanes | IntArray | None:
@@ -131,15 +123,7 @@ class ComponentDecoder(StreamSource):
         """The samples of a predicted segment, checked. Raises a BitstreamError."""
         _, _, rows, cols = self.header.patch_region(segment.patch)
         planes = decode_planes(segment.words, (rows, cols), [code.model for code in segment.codes], self.coder)
-        found = checksum_of_codes(planes)
-        if found != segment.checksum:
-            raise ChecksumError(
-                f"the samples of patch {segment.patch} have another checksum than the encoder's",
-                Fault.SYMBOL_CHECKSUM,
-                field=f"segment {segment.patch}",
-                expected=segment.checksum,
-                found=found,
-            )
+        _check(segment, checksum_of_codes(planes))
         parts = zip(planes, segment.codes, strict=True)
         limits = self.sample_range
         return np.stack([samples_of(p, c.bound, c.low, limits) for p, c in parts]).astype(self.dtype)
@@ -285,3 +269,15 @@ class ComponentDecoder(StreamSource):
         lost = segment is None or segment.mode == fmt.DROPPED or patch in self.report.lost
         empty = segment is not None and segment.mode == fmt.EMPTY
         return not (lost or empty), list(range(self.bands)) if lost or empty else []
+
+
+def _check(segment: ComponentSegment, found: int) -> None:
+    """Raise ChecksumError where what was decoded has another checksum than what was encoded."""
+    if found != segment.checksum:
+        raise ChecksumError(
+            f"what was decoded of patch {segment.patch} has another checksum than the encoder's",
+            Fault.SYMBOL_CHECKSUM,
+            field=f"segment {segment.patch}",
+            expected=segment.checksum,
+            found=found,
+        )

@@ -73,40 +73,36 @@ def tiles() -> list[Path]:
     return sorted(SAMPLE.glob("*.tif"))
 
 
+def _shared(what: str, *parts: str) -> Path:
+    """A folder of data that the project does not hold; skips where it is absent."""
+    folder = SHARED.joinpath("data", *parts)
+    if not folder.is_dir():
+        pytest.skip(f"{what} are not at {folder}; set PERIGEE_SHARED")
+    return folder
+
+
 @pytest.fixture(scope="session")
 def multiband() -> Path:
-    """Folder of real scenes and tiles of 1 to 13 bands; skips where it is absent."""
-    folder = SHARED / "data" / "multiband"
-    if not folder.is_dir():
-        pytest.skip(f"the multi-band set is not at {folder}; set PERIGEE_SHARED")
-    return folder
+    """Folder of real scenes and tiles of 1 to 13 bands."""
+    return _shared("the multi-band scenes", "multiband")
 
 
 @pytest.fixture(scope="session")
 def geotiffs() -> Path:
-    """Folder of real GeoTIFFs of many kinds; skips where it is absent."""
-    folder = SHARED / "data" / "geotiff"
-    if not folder.is_dir():
-        pytest.skip(f"the GeoTIFF set is not at {folder}; set PERIGEE_SHARED")
-    return folder
+    """Folder of real GeoTIFFs of many kinds."""
+    return _shared("the GeoTIFFs", "geotiff")
 
 
 @pytest.fixture(scope="session")
 def jpeg2000_files() -> Path:
-    """Folder of real JPEG 2000 files; skips where it is absent."""
-    folder = SHARED / "data" / "jp2"
-    if not folder.is_dir():
-        pytest.skip(f"the JPEG 2000 files are not at {folder}; set PERIGEE_SHARED")
-    return folder
+    """Folder of real JPEG 2000 files."""
+    return _shared("the JPEG 2000 files", "jp2")
 
 
 @pytest.fixture(scope="session")
 def scenes() -> Path:
-    """Folder of larger real scenes; skips where it is absent."""
-    folder = SHARED / "data" / "eval" / "scenes"
-    if not folder.is_dir():
-        pytest.skip(f"the scenes are not at {folder}; set PERIGEE_SHARED")
-    return folder
+    """Folder of larger real scenes."""
+    return _shared("the scenes", "eval", "scenes")
 
 
 @pytest.fixture
