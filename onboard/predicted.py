@@ -54,16 +54,15 @@ class Predictor:
 
     def _within(self, samples: IntArray, bound: Bound, valid: BoolArray) -> _Coded:
         """A band coded within a bound; exactly where a sample would have to be moved out of it, because it would look like no data."""
-        for one in (bound, LOSSLESS):
-            codes, low = codes_of(samples, one)
-            if one == LOSSLESS:
-                return _Coded(codes, low, one, samples)
-            decoded = samples_of(codes, one, low, self._limits)
+        if bound != LOSSLESS:
+            codes, low = codes_of(samples, bound)
+            decoded = samples_of(codes, bound, low, self._limits)
             if self._nodata is not None:
                 keep_from_nodata(decoded, valid, self._nodata, self._limits[1])
             if (np.abs(decoded - samples) <= bound.allowed(samples))[valid].all():
-                return _Coded(codes, low, one, decoded)
-        raise AssertionError("a lossless code keeps every bound")
+                return _Coded(codes, low, bound, decoded)
+        codes, low = codes_of(samples, LOSSLESS)
+        return _Coded(codes, low, LOSSLESS, samples)
 
     def _verify(self, segment: v2.ComponentSegment, planes: list[IntArray]) -> None:
         rows, cols = planes[0].shape
