@@ -105,7 +105,7 @@ def curve_of(
         decoder = ComponentDecoder(stream, engine)
         decoded = decoder.region(Region(0, 0, *samples.shape[1:])).samples
         curve.append((8 * len(data) / samples.size, range_psnr(samples, decoded, ranges)))
-        transforms += not stream.parameters[0].spectral.is_identity
+        transforms += any(not found.spectral.is_identity for found in stream.parameters.values())
     return curve, transforms
 
 

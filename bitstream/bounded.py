@@ -1,7 +1,7 @@
 """Segments that keep a promise about every sample: its code in whole numbers, which the predictive coder carries. ``docs/format2.md``, section 23.
 
-A sample is coded as the number of a level that is at most the promised error away, in counts or as a share of the sample. With a bound of 0
-the levels are the samples themselves.
+A whole number is coded as the number of a level that is at most the promised error away, in counts or as a share of the sample. With a bound of 0
+the levels are the samples themselves. A float sample is coded as the number of a value in a table (``values.py``).
 """
 
 from __future__ import annotations
@@ -14,23 +14,36 @@ from typing import NamedTuple
 
 import numpy as np
 
-from perigee.bitstream.arrays import IntArray
+from perigee.bitstream.arrays import FloatArray, IntArray, Samples
 from perigee.bitstream.errors import Fault, FormatError
 from perigee.bitstream.format import write_varint
 from perigee.bitstream.parsing import leading_varint
 from perigee.bitstream.predictive import BEFORE_MAX, TOP_MAX, WEIGHTS_SUM_MAX, BandModel, taps_of
+from perigee.bitstream.values import keys_of, read_values, write_values
 
 SHARE_BITS = 16
 BEFORE_FLAGS, REPEATS_FLAG, RELATIVE_FLAG = 0x03, 0x04, 0x08
 MAGNITUDE_MAX = 65535  # of samples
+FLOAT_BITS_MAX = 0x7F7FFFFF  # of the largest finite float32
 
 
 @dataclass(frozen=True)
 class Bound:
-    """The largest error of a band: ``counts``, or where ``relative`` that share of the sample in 2^-16, rounded down to whole counts."""
+    """The largest error of a band: ``counts``, or where ``relative`` that share of the sample in 2^-16, rounded down to whole counts. For float
+    samples ``counts`` are the bits of a float32, and a share is not rounded."""
 
     counts: int = 0
     relative: bool = False
+
+    @property
+    def share(self) -> float:
+        """What a relative bound allows of a sample of 1."""
+        return self.counts / (1 << SHARE_BITS)
+
+    @property
+    def amount(self) -> float:
+        """What an absolute bound of float samples allows."""
+        return float(np.uint32(self.counts).view(np.float32))
 
     def allowed(self, samples: IntArray) -> IntArray:
         """The largest error of each sample, int64."""
@@ -45,11 +58,16 @@ LOSSLESS = Bound()
 @dataclass(frozen=True)
 class BandCode:
     """How a band of a patch is coded: its bound, the sample or the number of the level that the code 0 stands for, and the model that predicts
-    the codes."""
+    the codes. Of float samples ``values`` float32 [top + 1] are what the codes stand for."""
 
     bound: Bound
     low: int
     model: BandModel
+    values: FloatArray | None = None
+
+    def samples_of(self, codes: IntArray, limits: tuple[int, int]) -> Samples:
+        """The samples of codes: float32 of a table, or int64 within ``limits``."""
+        return samples_of(codes, self.bound, self.low, limits) if self.values is None else self.values[codes]
 
 
 class Levels(NamedTuple):
@@ -118,11 +136,14 @@ def write_band_codes(codes: Sequence[BandCode]) -> bytes:
         out += write_varint(2 * code.low if code.low >= 0 else -2 * code.low - 1)
         out += write_varint(model.top) + write_varint(model.start)
         out += bytes(model.before) + model.weights.astype("<i2").tobytes()
+        out += b"" if code.values is None else write_values(keys_of(code.values))
     return out
 
 
-def read_band_codes(payload: memoryview, at: int, bands: int, start: int) -> tuple[tuple[BandCode, ...], int]:
-    """Inverse of :func:`write_band_codes`: the codes, and where the words begin. Raises FormatError."""
+def read_band_codes(
+    payload: memoryview, at: int, bands: int, floats: bool, start: int
+) -> tuple[tuple[BandCode, ...], int]:
+    """Inverse of :func:`write_band_codes`: the codes, and where the words begin. ``floats`` says that samples are floats. Raises FormatError."""
     found: list[BandCode] = []
     for number in range(bands):
         if at >= len(payload):
@@ -131,14 +152,15 @@ def read_band_codes(payload: memoryview, at: int, bands: int, start: int) -> tup
         if flags & ~(BEFORE_FLAGS | REPEATS_FLAG | RELATIVE_FLAG):
             raise _wrong(f"flags {flags:#04x}, this reader knows 0x0f", number, start)
         at += 1
-        values = []
+        numbers = []
         for _ in range(4):
-            value, at = leading_varint(payload, start, at)
-            values.append(value)
-        counts, folded, top, first = values
+            read, at = leading_varint(payload, start, at)
+            numbers.append(read)
+        counts, folded, top, first = numbers
         relative = bool(flags & RELATIVE_FLAG)
         low = folded >> 1 ^ -(folded & 1)
-        if counts > TOP_MAX or relative and not counts or abs(low) > MAGNITUDE_MAX or top > TOP_MAX or first > top:
+        allowed = counts <= (FLOAT_BITS_MAX if floats and not relative else TOP_MAX) and (counts or not relative)
+        if not allowed or abs(low) > (0 if floats else MAGNITUDE_MAX) or top > TOP_MAX or first > top:
             raise _wrong(f"bound {counts}, lowest {low}, top {top}, start {first}", number, start)
         count = flags & BEFORE_FLAGS
         taps = taps_of(count)
@@ -153,7 +175,10 @@ def read_band_codes(payload: memoryview, at: int, bands: int, start: int) -> tup
         if int(np.abs(weights.astype(np.int64)).sum()) > WEIGHTS_SUM_MAX:
             raise _wrong(f"its weights sum to more than {WEIGHTS_SUM_MAX}", number, start)
         model = BandModel(before, weights, top, first, bool(flags & REPEATS_FLAG))
-        found.append(BandCode(Bound(counts, relative), low, model))
+        values = None
+        if floats:
+            values, at = read_values(payload, at, top + 1, start)
+        found.append(BandCode(Bound(counts, relative), low, model, values))
     return tuple(found), at
 
 

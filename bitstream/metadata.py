@@ -23,8 +23,9 @@ EPSG, GEOKEYS, NORTH_UP, AFFINE, GCPS, RPC = 1, 2, 3, 4, 5, 6
 NODATA, SCALES, ACQUISITION, ANCILLARY, BAND_NAMES, POINT, ALPHA, FILL_MASKED, COLOUR = 7, 8, 9, 10, 11, 12, 13, 14, 15
 OPTIONAL_TAG = 128
 # optional fields: a reader that does not know one skips it
-NBITS, UNITS, INTERPRETATIONS, TAGS, CRS_WKT, PREMULTIPLIED = 128, 129, 130, 131, 132, 133
+NBITS, UNITS, INTERPRETATIONS, TAGS, CRS_WKT, PREMULTIPLIED, PALETTE = 128, 129, 130, 131, 132, 133, 134
 TAGS_MAX_BYTES = 1 << 20  # unpacked
+PALETTE_BYTES = 3 * 256
 RPC_VALUES = 92
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
@@ -106,7 +107,8 @@ class Metadata:
     ``scales``, ``band_names``, ``units`` and ``interpretations`` stand in the order of the bands; an entry behind the last band is
     the alpha band's. ``nbits`` is the number of bits that samples of the source use, None where it is all of their type.
     ``interpretations`` are GDAL's names of what a band shows, empty where they follow from ``colour`` and ``alpha_band``. ``crs_wkt``
-    is a CRS that came as text; ``premultiplied`` says that alpha is already in the samples.
+    is a CRS that came as text; ``premultiplied`` says that alpha is already in the samples. ``palette`` has red, green and blue of 256 classes,
+    one byte each, where samples are numbers of classes and no light; empty elsewhere.
     """
 
     epsg: int | None = None
@@ -129,8 +131,17 @@ class Metadata:
     tags: tuple[Tag, ...] = ()
     crs_wkt: str | None = None
     premultiplied: bool = False
+    palette: bytes = b""
 
     def __post_init__(self) -> None:
+        if len(self.palette) not in (0, PALETTE_BYTES):
+            raise MetadataError(
+                f"a palette of {len(self.palette)} bytes, expected {PALETTE_BYTES}",
+                Fault.SIZE,
+                field="palette",
+                expected=PALETTE_BYTES,
+                found=len(self.palette),
+            )
         if len(self.ancillary) > ANCILLARY_MAX_BYTES:
             raise MetadataError(
                 f"{len(self.ancillary)} ancillary bytes, the limit is {ANCILLARY_MAX_BYTES}",
@@ -300,6 +311,8 @@ def _pack(m: Metadata) -> bytes:
         parts.append((CRS_WKT, zlib.compress(m.crs_wkt.encode(), 9)))
     if m.premultiplied:
         parts.append((PREMULTIPLIED, b""))
+    if m.palette:
+        parts.append((PALETTE, zlib.compress(m.palette, 9)))
     return b"".join(bytes([tag]) + write_varint(len(value)) + value for tag, value in parts)
 
 
@@ -387,6 +400,7 @@ def unpack_metadata(packet: bytes) -> Metadata:
             tags=_unpack_tags(found[TAGS]) if TAGS in found else (),
             crs_wkt=_inflated(found[CRS_WKT], "the CRS").decode() if CRS_WKT in found else None,
             premultiplied=PREMULTIPLIED in found,
+            palette=_inflated(found[PALETTE], "the palette") if PALETTE in found else b"",
         )
     except BitstreamError:
         raise

@@ -21,9 +21,16 @@ def quality_of(quality_step: int) -> float:
 
 
 def is_value_of(value: float, dtype: str) -> bool:
-    """Whether a sample of ``dtype`` can have this value: it is whole and in the type's range."""
+    """Whether a sample of ``dtype`` can have this value: it is whole and in the type's range, or any number of 32 bits."""
+    if dtype == "float32":
+        return np.isnan(value) or float(np.float32(value)) == value
     low, high = DTYPE_RANGE[dtype]
     return low <= value <= high and value == int(value)
+
+
+def differ_from(samples: Samples, nodata: float) -> BoolArray:
+    """Which samples have another value than ``nodata``, which may be NaN."""
+    return np.asarray(~np.isnan(samples) if np.isnan(nodata) else samples != nodata)
 
 
 def sample_range(dtype: str, nbits: int | None) -> tuple[int, int]:

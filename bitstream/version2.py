@@ -14,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from perigee.bitstream.arrays import FloatArray, IntArray
-from perigee.bitstream.bounded import BandCode, write_band_codes
+from perigee.bitstream.bounded import BandCode, Bound, write_band_codes
 from perigee.bitstream.format import (
     CHANNEL_STEP,
     CUT_FLAG,
-    DTYPE_CODES,
+    DTYPES,
     MAGIC,
     NETWORK,
     QUALITY_STEP_MAX,
@@ -27,7 +27,9 @@ from perigee.bitstream.format import (
     write_chunk,
     write_varint,
 )
+from perigee.bitstream.records import RecordsOfScene
 from perigee.bitstream.spectral import Spectral
+from perigee.bitstream.stored import StoredBand, write_stored_bands
 
 VERSION = 2
 PARAMETERS, STRIP, PART, PLACES = 0x08, 0x09, 0x0A, 0x0D
@@ -41,7 +43,7 @@ RESERVED_CRITICAL = {
     0x0C: "reference scene",
 }
 FEATURES = {
-    0: "predicted segments",
+    0: "predicted and stored segments",
     1: "residual layers",
     2: "float samples",
     3: "encryption",
@@ -51,8 +53,11 @@ FEATURES = {
     7: "bands in places of their own",
 }
 PLACES_MAX = 1024  # lines or columns of the frame: what bounds the memory of a window
-PREDICTING, PLACED = 1 << 0, 1 << 7  # the features that this reader has
-PREDICTED = 1  # mode of a segment, beside those of version 1
+PREDICTING, FLOATS, PLACED = 1 << 0, 1 << 2, 1 << 7  # the features that this reader has
+FLOAT = "float32"
+SAMPLE_TYPES = DTYPES | {4: FLOAT}
+SAMPLE_TYPE_CODES = {name: code for code, name in SAMPLE_TYPES.items()}
+PREDICTED, STORED = 1, 4  # modes of a segment, beside those of version 1
 QUALITIES_FLAG, PARTS_FLAG = 0x20, 0x40
 PARTS_MAX = 15
 MATRIX_FLAG, OFFSETS_FLAG = 0x01, 0x02
@@ -72,7 +77,17 @@ class ComponentHeader:
     dtype: str
     patch_side: int
     placed: bool = False  # whether the bands lie at different places of the frame that is coded
-    predicting: bool = False  # whether segments may be predicted
+    predicting: bool = False  # whether segments may be predicted or stored; those of float samples are
+
+    @property
+    def floats(self) -> bool:
+        """Whether samples are floats."""
+        return self.dtype == FLOAT
+
+    @property
+    def features(self) -> int:
+        """What a reader must have, bit by bit."""
+        return PLACED * self.placed | PREDICTING * (self.predicting or self.floats) | FLOATS * self.floats
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -111,11 +126,11 @@ class BandErrors(NamedTuple):
 
 
 class ComponentSegment(NamedTuple):
-    """All that is sent of one patch. Without the modes NETWORK and PREDICTED only ``patch`` and ``mode`` count.
+    """All that is sent of one patch. Without the modes NETWORK, PREDICTED and STORED only ``patch`` and ``mode`` count.
 
     ``channels`` [components]: how many leading channels of each component are coded, multiples of 8; ``qualities``
     [components]: what is added to the quality step of each component. ``codes`` [bands] are those of a predicted segment, which has beside them
-    a checksum and words.
+    a checksum and words; ``stored`` [bands] those of a stored one.
     """
 
     patch: int
@@ -127,6 +142,12 @@ class ComponentSegment(NamedTuple):
     words: npt.NDArray[np.uint32] = np.zeros(0, np.uint32)
     cut: bool = False
     codes: tuple[BandCode, ...] = ()
+    stored: tuple[StoredBand, ...] = ()
+
+    @property
+    def bounds(self) -> tuple[Bound, ...]:
+        """What is promised of each band, where anything is."""
+        return tuple(code.bound for code in self.codes) or tuple(Bound(band.counts) for band in self.stored)
 
     @property
     def quality_steps(self) -> tuple[int, ...]:
@@ -148,6 +169,7 @@ class ComponentStream:
     damage: list[str] = field(default_factory=list)
     errors: BandErrors | None = None
     places: IntArray | None = None  # [bands, 2]: line and column of the frame at which each band begins
+    records: RecordsOfScene | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -162,10 +184,9 @@ class ComponentStream:
 
 def write_component_header(header: ComponentHeader) -> bytes:
     """The header's bytes."""
-    kind = DTYPE_CODES[header.dtype] | (header.patch_side.bit_length() - 1) << 4
+    kind = SAMPLE_TYPE_CODES[header.dtype] | (header.patch_side.bit_length() - 1) << 4
     body = MAGIC + bytes([VERSION]) + header.contract + bytes([kind, header.bands])
-    body += write_varint((PLACED if header.placed else 0) | (PREDICTING if header.predicting else 0))
-    body += write_varint(header.width) + write_varint(header.height)
+    body += write_varint(header.features) + write_varint(header.width) + write_varint(header.height)
     return body + zlib.crc32(body).to_bytes(4, "little")
 
 
@@ -213,6 +234,8 @@ def write_component_segment(segment: ComponentSegment) -> bytes:
     elif segment.mode == PREDICTED:
         payload += segment.checksum.to_bytes(2, "little") + write_band_codes(segment.codes)
         payload += segment.words.astype("<u4").tobytes()
+    elif segment.mode == STORED:
+        payload += write_stored_bands(segment.stored)
     return write_chunk(SEGMENT, payload)
 
 

@@ -5,8 +5,21 @@ from __future__ import annotations
 import zlib
 
 from perigee.bitstream.errors import ChecksumError, Fault, FormatError, LimitError, TruncatedError, UnsupportedError
-from perigee.bitstream.format import DEFAULT_LIMITS, DTYPES, MAGIC, Limits, not_a_stream, read_varint
-from perigee.bitstream.version2 import FEATURES, HEADER_FIXED, PLACED, PREDICTING, VERSION, ComponentHeader, version_of
+from perigee.bitstream.format import DEFAULT_LIMITS, MAGIC, Limits, not_a_stream, read_varint
+from perigee.bitstream.version2 import (
+    FEATURES,
+    FLOAT,
+    FLOATS,
+    HEADER_FIXED,
+    PLACED,
+    PREDICTING,
+    SAMPLE_TYPES,
+    VERSION,
+    ComponentHeader,
+    version_of,
+)
+
+FLOAT_SIDE_MAX = 256  # so that the values of a patch have numbers of 16 bits
 
 
 def read_component_header(data: bytes | memoryview, limits: Limits = DEFAULT_LIMITS) -> tuple[ComponentHeader, int]:
@@ -35,23 +48,23 @@ def read_component_header(data: bytes | memoryview, limits: Limits = DEFAULT_LIM
         raise ChecksumError(
             "the header's CRC differs", field="crc", expected=computed, found=stored, offset_bytes=offset
         )
-    lacking = features & ~(PLACED | PREDICTING)
+    lacking = features & ~(PLACED | PREDICTING | FLOATS)
     if lacking:
         needed = [FEATURES.get(bit, f"feature {bit}") for bit in range(32) if lacking >> bit & 1]
         raise UnsupportedError(
             f"the stream needs {', '.join(needed)}, which this reader does not have",
             Fault.FLAGS,
             field="features",
-            expected=PLACED | PREDICTING,
+            expected=PLACED | PREDICTING | FLOATS,
             found=features,
             offset_bytes=HEADER_FIXED,
         )
-    dtype, side = DTYPES.get(kind & 15), 1 << (kind >> 4)
-    if dtype is None or not 64 <= side <= 512:
+    dtype, side = SAMPLE_TYPES.get(kind & 15), 1 << (kind >> 4)
+    if dtype is None or not 64 <= side <= (FLOAT_SIDE_MAX if dtype == FLOAT else 512):
         raise FormatError(
-            f"sample type and patch side {kind:#04x}; types are {DTYPES}, sides 64 to 512",
+            f"sample type and patch side {kind:#04x}; types are {SAMPLE_TYPES}, sides 64 to 512, of float samples to {FLOAT_SIDE_MAX}",
             field="kind",
-            expected="types 1 to 3, sides 6 to 9",
+            expected="types 1 to 4, sides 6 to 9",
             found=kind,
             offset_bytes=13,
         )
@@ -71,5 +84,12 @@ def read_component_header(data: bytes | memoryview, limits: Limits = DEFAULT_LIM
             found=f"{width}x{height}x{bands}",
             offset_bytes=HEADER_FIXED,
         )
-    placed, predicting = bool(features & PLACED), bool(features & PREDICTING)
+    placed, predicting, floats = (bool(features & bit) for bit in (PLACED, PREDICTING, FLOATS))
+    if floats != (dtype == FLOAT) or floats > predicting:
+        raise FormatError(
+            f"samples of {dtype} with the features {features:#x}; float samples need the features 0 and 2, and others go without 2",
+            Fault.MISFIT,
+            field="features",
+            offset_bytes=HEADER_FIXED,
+        )
     return ComponentHeader(contract, width, height, bands, dtype, side, placed, predicting), offset + 4

@@ -25,7 +25,9 @@ from perigee.bitstream.format import (
     Limits,
 )
 from perigee.bitstream.parsing import check_missing, leading_varint, read_chunks
+from perigee.bitstream.records import RECORDS, RecordsOfScene, read_records
 from perigee.bitstream.spectral import SCALE_MAX, Spectral, identity
+from perigee.bitstream.stored import read_stored_bands
 from perigee.bitstream.version2 import (
     CODED_MAX,
     ERRORS,
@@ -42,6 +44,7 @@ from perigee.bitstream.version2 import (
     PREDICTED,
     QUALITIES_FLAG,
     RESERVED_CRITICAL,
+    STORED,
     STRIP,
     BandErrors,
     ComponentSegment,
@@ -118,6 +121,10 @@ class _Reader:
             self._strip(payload, start)
         elif kind == ERRORS:
             self._errors(payload, start)
+        elif kind == RECORDS:
+            records = read_records(payload, self.stream.header.height, start)
+            self.stream.records = self.stream.records or RecordsOfScene(self.stream.header.height)
+            self.stream.records.add(records, start)
         elif kind == PLACES and self.stream.header.placed:
             self._places(payload, start)
         elif not kind & OPTIONAL_BIT:
@@ -194,7 +201,10 @@ class _Reader:
         if at >= len(payload):
             raise FormatError("a segment without a mode", Fault.SIZE, field="mode", offset_bytes=start)
         mode, flags = payload[at] & 15, payload[at] & 0xF0
-        modes = (NETWORK, DROPPED, EMPTY, *([PREDICTED] if self.stream.header.predicting else []))
+        header = self.stream.header
+        modes = [DROPPED, EMPTY]
+        modes += [PREDICTED] * header.predicting + [STORED] * (header.predicting and not header.floats)
+        modes += [NETWORK] * (not header.floats)
         if mode not in modes or flags & 0x80:
             raise UnsupportedError(
                 f"patch mode {payload[at]:#04x}",
@@ -206,6 +216,10 @@ class _Reader:
         at += 1
         if mode == PREDICTED and not flags:
             self._predicted(patch, payload, at, start)
+            return
+        if mode == STORED and not flags:
+            stored = read_stored_bands(payload, at, header.bands, start)
+            self.stream.segments[patch] = ComponentSegment(patch, mode, stored=stored)
             return
         if mode != NETWORK:
             if flags or at != len(payload):
@@ -266,7 +280,7 @@ class _Reader:
         )
 
     def _predicted(self, patch: int, payload: memoryview, at: int, start: int) -> None:
-        codes, words_at = read_band_codes(payload, at + 2, self.stream.header.bands, start)
+        codes, words_at = read_band_codes(payload, at + 2, self.stream.header.bands, self.stream.header.floats, start)
         if (len(payload) - words_at) % 4:
             raise FormatError(
                 f"a predicted segment whose words are {len(payload) - words_at} bytes",

@@ -11,19 +11,21 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from perigee.bitstream import format as fmt
-from perigee.bitstream.arrays import IntArray
-from perigee.bitstream.bounded import SHARE_BITS, checksum_of_codes, samples_of
+from perigee.bitstream.arrays import IntArray, Samples
+from perigee.bitstream.bounded import checksum_of_codes
 from perigee.bitstream.component_coding import DecodedComponents, decode_components
 from perigee.bitstream.contract import HYPER_BLOCK
 from perigee.bitstream.errors import BitstreamError, ChecksumError, Fault, FormatError
 from perigee.bitstream.lapped import BLOCK
 from perigee.bitstream.predictive import decode_planes
 from perigee.bitstream.reconstruction import Reconstruction
-from perigee.bitstream.version2 import PREDICTED, ComponentSegment, ComponentStream, checksum_of_components
+from perigee.bitstream.stored import samples_of_stored
+from perigee.bitstream.version2 import STORED, ComponentSegment, ComponentStream, checksum_of_components
 from perigee.engines.backend import CPU_DEVICE
 from perigee.engines.ground_components import GroundComponents
 from perigee.ground.ahead import Ahead
 from perigee.ground.component_synthesis import CHANNELS_MIN, MARGIN, ComponentSynthesis, DecodedPlanes
+from perigee.ground.jpeg_ls import decode_jpeg_ls
 from perigee.ground.regions import Region, squares_over
 from perigee.ground.scene import StreamSource
 from perigee.ground.source import Decoded
@@ -60,7 +62,7 @@ class ComponentDecoder(StreamSource):
         has_components = any(segment.mode == fmt.NETWORK for segment in stream.segments.values())
         wanted = engine.can_synthesise and not fast and has_components
         self._synthesis = ComponentSynthesis(engine, self.header) if wanted else None
-        self._patches: dict[int, DecodedPlanes | IntArray | None] = {}
+        self._patches: dict[int, DecodedPlanes | Samples | None] = {}
         self._ahead = Ahead(self._decoded)
 
     # --- patches ---------------------------------------------------------------------------------------------------
@@ -83,8 +85,8 @@ class ComponentDecoder(StreamSource):
             _check(segment, checksum_of_components(decoded.q, segment.channels))
         return decoded
 
-    def patch(self, patch: int) -> DecodedPlanes | IntArray | None:
-        """The components of a patch, the samples [band, row, col] of a predicted one, or None where it has none."""
+    def patch(self, patch: int) -> DecodedPlanes | Samples | None:
+        """The components of a patch, the samples [band, row, col] of a predicted or stored one, or None where it has none."""
         if patch not in self._patches:
             self._patches[patch] = self._ahead.get(patch)
         return self._patches[patch]
@@ -94,13 +96,13 @@ class ComponentDecoder(StreamSource):
         found = self.patch(patch)
         return found if isinstance(found, DecodedPlanes) else None
 
-    def _decoded(self, patch: int) -> DecodedPlanes | IntArray | None:
+    def _decoded(self, patch: int) -> DecodedPlanes | Samples | None:
         segment = self.stream.segments.get(patch)
         if segment is None or segment.mode == fmt.DROPPED:
             self.report.lost[patch] = "dropped on board" if segment else "missing from the stream"
-        elif segment.mode in (fmt.NETWORK, PREDICTED):
+        elif segment.mode != fmt.EMPTY:
             try:
-                return self._decode(patch, segment) if segment.mode == fmt.NETWORK else self._predicted(segment)
+                return self._decode(patch, segment) if segment.mode == fmt.NETWORK else self._samples(segment)
             except BitstreamError as error:
                 if not self.damaged:
                     raise
@@ -119,14 +121,20 @@ class ComponentDecoder(StreamSource):
                     kept[c] = self._synthesis.inputs_of(*parts, step)
         return DecodedPlanes(planes, kept, segment.quality_steps)
 
-    def _predicted(self, segment: ComponentSegment) -> IntArray:
-        """The samples of a predicted segment, checked. Raises a BitstreamError."""
+    def _samples(self, segment: ComponentSegment) -> Samples:
+        """The samples of a predicted or stored segment, checked. Raises a BitstreamError."""
         _, _, rows, cols = self.header.patch_region(segment.patch)
+        if segment.mode == STORED:
+            stored = (
+                samples_of_stored(band, (rows, cols), self.dtype, self.sample_range, decode_jpeg_ls)
+                for band in segment.stored
+            )
+            return np.stack(list(stored)).astype(self.dtype)
         planes = decode_planes(segment.words, (rows, cols), [code.model for code in segment.codes], self.coder)
         _check(segment, checksum_of_codes(planes))
+        limits = (0, 0) if self.header.floats else self.sample_range
         parts = zip(planes, segment.codes, strict=True)
-        limits = self.sample_range
-        return np.stack([samples_of(p, c.bound, c.low, limits) for p, c in parts]).astype(self.dtype)
+        return np.stack([code.samples_of(plane, limits) for plane, code in parts]).astype(self.dtype)
 
     def forget(self, before_patch_row: int | None = None) -> None:
         """Drop all patches, or those above a row of patches."""
@@ -244,14 +252,15 @@ class ComponentDecoder(StreamSource):
     def _promised(self) -> dict[str, str]:
         """The largest error that any sample of each band may have, where every patch was coded within a bound."""
         segments = [s for s in self.stream.segments.values() if s.mode != fmt.EMPTY]
-        if not segments or any(s.mode != PREDICTED for s in segments):
+        if not segments or not all(s.bounds for s in segments):
             return {}
-        bounds = [[s.codes[band].bound for s in segments] for band in range(self.bands)]
-        counts = [max((b.counts for b in found if not b.relative), default=0) for found in bounds]
-        shares = [max((b.counts for b in found if b.relative), default=0) for found in bounds]
+        bounds = [[s.bounds[band] for s in segments] for band in range(self.bands)]
+        shares = [max((b.share for b in found if b.relative), default=0.0) for found in bounds]
         if any(shares):
-            return {"PERIGEE_MAX_RELATIVE_ERROR": " ".join(f"{s / (1 << SHARE_BITS):.4g}" for s in shares)}
-        return {"PERIGEE_MAX_ERROR": " ".join(map(str, counts))}
+            return {"PERIGEE_MAX_RELATIVE_ERROR": " ".join(f"{share:.4g}" for share in shares)}
+        absolute = [[b for b in found if not b.relative] for found in bounds]
+        largest = [max((b.amount if self.header.floats else b.counts for b in found), default=0) for found in absolute]
+        return {"PERIGEE_MAX_ERROR": " ".join(f"{error:.9g}" for error in largest)}
 
     def _measured(self) -> dict[str, str]:
         """The errors of the bands that were measured on board, in counts."""

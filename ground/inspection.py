@@ -9,12 +9,13 @@ import numpy as np
 from perigee.bitstream import format as fmt
 from perigee.bitstream.metadata import Metadata, read_metadata_packet, unpack_metadata
 from perigee.bitstream.parsing import parse_stream
+from perigee.bitstream.records import RecordsOfScene
 from perigee.bitstream.samples import quality_of
 from perigee.bitstream.spectral import SCALE_BITS, SPECTRAL_BITS
-from perigee.bitstream.version2 import PREDICTED, VERSION, ComponentStream, Parameters, version_of
+from perigee.bitstream.version2 import PREDICTED, STORED, VERSION, ComponentStream, Parameters, version_of
 from perigee.bitstream.version2_parsing import parse_component_stream
 
-MODES = {fmt.NETWORK: "network", PREDICTED: "predicted", fmt.DROPPED: "dropped", fmt.EMPTY: "empty"}
+MODES = {fmt.NETWORK: "network", PREDICTED: "predicted", STORED: "stored", fmt.DROPPED: "dropped", fmt.EMPTY: "empty"}
 
 
 def inspect(stream: fmt.Stream | ComponentStream, size_bytes: int) -> dict[str, Any]:
@@ -41,7 +42,7 @@ def inspect(stream: fmt.Stream | ComponentStream, size_bytes: int) -> dict[str, 
         "cut_segments": sorted(number for number, s in stream.segments.items() if s.cut),
         "quality": [min(qualities), max(qualities)] if qualities else None,
         "bytes": size_bytes,
-        "coded_bytes": sum(4 * len(s.words) for s in segments),
+        "coded_bytes": sum(4 * len(s.words) + sum(len(b.data) for b in getattr(s, "stored", ())) for s in segments),
         "bpp": round(8 * size_bytes / (width * height), 5),
         "masked_patches": len(stream.masks),
     }
@@ -49,10 +50,16 @@ def inspect(stream: fmt.Stream | ComponentStream, size_bytes: int) -> dict[str, 
         found["coding_ranges"] = None if stream.ranges is None else stream.ranges.tolist()
     else:
         found["bits_per_sample"] = round(8 * size_bytes / (width * height * h.bands), 5)
+        found["records"] = None if stream.records is None else _records(stream.records)
         found["band_places"] = None if stream.places is None else stream.places.tolist()
         found["parameters"] = [_parameters(number, p) for number, p in sorted(stream.parameters.items())]
         found["strips"] = [{"row": row, "parameters": number} for row, number in sorted(stream.strips.items())]
     return {**found, **_described(metadata), "damage": stream.damage}
+
+
+def _records(records: RecordsOfScene) -> dict[str, int]:
+    """How many lines have a record, and of how many bytes."""
+    return {"lines": int(records.known.sum()), "bytes": records.data.shape[1]}
 
 
 def _parameters(number: int, parameters: Parameters) -> dict[str, Any]:
@@ -87,7 +94,7 @@ def _described(metadata: Metadata) -> dict[str, Any]:
         "transform": metadata.transform,
         "gcps": len(metadata.gcps),
         "rpc": metadata.rpc is not None,
-        "nodata": metadata.nodata,
+        "nodata": metadata.nodata if np.isfinite(metadata.nodata or 0) else str(metadata.nodata),
         "band_names": list(metadata.band_names),
         "acquisition": acquisition,
         "ancillary_bytes": len(metadata.ancillary),

@@ -26,6 +26,7 @@ from rasterio.windows import Window
 from perigee.bitstream import format as fmt
 from perigee.bitstream.errors import Fault, OrderError, OutputError
 from perigee.bitstream.metadata import Metadata
+from perigee.bitstream.version2 import FLOAT
 from perigee.ground.compensation.source import CompensatedSource
 from perigee.ground.extrasamples import mark_premultiplied
 from perigee.ground.georeference import describe, gcps_of, geotiff_version, sidecar_of, undo_gcp_shift, usable_crs
@@ -86,6 +87,9 @@ def _write_plain(
         options["ALPHA"] = "PREMULTIPLIED"
     masked = metadata.masked or (source.incomplete and metadata.nodata is None and layout.alpha is None)
     with rasterio.Env(**ENVIRONMENT), rasterio.open(path, "w+", **options) as target:
+        if metadata.palette and not opacity:
+            parts = (metadata.palette[part::3] for part in range(3))
+            target.write_colormap(1, dict(enumerate(zip(*parts, strict=True))))
         for place, block in blocks_of(source, view, progress):
             window = _window(place)
             target.write(block.samples, [p + 1 for p in layout.places], window=window)
@@ -179,7 +183,8 @@ def write_cog(
     with _plain_beside(path) as plain, _told():
         kept = _write_plain(plain, source, view, progress, unknown_crs)
         whole = kept.get("NBITS") in (None, 8, 16)
-        _copy(plain, path, **COG | kept | ({} if whole else {"PREDICTOR": "NO"}))
+        classes = {"OVERVIEW_RESAMPLING": "NEAREST"} if source.metadata.palette else {}
+        _copy(plain, path, **COG | kept | classes | ({} if whole else {"PREDICTOR": "NO"}))
         if source.metadata.premultiplied:
             mark_premultiplied(path)
 
@@ -189,7 +194,7 @@ def write_png(
 ) -> None:
     """Write a PNG of the bands of :func:`png_view`, 8 or 16 bits; an alpha band where samples may be invalid.
 
-    Raises OrderError for int16, and what :func:`write_cog` raises.
+    Raises OrderError for int16 and float32, and what :func:`write_cog` raises.
     """
     check_png(source)
     opacity = source.has_gaps or source.metadata.alpha_band is not None
@@ -205,9 +210,9 @@ def png_view(view: View) -> View:
 
 def check_png(source: ImageSource) -> None:
     """Raise OrderError for an image that no PNG can hold."""
-    if source.dtype == "int16":
+    if source.dtype not in ("uint8", "uint16"):
         raise OrderError(
-            "PNG has no signed samples; ask for a GeoTIFF",
+            f"PNG has no samples of {source.dtype}; ask for a GeoTIFF",
             Fault.KIND,
             field="format",
             expected="tif",
@@ -266,12 +271,12 @@ def write_trust(
 
 @dataclass(frozen=True)
 class BandStatistics:
-    """Of the valid samples of a band; None where it has none."""
+    """Of the valid, finite samples of a band; None where it has none."""
 
     band: int
     valid: int
-    min: int | None
-    max: int | None
+    min: float | None
+    max: float | None
     mean: float | None
 
 
@@ -283,12 +288,14 @@ def statistics_of(source: ImageSource, view: View, progress: Progress | None = N
     for _, block in blocks_of(source, view, progress):
         for i, (samples, valid) in enumerate(zip(block.samples, block.valid, strict=True)):
             chosen = samples[valid]
+            chosen = chosen[np.isfinite(chosen)]
             if chosen.size:
                 count[i] += chosen.size
                 total[i] += float(chosen.sum(dtype=np.float64))
                 low[i], high[i] = min(low[i], chosen.min()), max(high[i], chosen.max())
+    whole = float if source.dtype == FLOAT else int
     return [
-        BandStatistics(band + 1, int(n), int(a), int(b), round(float(t / n), 4))
+        BandStatistics(band + 1, int(n), whole(a), whole(b), round(float(t / n), 4))
         if n
         else BandStatistics(band + 1, 0, None, None, None)
         for band, n, t, a, b in zip(view.bands, count, total, low, high, strict=True)

@@ -15,7 +15,7 @@ from perigee.bitstream.errors import BitstreamError, Fault, FormatError
 from perigee.bitstream.masks import unpack_mask
 from perigee.bitstream.metadata import Metadata, unpack_metadata
 from perigee.bitstream.samples import DTYPE_RANGE, is_value_of, keep_from_nodata, quality_of, sample_range
-from perigee.bitstream.version2 import ComponentHeader, ComponentStream
+from perigee.bitstream.version2 import FLOAT, ComponentHeader, ComponentStream
 from perigee.ground.regions import Region, squares_over
 from perigee.ground.source import Decoded, Report, acquisition_tags, has_generated_detail, source_tags
 
@@ -52,6 +52,8 @@ class StreamSource(ABC):
 
     def _check(self, side: int) -> None:
         h, m = self._header, self.metadata
+        if m.alpha_band is not None and h.dtype == FLOAT:
+            raise FormatError("an alpha band beside float samples", Fault.MISFIT, field="alpha band")
         if m.alpha_band is not None and m.alpha_band > h.bands:
             raise FormatError(
                 f"alpha band {m.alpha_band} of {h.bands + 1}",
@@ -80,23 +82,24 @@ class StreamSource(ABC):
     @property
     def has_gaps(self) -> bool:
         """Whether some samples may be invalid."""
-        empty = any(s.mode != fmt.NETWORK for s in self.parsed.segments.values())
+        empty = any(s.mode in (fmt.EMPTY, fmt.DROPPED) for s in self.parsed.segments.values())
         return self.incomplete or empty or bool(self.parsed.masks)
 
     @property
     def sample_range(self) -> tuple[int, int]:
-        """Smallest and largest value of a sample: those of its type, or of the bits that the source used of it."""
+        """Smallest and largest value of a whole sample: those of its type, or of the bits that the source used of it."""
         return sample_range(self.dtype, self.metadata.nbits)
 
     @property
-    def fill(self) -> int:
+    def fill(self) -> float:
         """Value of invalid samples: nodata where declared, else 0."""
-        return 0 if self.metadata.nodata is None else int(self.metadata.nodata)
+        nodata = self.metadata.nodata or 0
+        return nodata if self.dtype == FLOAT else int(nodata)
 
     def settle(self, samples: Samples, valid: BoolArray) -> None:
         """Invalid samples become the fill value; valid ones must not look like nodata and move by one if they do."""
-        if self.metadata.nodata is not None and not self.metadata.masked:
-            keep_from_nodata(samples, valid, self.fill, self.sample_range[1])
+        if self.metadata.nodata is not None and not self.metadata.masked and self.dtype != FLOAT:
+            keep_from_nodata(samples, valid, int(self.fill), self.sample_range[1])
         samples[~valid] = self.fill
 
     def provenance(self) -> dict[str, str]:

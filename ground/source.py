@@ -34,9 +34,10 @@ class Decoded(NamedTuple):
     def opacity(self, bits: int | None = None) -> Samples:
         """Validity and alpha as one alpha band [row, col] of the samples' type: 0 where any sample is invalid.
 
-        An opaque pixel has the largest value of the type. ``bits`` says how many bits the source's alpha uses, where that is not all.
+        An opaque pixel has the largest value of the type, or 1 among floats. ``bits`` says how many bits the source's alpha uses, where that is
+        not all.
         """
-        high = np.iinfo(self.samples.dtype).max
+        high = 1 if self.samples.dtype.kind == "f" else np.iinfo(self.samples.dtype).max
         alpha = np.full(self.valid.shape[1:], high, self.samples.dtype) if self.alpha is None else self.alpha
         if bits is not None:
             most = min(high, (1 << bits) - 1)
@@ -56,7 +57,7 @@ class Report:
 class ImageSource(Protocol):
     """An image that can be read block by block with bounded memory.
 
-    ``width`` and ``height`` are in pixels; ``bands`` does not count an alpha band; ``dtype`` is uint8, uint16 or int16.
+    ``width`` and ``height`` are in pixels; ``bands`` does not count an alpha band; ``dtype`` is uint8, uint16, int16 or float32.
     ``incomplete`` says that parts of the image may have no data although the metadata declare neither nodata nor a mask;
     ``has_gaps`` says that some samples may be invalid for whatever reason.
     """

@@ -103,16 +103,20 @@ def blocks_of(source: ImageSource, view: View, progress: Progress | None = None)
 
 
 def reduce_block(source: ImageSource, block: Decoded, factor: int) -> Decoded:
-    """Mean over factor x factor pixels of the valid samples; a pixel is valid where any of its samples was."""
+    """Mean over factor x factor pixels of the valid samples; a pixel is valid where any of its samples was. Of classes the first pixel is
+    taken."""
     if factor == 1:
         return block
+    if source.metadata.palette:
+        return Decoded(block.samples[:, ::factor, ::factor], block.valid[:, ::factor, ::factor], None)
     bands, rows, cols = block.samples.shape
     pad = ((0, 0), (0, -rows % factor), (0, -cols % factor))
     shape = (bands, -(-rows // factor), factor, -(-cols // factor), factor)
     weight = np.pad(block.valid, pad).reshape(shape)
     count = weight.sum((2, 4))
-    total = (np.pad(block.samples.astype(np.float64), pad).reshape(shape) * weight).sum((2, 4))
-    mean = np.rint(total / np.maximum(count, 1)).astype(block.samples.dtype)
+    total = np.pad(np.where(block.valid, block.samples, 0).astype(np.float64), pad).reshape(shape).sum((2, 4))
+    mean = total / np.maximum(count, 1)
+    mean = (mean if block.samples.dtype.kind == "f" else np.rint(mean)).astype(block.samples.dtype)
     valid = count > 0
     source.settle(mean, valid)
     alpha = None

@@ -16,7 +16,6 @@ from typing import IO, Any
 
 from perigee.bitstream.component_profile import find_component_profile
 from perigee.bitstream.errors import Fault, MetadataError, OutputError, PerigeeError, ProfileError
-from perigee.bitstream.predictive import TOP_MAX
 from perigee.bitstream.profile import DEFAULT_PROFILE, Profile, find_profile
 from perigee.engines.choice import ENGINES, choose
 from perigee.engines.flight import FlightEngine
@@ -67,15 +66,13 @@ def _positive_numbers(text: str) -> tuple[float, ...]:
     return values
 
 
-def _counts(text: str) -> tuple[int, ...]:
+def _errors(text: str) -> tuple[float, ...]:
     try:
-        values = tuple(int(part) for part in text.split(","))
+        values = tuple(float(part) for part in text.split(","))
     except ValueError:
-        values = (-1,)
-    if not all(0 <= value <= TOP_MAX for value in values):
-        raise argparse.ArgumentTypeError(
-            f"{text} is not a list of whole numbers from 0 to {TOP_MAX}, such as 2 or 1,1,2,4"
-        )
+        values = (-1.0,)
+    if not all(0 <= value < math.inf for value in values):
+        raise argparse.ArgumentTypeError(f"{text} is not a list of numbers from 0 on, such as 2 or 1,1,2,4")
     return values
 
 
@@ -100,8 +97,9 @@ class Options:
     step: tuple[float, ...]
     band_weights: tuple[float, ...]
     lossless: bool
-    max_error: tuple[int, ...]
+    max_error: tuple[float, ...]
     max_relative_error: float
+    jpeg_ls: bool
     sensor: Path | None
     strip_rows: int | None
     profile: str
@@ -120,7 +118,7 @@ class Options:
     @property
     def bounds(self) -> ErrorBounds | None:
         """What is promised of every sample."""
-        counts = (0,) if self.lossless else self.max_error
+        counts = (0.0,) if self.lossless else self.max_error
         return ErrorBounds(counts, self.max_relative_error) if counts or self.max_relative_error else None
 
 
@@ -135,7 +133,11 @@ def build_parser() -> Parser:
         "returned.",
     )
     parser.add_argument(
-        "tiles", nargs="+", type=Path, metavar="TILE.tif", help="GeoTIFF: 1 to 32 bands, uint8, uint16 or int16"
+        "tiles",
+        nargs="+",
+        type=Path,
+        metavar="TILE.tif",
+        help="GeoTIFF: 1 to 32 bands, uint8, uint16 or int16, or within a bound of the error float32",
     )
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
@@ -166,17 +168,24 @@ def build_parser() -> Parser:
     )
     fidelity.add_argument(
         "--max-error",
-        type=_counts,
+        type=_errors,
         default=(),
-        metavar="COUNTS[,COUNTS...]",
-        help="bring every valid sample back with at most this error, for all bands or for each; 0 is lossless (format version 2)",
+        metavar="E[,E...]",
+        help="bring every valid sample back with at most this error, for all bands or for each: in counts, or for float samples in their unit; "
+        "0 is lossless (format version 2)",
     )
     fidelity.add_argument(
         "--max-relative-error",
         type=_percent,
         default=0.0,
         metavar="PERCENT",
-        help="bring every valid sample back with an error of at most so many percent of itself, rounded down to whole counts (format version 2)",
+        help="bring every valid sample back within so many percent of itself, in whole counts but for float samples (format version 2)",
+    )
+    parser.add_argument(
+        "--jpeg-ls",
+        action="store_true",
+        help="with --lossless or --max-error: code every patch as JPEG-LS images (ISO/IEC 14495-1), which `ground-decode --jpeg-ls DIR` takes out "
+        "and anybody can decode; about a tenth larger",
     )
     parser.add_argument(
         "--sensor",
@@ -264,6 +273,8 @@ def _parse(argv: list[str] | None) -> Options:
             parser.error("bounds of the error need format version 2")
         if args.quality is not None or args.strip_rows:
             parser.error("a bound of the error goes without --quality and --strip-rows")
+    if args.jpeg_ls and not (args.lossless or args.max_error):
+        parser.error("--jpeg-ls goes with --lossless or --max-error")
     if args.quality is None:
         args.quality = QUALITY
     return Options(**vars(args))
@@ -304,7 +315,11 @@ def _encode_one(tile: Path, options: Options, encoders: Encoders, written: set[P
         tqdm(unit="patch", desc=tile.name, leave=False, disable=not sys.stderr.isatty()) as bar,
     ):
         acquisition = read_acquisition(source) if source else None
-        encoder = encoders.bounded_encoder(options.bounds) if options.bounds else encoders.encoder_for(raster.info)
+        encoder = (
+            encoders.bounded_encoder(options.bounds, options.jpeg_ls)
+            if options.bounds
+            else encoders.encoder_for(raster.info)
+        )
 
         def progress(done: int, total: int) -> None:
             bar.total = total

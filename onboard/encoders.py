@@ -9,11 +9,12 @@ from perigee.bitstream.component_profile import DEFAULT_COMPONENTS, find_compone
 from perigee.bitstream.errors import Fault, ProfileError
 from perigee.bitstream.manifest import COMPONENTS, kind_of
 from perigee.bitstream.profile import DEFAULT_PROFILE, Profile, find_profile, shipped_profiles
+from perigee.bitstream.version2 import FLOAT
 from perigee.engines.flight import FlightEngine
 from perigee.onboard.bounded_encoder import BoundedEncoder, ErrorBounds
 from perigee.onboard.component_encoder import ComponentEncoder
 from perigee.onboard.encoder import Encoder
-from perigee.onboard.source import SourceInfo
+from perigee.onboard.source import SourceInfo, not_light
 
 AUTO = "auto"
 LoadEngine = Callable[[Profile], FlightEngine]
@@ -55,12 +56,22 @@ class Encoders:
         return name
 
     def encoder_for(self, info: SourceInfo) -> Encoder | ComponentEncoder:
-        """The encoder for a scene. Raises ProfileError or EngineError."""
+        """The encoder for a scene. Raises ProfileError or EngineError, and RasterError for samples that are only coded within a bound."""
+        if info.dtype == FLOAT:
+            raise not_light(
+                f"samples of {FLOAT} are coded losslessly or within a bound: --lossless, --max-error or --max-relative-error",
+                "a bound",
+            )
+        if info.classes:
+            raise not_light(
+                "a palette image, whose values are classes and not light, is coded losslessly alone: --lossless",
+                "lossless",
+            )
         return self.encoder_of(self.name_for(info))
 
-    def bounded_encoder(self, bounds: ErrorBounds) -> BoundedEncoder:
-        """The encoder for scenes whose samples must stay within bounds. Raises ProfileError where the profile or format that was asked for
-        has no such mode."""
+    def bounded_encoder(self, bounds: ErrorBounds, jpeg_ls: bool = False) -> BoundedEncoder:
+        """The encoder for scenes whose samples must stay within bounds, with ``jpeg_ls`` as JPEG-LS images. Raises ProfileError where the profile or
+        format that was asked for has no such mode."""
         name = DEFAULT_COMPONENTS if self._profile == AUTO else self._profile
         if self._version == 1 or not is_component_profile(name):
             raise ProfileError(
@@ -70,7 +81,7 @@ class Encoders:
                 expected=DEFAULT_COMPONENTS,
                 found=name,
             )
-        return BoundedEncoder(find_component_profile(name), bounds)
+        return BoundedEncoder(find_component_profile(name), bounds, jpeg_ls=jpeg_ls)
 
     def encoder_of(self, name: str) -> Encoder | ComponentEncoder:
         """The encoder of a profile, by its name or folder. Raises ProfileError or EngineError."""

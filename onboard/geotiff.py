@@ -18,6 +18,7 @@ import tifffile
 from perigee.bitstream.errors import Fault, MetadataError
 from perigee.bitstream.metadata import RPC_VALUES, Acquisition, GeoKeys, Metadata, Tag, pack_metadata
 from perigee.bitstream.samples import DTYPE_RANGE
+from perigee.bitstream.version2 import FLOAT
 from perigee.onboard.gdal_xml import GdalMetadata, from_tiff
 from perigee.onboard.sidecars import Siblings, pam_of, rpc_of, unread_of, world_file_of
 
@@ -221,6 +222,15 @@ def interpretations_of(page: tifffile.TiffPage, gdal: GdalMetadata) -> list[str]
     return names
 
 
+def palette_of(page: tifffile.TiffPage) -> bytes:
+    """Red, green and blue of each class of a palette image, one byte each; empty without a palette. Writers multiply by 257, 256 or 1."""
+    if page.colormap is None:
+        return b""
+    colours = np.asarray(page.colormap, np.uint16).T
+    factor = 1 if colours.max() < 256 else 256 if (colours % 257).any() else 257
+    return (colours // factor).astype(np.uint8).tobytes()
+
+
 def nodata_of(page: tifffile.TiffPage, found: Described, alpha_band: int | None) -> float | None:
     """The nodata value that samples can have, as GDAL reads it. Raises MetadataError where it cannot be carried."""
     inside = _text(page, GDAL_NODATA) if GDAL_NODATA in page.tags else ""
@@ -247,6 +257,13 @@ def nodata_of(page: tifffile.TiffPage, found: Described, alpha_band: int | None)
             f"the nodata text {text!r} is no number", Fault.TEXT, field="nodata", expected="a number", found=text
         )
     value = float(number[1])
+    if dtype_name(page) == FLOAT:
+        with np.errstate(over="ignore"):
+            near = float(np.float32(value))
+        if np.isinf(near) > np.isinf(value):
+            found.left_behind.append(f"nodata {text.strip()}, which no sample of {FLOAT} can have")
+            return None
+        return near
     low, high = DTYPE_RANGE[dtype_name(page)]
     if not low <= value <= high:  # also not a number: no sample can have it
         found.left_behind.append(f"nodata {text.strip()}, which no sample of {dtype_name(page)} can have")
@@ -353,6 +370,7 @@ def source_metadata(
         interpretations=() if shown == usual else tuple(shown),
         crs_wkt=gdal.wkt,
         premultiplied=alpha_band is not None and 1 in extra,
+        palette=palette_of(page),
     )
     return _with_tags(metadata, tuple(tag._replace(band=place[tag.band]) for tag in known), found, tags_max_bytes)
 

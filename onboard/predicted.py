@@ -8,13 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from perigee.bitstream import version2 as v2
-from perigee.bitstream.arrays import BoolArray, IntArray
+from perigee.bitstream.arrays import BoolArray, FloatArray, IntArray, Samples
 from perigee.bitstream.bounded import LOSSLESS, BandCode, Bound, checksum_of_codes, codes_of, samples_of
 from perigee.bitstream.errors import SymbolError, UpsetError
 from perigee.bitstream.metadata import Metadata
 from perigee.bitstream.predictive import decode_planes, encode_planes
 from perigee.bitstream.samples import keep_from_nodata, sample_range
+from perigee.bitstream.version2 import FLOAT
 from perigee.onboard.encoder import Timings, fill_invalid
+from perigee.onboard.levels import numbered
 from perigee.onboard.prediction import models_of
 from perigee.onboard.source import Block
 
@@ -23,29 +25,29 @@ class Predictor:
     """Makes predicted segments of the patches of one scene."""
 
     def __init__(self, metadata: Metadata, dtype: str, coder: str = "auto") -> None:
-        self._coder = coder
-        self._limits = sample_range(dtype, metadata.nbits)
-        self._nodata = None if metadata.nodata is None or metadata.masked else int(metadata.nodata)
+        self._coder, self._floats = coder, dtype == FLOAT
+        self._limits = (0, 0) if self._floats else sample_range(dtype, metadata.nbits)
+        self._nodata = None if metadata.masked else metadata.nodata
 
     def segment(
         self, patch: int, window: Block, bounds: Sequence[Bound], timings: Timings, verify: bool = False
-    ) -> tuple[v2.ComponentSegment, IntArray]:
+    ) -> tuple[v2.ComponentSegment, Samples]:
         """The segment of a patch whose samples stay within the bounds of their bands, and the samples [band, row, col] that the ground will have.
 
         With ``verify`` it is decoded again; raises UpsetError where its codes differ.
         """
         with timings.stage("quantisation"):
-            filled = window.samples.astype(np.int32)
-            if not window.valid.all():
-                filled = np.rint(fill_invalid(filled.astype(np.float32), window.valid)).astype(np.int32)
-            parts = zip(filled, bounds, window.valid, strict=True)
-            coded = [self._within(samples, bound, valid) for samples, bound, valid in parts]
+            samples = window.samples if self._floats else filled(window)
+            within = self._numbered if self._floats else self._within
+            parts = zip(samples, bounds, window.valid, strict=True)
+            coded = [within(samples, bound, valid) for samples, bound, valid in parts]
             planes = [one.codes for one in coded]
         with timings.stage("prediction"):
             models = models_of(planes)
         with timings.stage("coding"):
             words = encode_planes(planes, models, self._coder)
-        codes = tuple(BandCode(one.bound, one.low, model) for one, model in zip(coded, models, strict=True))
+        pairs = zip(coded, models, strict=True)
+        codes = tuple(BandCode(one.bound, one.low, model, one.values) for one, model in pairs)
         segment = v2.ComponentSegment(patch, v2.PREDICTED, checksum=checksum_of_codes(planes), words=words, codes=codes)
         if verify:
             with timings.stage("verify"):
@@ -58,11 +60,16 @@ class Predictor:
             codes, low = codes_of(samples, bound)
             decoded = samples_of(codes, bound, low, self._limits)
             if self._nodata is not None:
-                keep_from_nodata(decoded, valid, self._nodata, self._limits[1])
+                keep_from_nodata(decoded, valid, int(self._nodata), self._limits[1])
             if (np.abs(decoded - samples) <= bound.allowed(samples))[valid].all():
                 return _Coded(codes, low, bound, decoded)
         codes, low = codes_of(samples, LOSSLESS)
         return _Coded(codes, low, LOSSLESS, samples)
+
+    def _numbered(self, samples: FloatArray, bound: Bound, valid: BoolArray) -> _Coded:
+        """A band of float samples coded within a bound."""
+        codes, values, decoded = numbered(samples, valid, bound, self._nodata)
+        return _Coded(codes, 0, bound, decoded, values)
 
     def _verify(self, segment: v2.ComponentSegment, planes: list[IntArray]) -> None:
         rows, cols = planes[0].shape
@@ -76,9 +83,18 @@ class Predictor:
 
 @dataclass(frozen=True)
 class _Coded:
-    """The codes of a band, what 0 stands for, the bound that they keep, and the samples that the ground will have."""
+    """The codes of a band, what 0 stands for, the bound that they keep, and the samples that the ground will have; of floats the table of values."""
 
     codes: IntArray
     low: int
     bound: Bound
-    decoded: IntArray
+    decoded: Samples
+    values: FloatArray | None = None
+
+
+def filled(window: Block) -> IntArray:
+    """The whole samples of a patch, int32; invalid ones are like those around them."""
+    samples = window.samples.astype(np.int32)
+    if not window.valid.all():
+        samples = np.rint(fill_invalid(samples.astype(np.float32), window.valid)).astype(np.int32)
+    return samples

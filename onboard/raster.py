@@ -14,6 +14,8 @@ import tifffile
 
 from perigee.bitstream.errors import Fault, PerigeeError, RasterError
 from perigee.bitstream.metadata import Metadata
+from perigee.bitstream.samples import differ_from
+from perigee.bitstream.version2 import FLOAT, SAMPLE_TYPE_CODES
 from perigee.onboard.gdal_xml import from_tiff
 from perigee.onboard.geotiff import (
     ALPHA,
@@ -31,7 +33,7 @@ from perigee.onboard.sidecars import Siblings
 from perigee.onboard.source import BANDS_MAX, Block, SourceInfo
 from perigee.onboard.tiff import PREDICTED, PageReader
 
-ACCEPTED = "accepted are GeoTIFFs of 1 to 32 bands of uint8, uint16 or int16, grey or colour, not palette"
+ACCEPTED = "accepted are GeoTIFFs of 1 to 32 bands of uint8, uint16, int16 or float32, grey or colour, or one of classes with a palette"
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what matters is raised; one line a bad file is ours to print
 REDUCED, MASK_SUBFILE = 1, 4
 PAGES_MAX = 64
@@ -86,7 +88,8 @@ class Raster:
                 expected=f"1 to {BANDS_MAX}",
                 found=bands,
             )
-        self.info = SourceInfo(page.imagewidth, page.imagelength, bands, dtype_name(page))
+        classes = page.colormap is not None
+        self.info = SourceInfo(page.imagewidth, page.imagelength, bands, dtype_name(page), classes)
         self._mask = self._mask_reader(path, found)
         self.metadata: Metadata = source_metadata(page, found, self._alpha, self._mask is not None, tags_max_bytes)
         self.left_behind = found.left_behind
@@ -109,6 +112,8 @@ class Raster:
     def _alpha_of(self, found: Described) -> int | None:
         shown = interpretations_of(self._page, found.gdal)
         alphas = [i for i, name in enumerate(shown) if name == ALPHA]
+        if alphas and (self._page.colormap is not None or dtype_name(self._page) == FLOAT):
+            raise RasterError(f"an alpha band beside floats or a palette; {ACCEPTED}", Fault.KIND, field="alpha")
         if len(alphas) > 1:
             raise RasterError(
                 f"{len(alphas)} alpha bands; accepted is one",
@@ -175,7 +180,7 @@ class Raster:
             samples = np.delete(samples, self._alpha, axis=0)
         valid = np.ones(samples.shape, bool)
         if self._nodata is not None:
-            valid &= samples != self._nodata
+            valid &= differ_from(samples, self._nodata)
         if mask is not None:
             if (~valid & (mask[:1] != 0)).any():
                 self._tell("samples with the nodata value that the mask declares valid: they are coded as invalid")
@@ -213,12 +218,13 @@ def _refusal(page: tifffile.TiffPage) -> str | None:
     if page.imagewidth < 1 or page.imagelength < 1:
         return "the first page has no image"
     photometric = int(page.photometric)
-    if photometric == PALETTE or page.colormap is not None:
-        return "a palette image: its values are classes, not light"
-    if photometric not in (MINISBLACK, RGB, YCBCR):
+    palette = photometric == PALETTE and page.colormap is not None and page.samplesperpixel == 1
+    if palette and (page.bitspersample != 8 or dtype_name(page) != "uint8"):
+        return f"a palette image of {page.bitspersample} bits; accepted are 8"
+    if not palette and (photometric not in (MINISBLACK, RGB, YCBCR) or page.colormap is not None):
         return f"photometric interpretation {photometric} ({getattr(page.photometric, 'name', 'unknown')})"
     bits = page.bitspersample
-    if page.dtype is None or dtype_name(page) not in ("uint8", "uint16", "int16"):
+    if page.dtype is None or dtype_name(page) not in SAMPLE_TYPE_CODES:
         kind = f"type {dtype_name(page)}" if page.dtype is not None else f"{bits} bits"
         return f"samples of {kind}"
     if not isinstance(bits, int) or bits < 8:
@@ -241,6 +247,6 @@ def _refusal(page: tifffile.TiffPage) -> str | None:
     if orientation != 1:
         return f"orientation {orientation}: the first sample is not the upper left corner, and readers differ in whether they turn it"
     predictor = int(page.predictor) if int(page.compression) in PREDICTED else 1
-    if predictor not in (1, 2) or (predictor == 2 and bits not in (8, 16)):
-        return f"predictor {predictor} on integer samples of {bits} bits"
+    if predictor not in ((1, 3) if dtype_name(page) == FLOAT else (1, 2)) or predictor == 2 and bits not in (8, 16):
+        return f"predictor {predictor} on {dtype_name(page)} of {bits} bits"
     return None

@@ -13,9 +13,9 @@ import numpy as np
 
 from perigee.bitstream.arrays import BoolArray, Samples
 from perigee.bitstream.errors import Fault, RasterError
-from perigee.bitstream.format import DTYPE_CODES
 from perigee.bitstream.metadata import Metadata
-from perigee.bitstream.samples import is_value_of
+from perigee.bitstream.samples import differ_from, is_value_of
+from perigee.bitstream.version2 import SAMPLE_TYPE_CODES
 
 BANDS_MAX = 32
 
@@ -30,12 +30,19 @@ class Block(NamedTuple):
 
 @dataclass(frozen=True)
 class SourceInfo:
-    """What the header of a stream needs: size in pixels, number of bands without alpha, sample type."""
+    """What the header of a stream needs: size in pixels, number of bands without alpha, sample type. ``classes`` says that samples are numbers of
+    classes, of which no mean means anything."""
 
     width: int
     height: int
     bands: int
     dtype: str
+    classes: bool = False
+
+
+def not_light(reason: str, expected: str) -> RasterError:
+    """The error of samples that are not coded as light is."""
+    return RasterError(reason, Fault.KIND, field="image", expected=expected)
 
 
 class Source(Protocol):
@@ -56,33 +63,38 @@ class ArraySource:
     """An array in memory as a source."""
 
     def __init__(self, samples: Samples, metadata: Metadata | None = None, valid: BoolArray | None = None) -> None:
-        """``samples`` are uint8, uint16 or int16 [band, row, col], or [row, col] for one band; ``valid`` is bool of that shape or
+        """``samples`` are uint8, uint16, int16 or float32 [band, row, col], or [row, col] for one band; ``valid`` is bool of that shape or
         [row, col] for all bands, and marks samples that mean something (default: all but those of the metadata's nodata value).
 
         Raises RasterError for another shape or type, and for a nodata value that no sample can have.
         """
         samples = samples[None] if samples.ndim == 2 else samples
         name = samples.dtype.newbyteorder("=").name
-        if samples.ndim != 3 or name not in DTYPE_CODES or not 1 <= len(samples) <= BANDS_MAX or not samples[0].size:
+        if (
+            samples.ndim != 3
+            or name not in SAMPLE_TYPE_CODES
+            or not 1 <= len(samples) <= BANDS_MAX
+            or not samples[0].size
+        ):
             raise RasterError(
-                f"an array of {name} {list(samples.shape)}; accepted are uint8, uint16 and int16, [band, row, col] with 1 to "
+                f"an array of {name} {list(samples.shape)}; accepted are uint8, uint16, int16 and float32, [band, row, col] with 1 to "
                 f"{BANDS_MAX} bands, or [row, col]",
                 Fault.SHAPE,
                 field="samples",
-                expected=f"{', '.join(DTYPE_CODES)} [band, row, col]",
+                expected=f"{', '.join(SAMPLE_TYPE_CODES)} [band, row, col]",
                 found=f"{name} {list(samples.shape)}",
             )
         self._samples = samples.astype(name, copy=False)
         bands, height, width = samples.shape
-        self.info = SourceInfo(width, height, bands, name)
         self.metadata = metadata or Metadata()
+        self.info = SourceInfo(width, height, bands, name, bool(self.metadata.palette))
         nodata = self.metadata.nodata
         if nodata is not None and not is_value_of(nodata, name):
             raise RasterError(
                 f"nodata {nodata} is no value of {name}", Fault.RANGE, field="nodata", expected=name, found=nodata
             )
         if valid is None:
-            self._valid = np.ones(samples.shape, bool) if nodata is None else self._samples != nodata
+            self._valid = np.ones(samples.shape, bool) if nodata is None else differ_from(self._samples, nodata)
         elif valid.dtype != np.bool_ or valid.shape not in (samples.shape, samples.shape[1:]):
             raise RasterError(
                 f"validity of {valid.dtype} {list(valid.shape)} for samples of {list(samples.shape)}; accepted is bool of that "

@@ -34,7 +34,7 @@ __all__ = ["Image", "decode", "encode", "inspect"]
 class Image:
     """A decoded image.
 
-    ``samples`` are uint8, uint16 or int16 [band, row, col]; ``valid`` is bool of the same shape and False where the scene has no
+    ``samples`` are uint8, uint16, int16 or float32 [band, row, col]; ``valid`` is bool of the same shape and False where the scene has no
     data; ``alpha`` [row, col] is of the samples' type, None where the scene has no alpha band. ``metadata`` are those of the whole
     scene, whichever part of it was decoded. ``report`` tells what a cut or damaged stream could not give, ``tags`` where the pixels
     come from.
@@ -55,20 +55,20 @@ def encode(
     metadata: Metadata | Acquisition | str | Path | None = None,
     *,
     valid: BoolArray | None = None,
-    max_error: int | Sequence[int] | None = None,
+    max_error: float | Sequence[float] | None = None,
     max_relative_error: float | None = None,
     analysis: str | None = None,
     threads: int | None = None,
 ) -> bytes:
     """Encode an image as a complete stream, as the satellite does.
 
-    ``image`` is an array, uint8, uint16 or int16 [band, row, col] or [row, col], or the path of a GeoTIFF. ``quality`` is 0 to 100,
-    continuous. ``profile`` names a shipped profile or a folder that holds one; ``auto`` takes ``flight3`` for three bands of uint8
-    and ``spectral1`` for everything else. ``metadata`` of an array may be a whole
+    ``image`` is an array, uint8, uint16, int16 or float32 [band, row, col] or [row, col], or the path of a GeoTIFF. Samples of float32
+    need a bound of the error. ``quality`` is 0 to 100, continuous. ``profile`` names a shipped profile or a folder that holds one; ``auto``
+    takes ``flight3`` for three bands of uint8 and ``spectral1`` for everything else. ``metadata`` of an array may be a whole
     :class:`~perigee.bitstream.metadata.Metadata`; of either kind of image acquisition fields, or the path of a STAC item or JSON
     sidecar that has them. ``valid`` marks the samples of an array that mean something, bool [band, row, col] or [row, col].
-    ``max_error`` promises instead of a quality that no valid sample is further off than so many counts, for all bands or for each (0 is
-    lossless), ``max_relative_error`` that it is within so many percent of itself. ``analysis`` is one of
+    ``max_error`` promises instead of a quality that no valid sample is further off than so many counts, of float32 than so much, for all
+    bands or for each (0 is lossless); ``max_relative_error`` that it is within so many percent of itself. ``analysis`` is one of
     the profile's, ``threads`` the number of CPU threads (None: all cores).
 
     What a GeoTIFF has and a stream cannot carry is told by a warning.
@@ -189,7 +189,7 @@ def _bytes(stream: bytes | str | Path) -> bytes:
     return read_bounded(Path(stream)) if isinstance(stream, (str, Path)) else bytes(stream)
 
 
-def _bounds(counts: int | Sequence[int] | None, percent: float | None) -> ErrorBounds | None:
+def _bounds(counts: float | Sequence[float] | None, percent: float | None) -> ErrorBounds | None:
     """What is promised of every sample. Raises ValueError."""
     from perigee.onboard.bounded_encoder import ErrorBounds
 
@@ -197,7 +197,7 @@ def _bounds(counts: int | Sequence[int] | None, percent: float | None) -> ErrorB
         return None
     if percent is not None and not percent > 0:
         raise ValueError(f"max_relative_error {percent}: accepted are numbers above 0")
-    return ErrorBounds((counts,) if isinstance(counts, int) else tuple(counts or ()), percent or 0.0)
+    return ErrorBounds((counts,) if isinstance(counts, (int, float)) else tuple(counts or ()), percent or 0.0)
 
 
 def _stream(

@@ -374,10 +374,10 @@ class TestStream:
 
     def test_a_feature_that_is_missing_is_named(self):
         data = bytearray(v2.write_component_header(HEADER))
-        data[15] = 0x06
+        data[15] = 0x22
         data[-4:] = fmt.zlib.crc32(data[:-4]).to_bytes(4, "little")
         with pytest.raises(
-            UnsupportedError, match="needs residual layers, float samples, which this reader does not have"
+            UnsupportedError, match="needs residual layers, a reference scene, which this reader does not have"
         ):
             read_component_header(bytes(data))
 

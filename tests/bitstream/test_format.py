@@ -632,7 +632,7 @@ class TestMetadata:
         with pytest.raises(UnsupportedError, match=str(tag)):
             unpack_metadata(field(meta.EPSG, b"\x05") + field(tag, b"abc"))
 
-    @pytest.mark.parametrize("tag", [meta.PREMULTIPLIED + 1, 200, 255])
+    @pytest.mark.parametrize("tag", [meta.PALETTE + 1, 200, 255])
     def test_unknown_tags_from_128_are_skipped(self, tag: int) -> None:
         assert unpack_metadata(field(tag, b"a" * 200) + field(meta.EPSG, b"\x05")) == Metadata(epsg=5)
 

@@ -270,6 +270,7 @@ class TestMetadataTable:
         tags=(meta.Tag("A", "1"), meta.Tag("B", "2", 2, "D")),
         crs_wkt="LOCAL_CS",
         premultiplied=True,
+        palette=bytes(range(256)) * 3,
     )
 
     @staticmethod
@@ -287,7 +288,7 @@ class TestMetadataTable:
     def test_names(self) -> None:
         names = {"EPSG", "GEOKEYS", "NORTH_UP", "AFFINE", "GCPS", "RPC", "NODATA", "SCALES", "ACQUISITION", "ANCILLARY"}
         names |= {"BAND_NAMES", "POINT", "ALPHA", "FILL_MASKED", "COLOUR"}
-        names |= {"NBITS", "UNITS", "INTERPRETATIONS", "TAGS", "CRS_WKT", "PREMULTIPLIED"}
+        names |= {"NBITS", "UNITS", "INTERPRETATIONS", "TAGS", "CRS_WKT", "PREMULTIPLIED", "PALETTE"}
         assert {row[1]: tag for tag, row in TAGS.items()} == {name: getattr(meta, name) for name in names}
         assert meta.OPTIONAL_TAG == 128
 
@@ -318,6 +319,7 @@ class TestMetadataTable:
         assert found[meta.INTERPRETATIONS] == b"Red\0Undefined"
         assert zlib.decompress(found[meta.TAGS]) == b"0\0\0A\x001\x002\0D\0B\x002"
         assert zlib.decompress(found[meta.CRS_WKT]) == b"LOCAL_CS"
+        assert zlib.decompress(found[meta.PALETTE]) == self.EVERYTHING.palette
         assert unpack_metadata(pack_metadata(self.EVERYTHING)) == self.EVERYTHING
         keys = GeoKeys((1, 1, 0, 1, 1024, 0, 1, 1), (0.5,), b"name|\0")
         value = struct.pack("<HH8Hd", 8, 1, 1, 1, 0, 1, 1024, 0, 1, 1, 0.5) + b"name|\0"

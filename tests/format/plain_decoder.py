@@ -240,6 +240,7 @@ FIELDS = {
     131: ("TAGS", lambda value: read_tags(inflated(value).decode("utf-8").split("\0"))),
     132: ("CRS_WKT", lambda value: inflated(value).decode("utf-8")),
     133: ("PREMULTIPLIED", lambda value: True),
+    134: ("PALETTE", lambda value: np.frombuffer(inflated(value), np.uint8).reshape(256, 3)),
 }
 NORTH_UP, AFFINE = 3, 4
 ACQUISITION = [  # bit, name, type, smallest and largest value

@@ -25,7 +25,15 @@ LATENTS, Q_MIN, Q_MAX, PLANE_MAX = 256, -(2**23), 2**23 - 1, 2**34
 # Section 16, the stream. `segments` is {patch: Segment}, their parts joined; `masks` {patch: what read_mask returns};
 # `parameters` a list of the Parameters of each row of patches, `places` int64 [band, 2], and `fields` what metadata_fields returns.
 Stream = namedtuple("Stream", "header segments masks parameters places fields")
-PARAMETERS, STRIP, PART, PLACES, ERRORS = 8, 9, 10, 13, 0x84  # types of chunks, beside those of version 1
+PARAMETERS, STRIP, PART, PLACES, RECORDS, ERRORS = (
+    8,
+    9,
+    10,
+    13,
+    0x81,
+    0x84,
+)  # types of chunks, beside those of version 1
+SAMPLE_TYPES = v1.SAMPLE_TYPES | {4: "float32"}
 
 
 def read_header(cursor: Cursor) -> tuple[Header, bool, bool]:
@@ -33,13 +41,16 @@ def read_header(cursor: Cursor) -> tuple[Header, bool, bool]:
     contract, kind, bands = cursor.unpack("8sBB")
     features, width, height = cursor.varint(), cursor.varint(), cursor.varint()
     cursor.check_crc(0)
-    require(features & ~129 == 0, "the stream needs a feature that is reserved or unassigned")
-    require(kind & 15 in v1.SAMPLE_TYPES and 6 <= kind >> 4 <= 9, "the sample type or the patch side is unknown")
+    require(features & ~133 == 0, "the stream needs a feature that is reserved or unassigned")
+    require(kind & 15 in SAMPLE_TYPES and 6 <= kind >> 4 <= 9, "the sample type or the patch side is unknown")
+    floats = kind & 15 == 4
+    require(features & 4 == 4 * floats and (features & 1 or not floats), "the features do not fit the sample type")
+    require(kind >> 4 <= 8 or not floats, "patches of float samples are too large")
     require(0 < width <= v1.MAX_SIDE_PX and 0 < height <= v1.MAX_SIDE_PX, "a side of the scene is illegal")
     require(0 < bands <= v1.MAX_BANDS and width * height * bands <= v1.MAX_SAMPLES, "the number of samples is illegal")
     side, groups = 1 << (kind >> 4), -(-bands // 3)  # `validity` asks for groups, which version 2 does not have
     patches = -(-height // side) * -(-width // side)
-    sample_type = v1.SAMPLE_TYPES[kind & 15]
+    sample_type = SAMPLE_TYPES[kind & 15]
     header = Header(contract, sample_type, side, bands, width, height, groups, patches, patches * groups)
     return header, features & 128 == 128, features & 1 == 1
 
@@ -49,15 +60,16 @@ def read_stream(data: bytes) -> Stream:
     cursor = Cursor(data)
     header, placed, predicting = read_header(cursor)
     segments, parts, masks, sets, strips, fields, places = {}, {}, {}, {}, {}, None, None
-    measured, count = False, 0
+    measured, count, floats, records = False, 0, header.sample_type == "float32", {}
     patch_rows = -(-header.height // header.side)
     kind, payload = v1.read_chunk(cursor)
     while kind != v1.END:
         count += 1
         require(count < 17 * header.patches + 4 * patch_rows + 1024, "there are too many chunks")  # END counts too
         if kind == v1.SEGMENT:
-            segment = read_segment(payload, header.bands)
-            require(predicting or segment.mode != PREDICTED, "a predicted segment without its feature")
+            segment = read_segment(payload, header.bands, floats)
+            require(predicting or segment.mode not in (PREDICTED, STORED), "a predicted segment without its feature")
+            require(not floats or segment.mode not in (v1.NETWORK, STORED), "float samples in a segment that has none")
             require(segment.patch < header.patches and segment.patch not in segments, "a patch is illegal or double")
             segments[segment.patch] = segment
         elif kind == PART:
@@ -85,6 +97,8 @@ def read_stream(data: bytes) -> Stream:
             own = read_places(payload, header)
             require(places is None or np.array_equal(own, places), "there are two different sets of places")
             places = own
+        elif kind == RECORDS:
+            read_records(payload, header.height, records)
         elif kind == ERRORS:
             numbers = np.frombuffer(payload, "<f4") if len(payload) == 12 * header.bands else np.zeros(0)
             sound = numbers.size and np.isfinite(np.delete(numbers, np.s_[1::3])).all()
@@ -111,9 +125,40 @@ def read_stream(data: bytes) -> Stream:
     require(placed == (places is not None), "the places of the bands are missing")
     require(not placed or "ALPHA" not in fields, "bands beside an alpha band have places of their own")
     places = np.zeros((header.bands, 2), np.int64) if places is None else places
-    nodata, legal = fields.get("NODATA", 0.0), np.iinfo(header.sample_type)
-    require(legal.min <= nodata <= legal.max and nodata.is_integer(), "NODATA is no value of the sample type")
+    require(not floats or "ALPHA" not in fields, "an alpha band beside float samples")
+    require(is_legal(fields.get("NODATA", 0.0), header.sample_type), "NODATA is no value of the sample type")
     return Stream(header, segments, masks, [sets.get(number) for number in numbers], places, fields)
+
+
+def is_legal(nodata: float, sample_type: str) -> bool:
+    """Whether a sample can have this value."""
+    if sample_type == "float32":
+        return math.isnan(nodata) or float(np.float32(nodata)) == nodata
+    return np.iinfo(sample_type).min <= nodata <= np.iinfo(sample_type).max and nodata.is_integer()
+
+
+# Section 18.3, records of lines.
+def read_records(payload: bytes, height: int, known: dict[int, bytes]) -> None:
+    """Parses the payload of a RECORDS chunk into {line: record}."""
+    cursor = Cursor(payload)
+    first, lines, size = cursor.varint(), cursor.varint(), cursor.varint()
+    legal = lines > 0 and first + lines <= height and 0 < size <= 4096 and size * height <= 1 << 26
+    require(legal, "records of lines are outside of their range")
+    steps = np.frombuffer(inflate(cursor.take(), lines * size), np.uint8).reshape(size, lines)
+    for line, record in enumerate(np.cumsum(steps, 1, np.uint8).T, first):
+        require(known.setdefault(line, record.tobytes()) == record.tobytes(), "a line has two records")
+    require(len({len(record) for record in known.values()}) == 1, "records of lines have two sizes")
+
+
+def inflate(data: bytes, size: int) -> bytes:
+    """Inflates a zlib stream to exactly so many bytes."""
+    inflater = zlib.decompressobj()
+    try:
+        inflated = inflater.decompress(data, size + 1)  # the byte more shows what is too long
+    except zlib.error as error:
+        raise Refused(f"no zlib stream: {error}") from error
+    require(inflater.eof and not inflater.unused_data and len(inflated) == size, "a zlib stream has the wrong size")
+    return inflated
 
 
 # Section 18.2, places of bands.
@@ -128,11 +173,11 @@ def read_places(payload: bytes, header: Header) -> np.ndarray:
 
 
 # Section 17, segments. All but `patch` and `mode` belong to mode 0 alone; `steps` is Q of each component.
-# `codes` are the BandCodes of a segment of mode 1.
+# `codes` are the BandCodes of a segment of mode 1, `stored` the StoredBands of one of mode 4.
 Segment = namedtuple(
-    "Segment", "patch mode flags parts checksum steps coded words codes", defaults=(0, 0, 0, (), (), (), ())
+    "Segment", "patch mode flags parts checksum steps coded words codes stored", defaults=(0, 0, 0, (), (), (), (), ())
 )
-PREDICTED = 1
+PREDICTED, STORED = 1, 4
 QUALITIES, IN_PARTS = 0x20, 0x40
 
 
@@ -142,7 +187,7 @@ def read_words(cursor: Cursor) -> tuple[int, ...]:
     return cursor.unpack(f"{size // 4}I")
 
 
-def read_segment(payload: bytes, n: int) -> Segment:
+def read_segment(payload: bytes, n: int, floats: bool) -> Segment:
     """Parses the payload of a SEGMENT chunk of n components. `patch` is checked by read_stream."""
     cursor = Cursor(payload)
     patch, (mode,) = cursor.varint(), cursor.unpack("B")
@@ -151,8 +196,12 @@ def read_segment(payload: bytes, n: int) -> Segment:
         return Segment(patch, mode)
     if mode == PREDICTED:
         (checksum,) = cursor.unpack("H")
-        codes = tuple(read_band_code(cursor, number) for number in range(n))
+        codes = tuple(read_band_code(cursor, number, floats) for number in range(n))
         return Segment(patch, mode, 0, 0, checksum, (), (), read_words(cursor), codes)
+    if mode == STORED:
+        stored = tuple(read_stored_band(cursor) for _ in range(n))
+        require(not cursor.take(), "bytes are left behind the bands of a segment")
+        return Segment(patch, mode, stored=stored)
     require(mode & ~(v1.CUT | QUALITIES | IN_PARTS) == v1.NETWORK, "the mode or a flag of a segment is illegal")
     parts = cursor.unpack("B")[0] if mode & IN_PARTS else 0
     quality_step, checksum = cursor.unpack("BH")
@@ -165,26 +214,74 @@ def read_segment(payload: bytes, n: int) -> Segment:
 
 
 # Section 23, predicted segments.
-BandCode = namedtuple("BandCode", "relative repeats bound low top start before weights")
+BandCode = namedtuple("BandCode", "relative repeats bound low top start before weights values")
 OWN = ((0, -1), (0, -2), (-2, 0), (-1, -1), (-1, 1), (-1, 2))
 FURTHER = ((0, 0), (0, -1), (0, 1), (1, 0))
 FIRST = (*FURTHER, (-1, -1), (-1, 1), (1, -1), (1, 1))
 
 
-def read_band_code(cursor: Cursor, number: int) -> BandCode:
+def read_band_code(cursor: Cursor, number: int, floats: bool) -> BandCode:
     """Parses the fields of a band."""
     (flags,) = cursor.unpack("B")
     require(flags < 16, "a flag of a band is unknown")
     n, relative = flags & 3, bool(flags & 8)
     bound, m, top, start = (cursor.varint() for _ in range(4))
     low = m >> 1 ^ -(m & 1)
-    legal = bound <= 65535 and (bound > 0 or not relative) and abs(low) <= 65535 and start <= top <= 65535
+    most = 0x7F7FFFFF if floats and not relative else 65535
+    legal = bound <= most and (bound > 0 or not relative) and abs(low) <= 65535 * (not floats) and start <= top <= 65535
     require(legal, "a field of a band is outside its range")
     before = cursor.unpack(f"{n}B")
     require(len(set(before)) == n and all(b < number for b in before), "a band is predicted from one that is not there")
     weights = cursor.unpack(f"{(6, 14, 18, 22)[n]}h")
     require(sum(map(abs, weights)) <= 32767, "the weights of a band are too large")
-    return BandCode(relative, bool(flags & 4), bound, low, top, start, before, weights)
+    values = read_values(cursor, top + 1) if floats else None
+    return BandCode(relative, bool(flags & 4), bound, low, top, start, before, weights, values)
+
+
+# Section 23.5, float samples.
+def read_values(cursor: Cursor, count: int) -> np.ndarray:
+    """Parses the table of values of a band: float32 [count]."""
+    inflater = zlib.decompressobj()
+    try:
+        inflated = inflater.decompress(cursor.take(cursor.varint()), 5 * count + 1)
+    except zlib.error as error:
+        raise Refused(f"the values are no zlib stream: {error}") from error
+    require(inflater.eof and not inflater.unused_data, "the values are no zlib stream, or too long")
+    steps = Cursor(inflated)
+    keys = [steps.varint() for _ in range(count)]
+    require(not steps.take() and all(keys[1:]), "the values have the wrong number or do not rise")
+    keys = np.cumsum(np.array(keys, np.int64))
+    require(int(keys[-1]) < 2**32, "the values are too large")
+    return np.where(keys >= 2**31, keys - 2**31, 2**32 - 1 - keys).astype(np.uint32).view(np.float32)
+
+
+# Section 24, stored segments.
+StoredBand = namedtuple("StoredBand", "coding bound low data")
+
+
+def read_stored_band(cursor: Cursor) -> StoredBand:
+    """Parses a band of a stored segment."""
+    (coding,) = cursor.unpack("B")
+    bound, m = cursor.varint(), cursor.varint()
+    low = m >> 1 ^ -(m & 1)
+    require(coding in (0, 1) and bound <= 255 * coding and abs(low) <= 65535 * coding, "a stored band is illegal")
+    return StoredBand(coding, bound, low, cursor.take(cursor.varint()))
+
+
+def stored_samples(band: StoredBand, rows: int, cols: int, sample_type: str) -> np.ndarray:
+    """The samples of a stored band, int64 [row, col], before they are clamped. JPEG-LS is left to a library."""
+    if band.coding:
+        import imagecodecs
+
+        try:
+            image = imagecodecs.jpegls_decode(band.data)
+        except imagecodecs.JpeglsError as error:
+            raise Refused(f"a band is no JPEG-LS image: {error}") from error
+        require(image.shape == (rows, cols), "a JPEG-LS image has the wrong size")
+        return image.astype(np.int64) + band.low
+    kind = np.dtype(sample_type).newbyteorder("<")
+    samples = np.frombuffer(inflate(band.data, rows * cols * kind.itemsize), kind)
+    return samples.reshape(rows, cols).astype(np.int64)
 
 
 def spread_tables() -> tuple[list[int], list[int], list[int]]:
@@ -292,6 +389,8 @@ def levels(bound: int) -> list[int]:
 def band_samples(code: BandCode, plane: Plane, rows: int, cols: int) -> np.ndarray:
     """The samples of a band, int64 [row, col], before they are clamped."""
     numbers = np.array([[plane[r, c] for c in range(cols)] for r in range(rows)], np.int64)
+    if code.values is not None:
+        return code.values[numbers]
     if not code.relative:
         return code.low + numbers * (2 * code.bound + 1)
     known, numbers = np.array(levels(code.bound)), numbers + code.low
@@ -314,14 +413,7 @@ def read_parameters(payload: bytes, n: int) -> Parameters:
     if flags & 1:
         matrix = np.frombuffer(cursor.take(2 * n * n), "<i2").reshape(n, n).astype(np.int64)
     if flags & 2:
-        inflater = zlib.decompressobj()
-        try:
-            inflated = inflater.decompress(cursor.take(), offsets.size + 1)  # the byte more shows what is too long
-        except zlib.error as error:
-            raise Refused(f"the offsets are no zlib stream: {error}") from error
-        whole = inflater.eof and not inflater.unused_data and len(inflated) == offsets.size
-        require(whole, "the offsets have the wrong size")
-        offsets = np.frombuffer(inflated, np.int8).reshape(n, LATENTS).astype(np.int64)
+        offsets = np.frombuffer(inflate(cursor.take(), offsets.size), np.int8).reshape(n, LATENTS).astype(np.int64)
     require(not cursor.take(), "bytes are left behind the parameters")
     return Parameters(mean, scale, matrix, offsets)
 
@@ -559,17 +651,21 @@ def inverse_lines(contract: Contract, x: np.ndarray) -> np.ndarray:
 
 
 def patch_samples(contract: Contract, stream: Stream, patch: int, latents: tuple | None) -> tuple:
-    """Returns the samples of a patch, int64 [band, row, col], their validity, and the alpha band or None.
+    """Returns the samples of a patch, int64 or float32 [band, row, col], their validity, and the alpha band or None.
 
     `latents` is what decode_latents returns, or None for a segment without any.
     """
     header, segment, fields = stream.header, stream.segments[patch], stream.fields
     rows, cols = patch_size(header, patch)
-    legal = np.iinfo(header.sample_type)
-    samples = np.zeros((header.bands, rows, cols), np.int64)
+    floats = header.sample_type == "float32"
+    legal = None if floats else np.iinfo(header.sample_type)
+    samples = np.zeros((header.bands, rows, cols), np.float32 if floats else np.int64)
     if segment.mode == PREDICTED:
         planes = decode_codes(segment, rows, cols)
         samples = np.stack([band_samples(*one, rows, cols) for one in zip(segment.codes, planes, strict=True)])
+    if segment.mode == STORED:
+        samples = np.stack([stored_samples(band, rows, cols, header.sample_type) for band in segment.stored])
+    if segment.mode in (PREDICTED, STORED) and not floats:
         samples = np.clip(samples, legal.min, min(legal.max, (1 << fields.get("NBITS", 16)) - 1))
     if latents is not None:
         mean, scale, matrix, _ = stream.parameters[patch // -(-header.width // header.side)]
@@ -579,11 +675,12 @@ def patch_samples(contract: Contract, stream: Stream, patch: int, latents: tuple
         samples = mean[:, None, None] + rounded(mixed * scale[:, None, None], 28)
         samples = np.clip(samples, legal.min, min(legal.max, (1 << fields.get("NBITS", 16)) - 1))
     # Step 5 of section 12.1, with section 6: validity and alpha are those of a unit for every three bands.
-    known = segment._replace(mode=v1.NETWORK) if segment.mode == PREDICTED else segment
+    known = segment._replace(mode=v1.NETWORK) if segment.mode in (PREDICTED, STORED) else segment
     units = {patch * header.groups + group: known for group in range(header.groups)}
-    valid, alpha = v1.validity(v1.Stream(header, units, stream.masks, None, None, None, fields), patch)
-    nodata = int(fields.get("NODATA", 0))
-    if "NODATA" in fields and "FILL_MASKED" not in fields:
+    without_alpha = header._replace(sample_type="uint8") if floats else header  # floats go without alpha
+    valid, alpha = v1.validity(v1.Stream(without_alpha, units, stream.masks, None, None, None, fields), patch)
+    nodata = fields.get("NODATA", 0.0) if floats else int(fields.get("NODATA", 0))
+    if not floats and "NODATA" in fields and "FILL_MASKED" not in fields:
         samples[samples == nodata] += -1 if nodata == min(legal.max, (1 << fields.get("NBITS", 16)) - 1) else 1
     return np.where(valid, samples, nodata), valid, alpha
 

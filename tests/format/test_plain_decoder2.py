@@ -23,6 +23,7 @@ from perigee.bitstream.metadata import Metadata, pack_metadata
 from perigee.bitstream.spectral import Spectral
 from perigee.bitstream.version2 import (
     PART,
+    STORED,
     ComponentHeader,
     Parameters,
     write_component_header,
@@ -96,7 +97,8 @@ def same(data: bytes, engine: GroundComponents, contract) -> None:
             assert np.array_equal(part, other)
         assert latents.passes == found[3]
     whole = ours.region(Region(0, 0, ours.height, ours.width))
-    assert np.array_equal(whole.samples, theirs.samples) and np.array_equal(whole.valid, theirs.valid)
+    assert whole.samples.tobytes() == theirs.samples.astype(whole.samples.dtype).tobytes()
+    assert np.array_equal(whole.valid, theirs.valid)
     assert (whole.alpha is None) == (theirs.alpha is None)
     assert whole.alpha is None or np.array_equal(whole.alpha, theirs.alpha)
 
@@ -172,6 +174,33 @@ def test_predicted_segments_with_masks_nodata_and_bits(codec, engine, contract):
         engine,
         contract,
     )
+
+
+@pytest.mark.parametrize("bounds", [ErrorBounds((0,)), ErrorBounds((0.3,)), ErrorBounds(percent=5)], ids=str)
+@pytest.mark.parametrize("nodata", [None, 0.0, float("nan"), -1e30])
+def test_float_samples(codec, engine, contract, bounds, nodata):
+    rng = np.random.default_rng(7)
+    samples = (rng.normal(0, 2, (2, 20, 25)) * 10.0 ** rng.integers(-42, 38, (2, 1, 25))).astype(np.float32)
+    samples[:, 3:6, 4:9] = 0.0 if nodata is None else np.float32(nodata)
+    samples[0, 0, :4] = np.inf, -np.inf, np.nan, -0.0
+    metadata = None if nodata is None else Metadata(nodata=float(np.float32(nodata)))
+    same(within(codec, samples, bounds, metadata), engine, contract)
+
+
+@pytest.mark.parametrize("counts", [0, 3, 200])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16"])
+def test_segments_of_jpeg_ls(codec, engine, contract, dtype, counts):
+    encoder = BoundedEncoder(codec.profile, ErrorBounds((counts,)), jpeg_ls=True)
+    data = encoder.encode_scene(ArraySource(scene(8, 2, 30, 260, dtype), Metadata(nodata=40.0))).data
+    assert {s.mode for s in parse_component_stream(data).segments.values()} == {STORED}
+    same(data, engine, contract)
+
+
+def test_classes(codec, engine, contract):
+    classes = np.random.default_rng(9).choice([0, 7, 200], (1, 60, 300)).astype(np.uint8).repeat(2, 2)
+    data = within(codec, classes, ErrorBounds((0,)), Metadata(palette=bytes(768)))
+    assert {s.mode for s in parse_component_stream(data).segments.values()} == {STORED}
+    same(data, engine, contract)
 
 
 def test_predicted_segments_beside_those_of_components(codec, engine, contract):

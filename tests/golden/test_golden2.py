@@ -97,6 +97,18 @@ def test_write_missing():
         }.items():
             source = ArraySource(scene(3, 70, 90), facts)
             made[kind] = BoundedEncoder(profile, bounds).encode_scene(source).data
+        bits = np.random.default_rng(5).integers(0, 2**32, (2, 40, 30)).astype(np.uint32)
+        floats = scene(2, 40, 30).astype(np.float32) / 7
+        floats[:, 35:] = bits[:, 35:].view(np.float32)  # among them NaNs, infinities and subnormal numbers
+        floats[0, 5, :3] = -0.0, np.inf, np.nan
+        for kind, bounds in {"floats": ErrorBounds((0,)), "rounded": ErrorBounds((0, 0.5))}.items():
+            made[kind] = BoundedEncoder(profile, bounds).encode_scene(ArraySource(floats, facts)).data
+        classes = np.random.default_rng(6).integers(0, 9, (1, 40, 50)).astype(np.uint8).repeat(2, 1)
+        palette = Metadata(palette=bytes(range(256)) * 3)
+        encoder = BoundedEncoder(profile, ErrorBounds((0,)))
+        made["classes"] = encoder.encode_scene(ArraySource(classes, palette)).data
+        encoder = BoundedEncoder(profile, ErrorBounds((2,)), jpeg_ls=True)
+        made["jpegls"] = encoder.encode_scene(ArraySource(scene(3, 70, 90), facts)).data
         for kind, data in made.items():
             path = FOLDER / f"v2_{name}_{profile.contract.digest.hex()}_{kind}.peri"
             if not path.exists():

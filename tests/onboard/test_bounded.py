@@ -1,5 +1,9 @@
 """What is promised of every sample is kept, on real scenes and on odd ones, from the command to the product."""
 
+import re
+from fractions import Fraction
+
+import av
 import numpy as np
 import pytest
 import rasterio
@@ -38,13 +42,30 @@ def kept(source, bounds: ErrorBounds, engine) -> int:
     decoder = ComponentDecoder(parse_component_stream(scene.data), engine)
     whole = decoder.region(Region(0, 0, decoder.height, decoder.width))
     block = source.read(0, 0, source.info.height, source.info.width)
-    wanted, found = block.samples.astype(np.int64), whole.samples.astype(np.int64)
-    allowed = [b.allowed(band) for b, band in zip(bounds.of_bands(len(wanted)), wanted, strict=True)]
     assert np.array_equal(whole.valid, block.valid)
+    if source.info.dtype == "float32":
+        floats_kept(block.samples[block.valid], whole.samples[block.valid], bounds)
+        return scene.size
+    wanted, found = block.samples.astype(np.int64), whole.samples.astype(np.int64)
+    allowed = [b.allowed(band) for b, band in zip(bounds.of_bands(source.info), wanted, strict=True)]
     assert (np.abs(found - wanted) <= allowed)[block.valid].all()
     largest = np.where(block.valid, np.abs(found - wanted), 0).reshape(len(wanted), -1).max(1)
     assert scene.errors.largest.tolist() == largest.tolist()
     return scene.size
+
+
+def floats_kept(wanted, found, bounds: ErrorBounds) -> None:
+    """Check bounds of float32 samples with numbers that cannot be rounded. All bands have the same bound."""
+    finite = np.isfinite(wanted)
+    assert np.array_equal(np.isnan(wanted), np.isnan(found))
+    exact = wanted[~np.isnan(wanted) & ~finite], found[~np.isnan(wanted) & ~finite]
+    assert exact[0].tobytes() == exact[1].tobytes() and np.isfinite(found[finite]).all()
+    if bounds.lossless:
+        assert wanted[finite].tobytes() == found[finite].tobytes()
+    moved = np.flatnonzero(finite & (wanted != found))
+    for x, y in zip(wanted[moved[:5000]].tolist(), found[moved[:5000]].tolist(), strict=True):
+        off, share = abs(Fraction(x) - Fraction(y)), Fraction(bounds.percent) / 100
+        assert off <= (share * abs(Fraction(x)) if share else Fraction(bounds.counts[0]))
 
 
 @pytest.mark.parametrize("bounds", BOUNDS, ids=str)
@@ -170,14 +191,24 @@ def test_a_lost_patch_is_reported_and_the_others_stay_exact(tile):
 @pytest.mark.parametrize(
     "options",
     [
-        ["--lossless", "-q", "40"], ["--lossless", "--max-error", "2"], ["--max-error", "-1"], ["--max-error", "1.5"],
+        ["--lossless", "-q", "40"], ["--lossless", "--max-error", "2"], ["--max-error", "-1"], ["--max-error", "nan"],
         ["--max-relative-error", "0"], ["--max-relative-error", "51"], ["--lossless", "--format", "1"], ["--lossless", "--strip-rows", "1"],
+        ["--jpeg-ls"], ["--max-relative-error", "1", "--jpeg-ls"],
     ],
 )  # fmt: skip
 def test_contradictions_are_usage_errors(tile, options):
     with pytest.raises(SystemExit) as error:
         cli.main([str(tile), *options])
     assert error.value.code == 64
+
+
+@pytest.mark.parametrize(
+    "options", [["--max-error", "1.5"], ["--max-error", "70000"], ["--max-error", "300", "--jpeg-ls"]]
+)
+def test_bounds_that_the_samples_cannot_have_are_told(tile, options, capsys):
+    assert cli.main([str(tile), *options]) == 65
+    assert re.search("accepted are|keeps bounds", capsys.readouterr().err)
+    assert not tile.with_suffix(".peri").exists()
 
 
 def test_a_profile_of_colours_has_no_bounds(tile, capsys):
@@ -202,3 +233,112 @@ def test_lossy_modes_predict_where_that_is_cheaper_and_no_worse(multiband, engin
                 }
         assert sizes == sorted(sizes) and errors == sorted(errors, reverse=True)
         assert predicted[0] == 0 and predicted[-1] == 1 and errors[-1] == 0
+
+
+FLOAT_BOUNDS = [
+    ErrorBounds((0,)),
+    ErrorBounds((1e-3,)),
+    ErrorBounds((5e20,)),
+    ErrorBounds((1e-44,)),
+    ErrorBounds(percent=1),
+    ErrorBounds(percent=50),
+]
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_bounds_of_float_samples_hold_on_odd_images(engine, data):
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    shape = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 40)), data.draw(st.integers(1, 40))
+    kind = data.draw(st.sampled_from(["bits", "noise", "decades", "whole", "constant", "special"]))
+    samples = {
+        "bits": lambda: rng.integers(0, 2**32, shape).astype(np.uint32).view(np.float32),
+        "noise": lambda: rng.normal(0, 1, shape),
+        "decades": lambda: rng.normal(0, 1, shape) * 10.0 ** rng.integers(-44, 38, shape),
+        "whole": lambda: rng.integers(-5, 6, shape) * 1e-4,
+        "constant": lambda: np.full(shape, rng.normal()),
+        "special": lambda: rng.choice([np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-45, 3.4028235e38], shape),
+    }[kind]()
+    with np.errstate(all="ignore"):
+        samples = samples.astype(np.float32)
+    nodata = data.draw(st.sampled_from([None, 0.0, float("nan"), float(np.float32(1e-4))]))
+    valid = rng.random(shape[1:]) < 0.7 if data.draw(st.booleans()) else None
+    bounds = data.draw(st.sampled_from(FLOAT_BOUNDS))
+    kept(ArraySource(samples, None if nodata is None else Metadata(nodata=nodata), valid), bounds, engine)
+
+
+def float_file(path, samples, **options):
+    with rasterio.open(
+        path,
+        "w",
+        driver="GTiff",
+        width=samples.shape[2],
+        height=samples.shape[1],
+        count=len(samples),
+        dtype="float32",
+        **options,
+    ) as file:
+        file.write(samples)
+    return path
+
+
+@pytest.mark.parametrize("nodata", [None, float("nan"), -9999.0, -3.4028234663852886e38])
+@pytest.mark.parametrize("predictor", [1, 3])
+def test_a_float_file_comes_back_bit_by_bit(tmp_path, rng, nodata, predictor):
+    samples = rng.normal(0, 1, (2, 300, 90)).astype(np.float32)
+    samples[0, 4:9, 5:20] = np.nan if nodata is None else nodata
+    samples[1, 0, :3] = np.inf, -0.0, 1e-45
+    path = float_file(tmp_path / "a.tif", samples, nodata=nodata, compress="deflate", predictor=predictor)
+    assert cli.main([str(path), "--lossless", "--verify"]) == 0
+    assert ground_cli.main([str(tmp_path / "a.peri"), "-o", str(tmp_path / "b.tif")]) == 0
+    with rasterio.open(path) as original, rasterio.open(tmp_path / "b.tif") as product:
+        assert product.dtypes == ("float32",) * 2 and product.profile["nodata"] == pytest.approx(nodata, nan_ok=True)
+        whole, found = original.read(), product.read()
+        assert np.array_equal(whole, found, equal_nan=True)
+        assert np.array_equal(np.signbit(whole)[~np.isnan(whole)], np.signbit(found)[~np.isnan(found)])
+        assert np.array_equal(original.read_masks(), product.read_masks())
+
+
+def test_float_samples_without_a_bound_are_refused_with_what_is_accepted(tmp_path, capsys):
+    path = float_file(tmp_path / "a.tif", np.ones((1, 9, 9), np.float32))
+    assert cli.main([str(path)]) == 65
+    assert "--lossless, --max-error or --max-relative-error" in capsys.readouterr().err
+    assert cli.main([str(path), "--lossless", "--jpeg-ls"]) == 65
+
+
+def test_classes_and_their_palette_come_back_and_only_losslessly(geotiffs, tmp_path, capsys):
+    path = geotiffs / "world_u8_palette.tif"
+    stream, out = tmp_path / "a.peri", tmp_path / "a.tif"
+    for options in ([], ["--max-error", "1"], ["--max-relative-error", "1"]):
+        assert cli.main([str(path), "-o", str(stream), *options]) == 65
+        assert "--lossless" in capsys.readouterr().err
+    assert cli.main([str(path), "-o", str(stream), "--lossless"]) == 0
+    assert stream.stat().st_size < 1.02 * path.stat().st_size
+    assert ground_cli.main([str(stream), "-o", str(out)]) == 0
+    with rasterio.open(path) as original, rasterio.open(out) as product:
+        assert np.array_equal(original.read(), product.read())
+        assert original.colormap(1) == product.colormap(1) and product.colorinterp == original.colorinterp
+        seen = set(np.unique(original.read()).tolist())
+    assert ground_cli.main([str(stream), "-o", str(out), "--overwrite", "--scale", "1/4"]) == 0
+    with rasterio.open(out) as product:
+        assert product.shape == (50, 100) and set(np.unique(product.read()).tolist()) <= seen
+        assert product.colormap(1)
+
+
+@pytest.mark.parametrize("counts", [0, 2])
+def test_jpeg_ls_segments_hold_the_bound_and_others_decode_them(tile, counts, engine):
+    options = ["--lossless"] if not counts else ["--max-error", str(counts)]
+    assert cli.main([str(tile), *options, "--jpeg-ls"]) == 0
+    data = tile.with_suffix(".peri").read_bytes()
+    stream = parse_component_stream(data)
+    decoder = ComponentDecoder(stream, engine)
+    with rasterio.open(tile) as file:
+        samples = file.read().astype(int)
+    assert np.abs(decoder.region(Region(0, 0, 300, 280)).samples - samples).max() == counts
+    assert inspect(stream, len(data))["segments"] == {"stored": 4}
+    for patch, segment in stream.segments.items():
+        top, left, rows, cols = stream.header.patch_region(patch)
+        for band, stored in enumerate(segment.stored):
+            (frame,) = av.CodecContext.create("jpegls", "r").decode(av.Packet(stored.data))  # FFmpeg's own decoder
+            found = frame.to_ndarray().astype(int) + stored.low
+            assert np.abs(found - samples[band, top : top + rows, left : left + cols]).max() <= counts
