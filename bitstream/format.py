@@ -308,14 +308,20 @@ def write_end(chunks: int) -> bytes:
 class StreamWriter:
     """Writes a stream as it comes: the header, the chunks in their order, the end mark that counts them.
 
-    It goes to ``out``, a file that is open for writing, or into memory. All methods raise OutputError where the file cannot be written.
+    ``header`` may change up to the end. The chunks go to ``out``, a file that is open for writing and gets no header, or into memory. All
+    methods raise OutputError where the file cannot be written.
     """
 
     def __init__(self, header: bytes, out: IO[bytes] | None = None) -> None:
+        self.header = header
         self._kept = io.BytesIO() if out is None else None
         self._out = self._kept or out
-        self._chunks = self.size = 0
-        self._write(header)
+        self._chunks = self._written = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes of the header and of what was written."""
+        return len(self.header) + self._written
 
     def _write(self, data: bytes) -> None:
         assert self._out is not None
@@ -323,7 +329,7 @@ class StreamWriter:
             self._out.write(data)
         except OSError as error:
             raise OutputError(f"the stream cannot be written ({error.strerror})", field="stream") from error
-        self.size += len(data)
+        self._written += len(data)
 
     def add(self, *chunks: bytes) -> None:
         """Append chunks."""
@@ -334,7 +340,7 @@ class StreamWriter:
     def finish(self) -> bytes:
         """Write the end mark; returns the whole stream where it was kept in memory, else nothing."""
         self._write(write_end(self._chunks))
-        return b"" if self._kept is None else self._kept.getvalue()
+        return b"" if self._kept is None else self.header + self._kept.getvalue()
 
 
 def write_stream(header: Header, chunks: Iterable[bytes]) -> bytes:

@@ -18,6 +18,7 @@ from perigee.ground import cli as ground_decode
 from perigee.ground import enhance_cli as ground_enhance
 from perigee.ground.service import cli as ground_serve
 from perigee.ground.service.app import create_app
+from perigee.onboard import arguments as onboard_arguments
 from perigee.onboard import cli as onboard_encode
 from perigee.training import cli as train
 from perigee.training import compensation_cli as train_compensator
@@ -36,7 +37,7 @@ curl localhost:8080/jobs/ID/result -o PRODUCT.tif                               
 FOLDER = Path(__file__).resolve().parent
 MADE = "<!-- Made by docs/reference.py; change the parsers or the routes instead. -->"
 PARSERS = (
-    onboard_encode.build_parser,
+    onboard_arguments.build_parser,
     onboard_encode.build_doctor_parser,
     ground_decode.build_parser,
     ground_enhance.build_parser,

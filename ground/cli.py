@@ -36,6 +36,13 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--info", action="store_true", help="print what the stream says of itself as JSON; decode nothing"
     )
+    parser.add_argument(
+        "--extract",
+        type=Path,
+        metavar="DIR",
+        help="write what others can read as it is into a new folder: the JPEG-LS images of a stream that was encoded with --jpeg-ls, "
+        "the records of its lines, and an index; decode nothing",
+    )
     add_view(parser)
     parser.add_argument(
         "--effort",
@@ -92,7 +99,8 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"{args.out}: the product's suffix must be .tif, .tiff or .png")
     exit_on_signals()
     own_environment(PROGRAM)
-    return run(PROGRAM, "ground", lambda: _information(args) if args.info else _decode(args))
+    body = _information if args.info else _extract if args.extract else _decode
+    return run(PROGRAM, "ground", lambda: body(args))
 
 
 def _information(args: argparse.Namespace) -> int:
@@ -105,6 +113,21 @@ def _information(args: argparse.Namespace) -> int:
     except PerigeeError as error:
         return failed(PROGRAM, args.stream, error)
     return say(PROGRAM, json.dumps(described, indent=1))
+
+
+def _extract(args: argparse.Namespace) -> int:
+    """Write the JPEG-LS images and records of a stream into a folder."""
+    from perigee.ground.carry_out import failed
+    from perigee.ground.extraction import extract
+
+    try:
+        index = extract(read_bounded(args.stream), args.extract, args.damaged)
+    except PerigeeError as error:
+        return failed(PROGRAM, args.stream, error)
+    lines = index.get("records", {}).get("lines", 0)
+    return say(
+        PROGRAM, f"{args.stream} -> {args.extract}: {len(index['images'])} JPEG-LS images, records of {lines} lines"
+    )
 
 
 def _decode(args: argparse.Namespace) -> int:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import struct
 
-import imagecodecs
-
 from perigee.bitstream.arrays import IntArray
 from perigee.bitstream.errors import Fault, FormatError
 
@@ -34,6 +32,8 @@ def decode_jpeg_ls(data: bytes, shape: tuple[int, int]) -> IntArray:
             expected=(*shape, 1),
             found=shape_of(data),
         )
+    import imagecodecs
+
     try:
         samples: IntArray = imagecodecs.jpegls_decode(data)
     except imagecodecs.JpeglsError as error:

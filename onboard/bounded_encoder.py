@@ -18,6 +18,7 @@ from perigee.bitstream.errors import Fault, RasterError
 from perigee.bitstream.masks import pack_mask
 from perigee.bitstream.metadata import Acquisition, write_metadata_packet
 from perigee.bitstream.predictive import TOP_MAX
+from perigee.bitstream.records import write_records
 from perigee.bitstream.version2 import FLOAT
 from perigee.bitstream.version2_header import read_component_header
 from perigee.onboard.encoder import EncodedScene, Timings, needs_mask, packet_of
@@ -26,6 +27,7 @@ from perigee.onboard.predicted import Predictor
 from perigee.onboard.sensor import ANY_SENSOR, Sensor
 from perigee.onboard.source import Block, Source, SourceInfo, not_light
 from perigee.onboard.stored import JpegLs, deflated_segment
+from perigee.onboard.strips import Strips
 
 PERCENT_MAX = 50.0
 
@@ -127,18 +129,23 @@ class BoundedEncoder:
             stream.add(v2.write_places(places), v2.write_places(places))  # a lost one would cost the scene
         meter = None if header.floats else ErrorMeter(self.profile.contract, metadata, info.bands, info.dtype)
         coder = _Coder(source, self.coder, wanted, self.jpeg_ls)
-        for patch in range(header.patches):
-            with timings.stage("read"):
-                window = source.read(*header.patch_region(patch))
-            stream.add(*_chunks(patch, window, coder, verify, timings, meter))
-            if progress:
-                progress(patch + 1, header.patches)
+        strips = Strips(source, header, 1)
+        for strip in strips:
+            if records := strips.records(strip):
+                stream.add(write_records(records))
+            for patch in strip.patches:
+                with timings.stage("read"):
+                    (window,) = strips.sample(range(patch, patch + 1))
+                stream.add(*_chunks(patch, window, coder, verify, timings, meter, strips.is_exact(patch)))
+                if progress:
+                    progress(patch + 1, header.patches)
         errors = meter.errors if meter else None
         if errors:
             stream.add(v2.write_errors(errors))
-        data = stream.finish()
+        stream.header = v2.write_component_header(strips.header)
+        data, patches = stream.finish(), strips.header.patches
         return EncodedScene(
-            data, stream.size, header, fmt.QUALITY_STEP_MAX, timings, self.upsets, errors, header.patches
+            data, stream.size, strips.header, fmt.QUALITY_STEP_MAX, timings, self.upsets, errors, patches, stream.header
         )
 
 
@@ -149,6 +156,7 @@ def _chunks(
     verify: bool,
     timings: Timings,
     meter: ErrorMeter | None,
+    exact: bool,
 ) -> list[bytes]:
     """The chunks of a patch: its mask where it needs one, and its segment."""
     if not window.valid.any():
@@ -156,7 +164,7 @@ def _chunks(
     chunks = []
     if needs_mask(window):
         chunks.append(fmt.write_chunk(fmt.MASK, pack_mask(patch, window.valid, window.alpha)))
-    segment, decoded = coder.segment(patch, window, timings, verify)
+    segment, decoded = coder.segment(patch, window, timings, verify, exact)
     if meter:
         meter.add_decoded(window, decoded)
     return [*chunks, v2.write_component_segment(segment)]
@@ -173,12 +181,15 @@ class _Coder:
         self._jpeg_ls = JpegLs(source.metadata, info.dtype) if jpeg_ls else None
         self._deflates = info.dtype != FLOAT and all(bound == LOSSLESS for bound in bounds)
 
-    def segment(self, patch: int, window: Block, timings: Timings, verify: bool) -> tuple[v2.ComponentSegment, Samples]:
-        """The segment of a patch, and the samples [band, row, col] that the ground will have."""
+    def segment(
+        self, patch: int, window: Block, timings: Timings, verify: bool, exact: bool
+    ) -> tuple[v2.ComponentSegment, Samples]:
+        """The segment of a patch, and the samples [band, row, col] that the ground will have; with ``exact`` those that there are."""
+        bounds = [LOSSLESS] * len(self._bounds) if exact else self._bounds
         if self._jpeg_ls:
             with timings.stage("coding"):
-                return self._jpeg_ls.segment(patch, window, self._bounds)
-        segment, decoded = self._predictor.segment(patch, window, self._bounds, timings, verify)
+                return self._jpeg_ls.segment(patch, window, bounds)
+        segment, decoded = self._predictor.segment(patch, window, bounds, timings, verify)
         if self._deflates and all(code.model.repeats for code in segment.codes):
             with timings.stage("coding"):
                 stored = deflated_segment(patch, window)

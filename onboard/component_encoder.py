@@ -20,6 +20,7 @@ from perigee.bitstream.errors import Fault, ProfileError, SymbolError, UpsetErro
 from perigee.bitstream.masks import pack_mask
 from perigee.bitstream.metadata import Acquisition, write_metadata_packet
 from perigee.bitstream.reconstruction import CELL_BITS, STEP_BITS, centroids_of
+from perigee.bitstream.records import write_records
 from perigee.bitstream.rounding import BITS_OF_ERROR
 from perigee.bitstream.samples import quality_step_of
 from perigee.bitstream.spectral import Spectral, identity
@@ -30,6 +31,7 @@ from perigee.onboard.fidelity import EVEN, Fidelity
 from perigee.onboard.guard import sum_of
 from perigee.onboard.measured import ErrorMeter
 from perigee.onboard.offsets import PATCHES_MIN, TableOffsets, share_of
+from perigee.onboard.pace import Pace
 from perigee.onboard.rival import Rival
 from perigee.onboard.sensor import ANY_SENSOR, Sensor
 from perigee.onboard.source import Block, Source, SourceInfo
@@ -77,6 +79,7 @@ class ComponentEncoder:
         measure_errors: bool = False,
         sensor: Sensor = ANY_SENSOR,
         out: IO[bytes] | None = None,
+        pace: Pace | None = None,
     ) -> EncodedScene:
         """The stream of a whole scene; the arguments and errors are those of ``encoder.Encoder.encode_scene``.
 
@@ -84,6 +87,7 @@ class ComponentEncoder:
         parameters of the strip before, the first with its own. ``fidelity`` says how much each band matters, or the step in counts;
         then ``quality`` does not count. With ``measure_errors`` the scene is reconstructed as the ground will do, and the errors of
         each band are returned and travel in the stream. ``sensor`` has what else is known: dead columns, places of bands, a fixed transform.
+        ``pace`` lowers the quality of strips of lines that cannot wait.
         """
         timings = Timings()
         upsets = self.upsets
@@ -105,14 +109,19 @@ class ComponentEncoder:
         rival = Rival(self.contract, source.metadata, info.bands, info.dtype, self.coder)
         self.predicted = 0
         quality_step = quality_step_of(quality)
+        seen_info = info if strip_rows is None else replace(info, height=strip_rows * side)  # its end may be unknown
         before: list[Block] | None = None
-        for number, (first, rows) in enumerate(strips.rows):
-            patches = strips.patches(first, rows)
+        for number, strip in enumerate(strips):
+            patches = strip.patches
+            asked = quality_step_of(quality)
             with timings.stage("read"):
-                windows = strips.windows(first, rows)
+                windows = strips.windows(patches)
                 seen = windows if before is None else before
-                spectral, quality_step = self.spectral(seen, info, quality_step_of(quality), fidelity, sensor.matrix)
+                spectral, quality_step = self.spectral(seen, seen_info, asked, fidelity, sensor.matrix)
                 before = list(windows) if strip_rows is not None else None
+            if pace:
+                quality_step = pace.quality_step(quality_step, strip.first * side)
+                rival.rests = not pace.calm
             parameters = v2.Parameters(spectral, np.zeros((info.bands, v2.LATENTS), np.int8))
             if strip_rows is None and len(patches) >= PATCHES_MIN:
                 watched = TableOffsets(self.engine.rounding.costs, info.bands, v2.LATENTS)
@@ -121,14 +130,16 @@ class ComponentEncoder:
                     self.encode_patch(patch, window, parameters, quality_step, timings=timings, watched=watched)
                 parameters = v2.Parameters(spectral, watched.chosen(share, OFFSETS_TAKEN))
             if number:
-                stream.add(v2.write_strip(first, rows, number))
+                stream.add(v2.write_strip(strip.first, strip.rows, number))
+            if records := strips.records(strip):
+                stream.add(write_records(records))
             due = False
             for patch, window in zip(patches, windows, strict=True):
                 due = due or (patch - patches[0]) % PATCHES_PER_PARAMETERS == 0
                 already = self.predicted
                 chunks = self.encode_patch(
-                    patch, window, parameters, quality_step, verify, timings, meter=meter, rival=rival
-                )
+                    patch, window, parameters, quality_step, verify, timings, meter=meter, rival=rival, exact=strips.is_exact(patch)
+                )  # fmt: skip
                 if due and window.valid.any() and self.predicted == already:  # other patches need no parameters
                     stream.add(v2.write_parameters(number, parameters))
                     due = False
@@ -138,10 +149,11 @@ class ComponentEncoder:
         errors = meter.errors if meter else None
         if errors:
             stream.add(v2.write_errors(errors))
+        stream.header = v2.write_component_header(strips.header)
         data = stream.finish()
         return EncodedScene(
-            data, stream.size, header, quality_step, timings, self.upsets - upsets, errors, self.predicted
-        )
+            data, stream.size, strips.header, quality_step, timings, self.upsets - upsets, errors, self.predicted, stream.header,
+        )  # fmt: skip
 
     def spectral(
         self,
@@ -213,10 +225,11 @@ class ComponentEncoder:
         watched: TableOffsets | None = None,
         meter: ErrorMeter | None = None,
         rival: Rival | None = None,
+        exact: bool = False,
     ) -> list[bytes]:
         """The chunks of one patch: its mask where it needs one, and its segment. ``watched`` takes in how its latents are
         distributed; the parameters must then have no offsets. ``meter`` takes in the errors. With a ``rival`` the patch is a predicted segment
-        where that is better.
+        where that is better, and where it has to be ``exact``.
         """
         timings = timings or Timings()
         if not window.valid.any():
@@ -224,6 +237,12 @@ class ComponentEncoder:
         chunks = []
         if needs_mask(window):
             chunks.append(fmt.write_chunk(fmt.MASK, pack_mask(patch, window.valid, window.alpha)))
+        if exact and rival:
+            chunk, decoded = rival.exactly(patch, window, timings, verify)
+            self.predicted += 1
+            if meter:
+                meter.add_decoded(window, decoded)
+            return [*chunks, chunk]
         with timings.stage("analysis"):
             samples = fill_invalid(window.samples.astype(np.float32), window.valid)
             coefficients = self.engine.analysis.coefficients(parameters.spectral.components_of(samples))

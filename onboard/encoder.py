@@ -49,7 +49,7 @@ class Timings:
 
 @dataclass(frozen=True)
 class EncodedScene:
-    """A finished stream and what it cost. ``data`` is empty where it was written to a file; ``size`` counts its bytes."""
+    """A finished stream and what it cost. ``data`` is empty where all of it but the ``head`` was written to a file; ``size`` counts its bytes."""
 
     data: bytes
     size: int
@@ -59,6 +59,7 @@ class EncodedScene:
     upsets: int = 0  # found while it was encoded, and mended
     errors: BandErrors | None = None  # as measured on board
     predicted: int = 0  # patches that are predicted instead of transformed
+    head: bytes = b""  # the header
 
     @property
     def bpp(self) -> float:
@@ -206,7 +207,7 @@ class Encoder:
 
         ``quality`` is 0 to 100; ``acquisition`` adds fields to those of the source and overrides them; ``verify`` decodes every
         patch again before it is written; ``progress`` is told how many patches of how many are done; ``out`` is a file that the stream is
-        written to, so that memory does not grow with it. Raises OutputError where that fails, RasterError for
+        written to but for its header, so that memory does not grow with it. Raises OutputError where that fails, RasterError for
         broken pixel data, MetadataError and LimitError for what no stream can carry, EngineError for an upset that stays.
         """
         timings = Timings()
@@ -236,7 +237,9 @@ class Encoder:
             if progress:
                 progress(patch + 1, patches)
         data = stream.finish()
-        return EncodedScene(data, stream.size, header, quality_step, timings, self.guard.upsets - upsets)
+        return EncodedScene(
+            data, stream.size, header, quality_step, timings, self.guard.upsets - upsets, head=stream.header
+        )
 
     def _offsets(self, scene: _Scene) -> IntArray | None:
         """The offsets of the tables int8 [groups, latents] of a scene, None where it is small or none saves what it costs."""

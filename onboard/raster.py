@@ -30,7 +30,7 @@ from perigee.onboard.geotiff import (
     value_of,
 )
 from perigee.onboard.sidecars import Siblings
-from perigee.onboard.source import BANDS_MAX, Block, SourceInfo
+from perigee.onboard.source import BANDS_MAX, Block, SourceInfo, WholeScene
 from perigee.onboard.tiff import PREDICTED, PageReader
 
 ACCEPTED = "accepted are GeoTIFFs of 1 to 32 bands of uint8, uint16, int16 or float32, grey or colour, or one of classes with a palette"
@@ -44,7 +44,7 @@ ORIENTATION = 274
 MASK_PER_DATASET = 2  # GDAL's flag of a mask that serves all bands
 
 
-class Raster:
+class Raster(WholeScene):
     """An open GeoTIFF. ``left_behind`` names what the file has and the stream will not carry.
 
     Raises RasterError for what cannot be read or must not be coded as light, MetadataError for what no stream can carry.

@@ -14,6 +14,7 @@ import numpy as np
 from perigee.bitstream.arrays import IntArray
 from perigee.bitstream.errors import Fault, MetadataError
 from perigee.bitstream.metadata import Metadata
+from perigee.bitstream.records import Bytes
 from perigee.onboard.source import Block, Source, SourceInfo
 
 
@@ -32,10 +33,33 @@ class RegisteredSource:
         self._source = source
         offsets = np.array(band_offsets, np.int64)
         self.places: IntArray = offsets.max(0) - offsets  # line and column of the frame at which each band begins
-        lines, columns = self.places.max(0).tolist()
-        self.info: SourceInfo = replace(
-            source.info, height=source.info.height + lines, width=source.info.width + columns
+        self._lines, self._columns = (int(n) for n in self.places.max(0))
+        source.keep(self._lines)
+
+    @property
+    def info(self) -> SourceInfo:
+        """The frame."""
+        info = self._source.info
+        return replace(
+            info,
+            height=info.height + self._lines,
+            width=info.width + self._columns,
+            exact=tuple((first, last + self._lines) for first, last in info.exact),
         )
+
+    def lines_until(self, bottom: int) -> int:
+        """As the source's, for lines of the frame."""
+        wanted = min(bottom, self._source.info.height)
+        there = self._source.lines_until(wanted)
+        return bottom if there == wanted else min(bottom, there + self._lines)
+
+    def keep(self, lines: int) -> None:
+        """As the source's."""
+        self._source.keep(lines + self._lines)
+
+    def records(self, top: int, rows: int) -> Bytes | None:
+        """The records of the source's lines of these numbers; in the frame's last lines there are fewer."""
+        return self._source.records(top, max(min(rows, self._source.info.height - top), 0))
 
     @property
     def metadata(self) -> Metadata:

@@ -9,6 +9,7 @@ from perigee.bitstream.samples import quality_of
 from perigee.onboard.bounded_encoder import BoundedEncoder
 from perigee.onboard.component_encoder import ComponentEncoder
 from perigee.onboard.encoder import EncodedScene, Encoder
+from perigee.onboard.pace import QualityChange
 from perigee.onboard.source import SourceInfo
 
 
@@ -20,15 +21,19 @@ def report_of(
     scene: EncodedScene,
     left_behind: list[str],
     total_ms: float,
+    changes: list[QualityChange] | None = None,
 ) -> dict[str, Any]:
-    """The report of one scene; ``left_behind`` is what its file has and the stream does not."""
-    measured = {}
+    """The report of one scene; ``left_behind`` is what its file has and the stream does not, ``changes`` those of the quality of lines that could not
+    wait."""
+    measured: dict[str, Any] = {}
     if scene.errors:
         measured = {
             "errors": {
                 name: [round(value, 4) for value in values.tolist()] for name, values in scene.errors._asdict().items()
             }
         }
+    if changes is not None:
+        measured["quality_changes"] = [change._asdict() for change in changes]
     return {
         "file": str(tile),
         "output": str(out),
@@ -70,4 +75,7 @@ def summary(report: dict[str, Any]) -> str:
     if errors := report.get("errors"):
         bands = zip(errors["rms"], errors["largest"], errors["bias"], strict=True)
         line += "; RMS error / largest / bias: " + ", ".join(f"{r:.2f} / {m} / {b:+.3f}" for r, m, b in bands)
+    if changes := report.get("quality_changes"):
+        lowest = min(change["quality"] for change in changes)
+        line += f"; {len(changes)} changes of quality, down to {lowest:g}, since lines could not wait"
     return line

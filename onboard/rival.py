@@ -6,7 +6,7 @@ import numpy as np
 
 from perigee.bitstream import version2 as v2
 from perigee.bitstream.arrays import Array, Samples
-from perigee.bitstream.bounded import Bound
+from perigee.bitstream.bounded import LOSSLESS, Bound
 from perigee.bitstream.component_coding import DecodedComponents
 from perigee.bitstream.component_contract import ComponentContract
 from perigee.bitstream.metadata import Metadata
@@ -27,6 +27,7 @@ class Rival:
     """Tries prediction on the patches of one scene."""
 
     def __init__(self, contract: ComponentContract, metadata: Metadata, bands: int, dtype: str, coder: str) -> None:
+        self.rests = False  # whether there is no time for it
         self._contract = contract
         self._predictor = Predictor(metadata, dtype, coder)
         self._meter = ErrorMeter(contract, metadata, bands, dtype)
@@ -43,7 +44,9 @@ class Rival:
     ) -> tuple[bytes, Samples] | None:
         """The chunk of a predicted segment and the samples that the ground will have of it, where they are better than a segment of the transform
         and its chunk; else None."""
-        if not self._may_pay(8 * len(written) / window.samples.size, window, spectral, segment.quality_step):
+        if self.rests or not self._may_pay(
+            8 * len(written) / window.samples.size, window, spectral, segment.quality_step
+        ):
             return None
         with timings.stage("measure"):
             allowed = _errors(window, self._meter.decoded(window, spectral, latents, segment.quality_step))
@@ -56,6 +59,12 @@ class Rival:
             scale = np.square(spectral.scale.astype(np.float64))
             closer = (_errors(window, decoded) / scale).sum() <= (allowed / scale).sum()
         return (chunk, decoded) if closer else None
+
+    def exactly(self, patch: int, window: Block, timings: Timings, verify: bool) -> tuple[bytes, Samples]:
+        """The chunk of a predicted segment without any error, and the samples that the ground will have of it."""
+        bounds = [LOSSLESS] * len(window.samples)
+        segment, decoded = self._predictor.segment(patch, window, bounds, timings, verify)
+        return v2.write_component_segment(segment), decoded
 
     def _may_pay(self, bits: float, window: Block, spectral: Spectral, quality_step: int) -> bool:
         """Whether prediction may need fewer bytes than the transform at so many bits a sample."""

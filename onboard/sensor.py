@@ -20,6 +20,7 @@ import numpy as np
 from perigee.bitstream.arrays import FloatArray, IntArray
 from perigee.bitstream.errors import Fault, MetadataError
 from perigee.bitstream.metadata import Metadata
+from perigee.bitstream.records import Bytes
 from perigee.bitstream.version2 import PLACES_MAX
 from perigee.onboard.registration import RegisteredSource
 from perigee.onboard.source import BANDS_MAX, Block, Source, SourceInfo
@@ -86,6 +87,18 @@ class _WithoutColumns:
         """A window inside the scene, in pixels."""
         block = self._source.read(top, left, rows, cols)
         return block._replace(valid=block.valid & ~self._dead[..., left : left + cols])
+
+    def lines_until(self, bottom: int) -> int:
+        """As the source's."""
+        return self._source.lines_until(bottom)
+
+    def keep(self, lines: int) -> None:
+        """As the source's."""
+        self._source.keep(lines)
+
+    def records(self, top: int, rows: int) -> Bytes | None:
+        """As the source's."""
+        return self._source.records(top, rows)
 
 
 def _wrong(field: str, found: Any, expected: str) -> MetadataError:

@@ -14,6 +14,7 @@ import numpy as np
 from perigee.bitstream.arrays import BoolArray, Samples
 from perigee.bitstream.errors import Fault, RasterError
 from perigee.bitstream.metadata import Metadata
+from perigee.bitstream.records import Bytes
 from perigee.bitstream.samples import differ_from, is_value_of
 from perigee.bitstream.version2 import SAMPLE_TYPE_CODES
 
@@ -31,13 +32,18 @@ class Block(NamedTuple):
 @dataclass(frozen=True)
 class SourceInfo:
     """What the header of a stream needs: size in pixels, number of bands without alpha, sample type. ``classes`` says that samples are numbers of
-    classes, of which no mean means anything."""
+    classes, of which no mean means anything; ``exact`` has first and last lines of what is always kept exactly."""
 
     width: int
     height: int
     bands: int
     dtype: str
     classes: bool = False
+    exact: tuple[tuple[int, int], ...] = ()
+
+    def is_exact(self, top: int, rows: int) -> bool:
+        """Whether any of some lines has to be kept exactly."""
+        return any(first < top + rows and last >= top for first, last in self.exact)
 
 
 def not_light(reason: str, expected: str) -> RasterError:
@@ -58,8 +64,36 @@ class Source(Protocol):
         """A window inside the scene, in pixels. Raises RasterError where the pixel data are broken."""
         ...
 
+    def lines_until(self, bottom: int) -> int:
+        """Wait for the lines above ``bottom``, and let those go that lie above the lines that were waited for before. How many lines there are
+        then: fewer where the scene has ended, which has that height from then on."""
+        ...
 
-class ArraySource:
+    def keep(self, lines: int) -> None:
+        """Keep so many lines more than :meth:`lines_until` says."""
+        ...
+
+    def records(self, top: int, rows: int) -> Bytes | None:
+        """The records uint8 [rows, bytes] that came with lines that are there; None where none did."""
+        ...
+
+
+class WholeScene:
+    """What a scene that is there as a whole has of :class:`Source`."""
+
+    def lines_until(self, bottom: int) -> int:
+        """All lines are there."""
+        return bottom
+
+    def keep(self, lines: int) -> None:
+        """All lines stay."""
+
+    def records(self, top: int, rows: int) -> Bytes | None:
+        """There are none."""
+        return None
+
+
+class ArraySource(WholeScene):
     """An array in memory as a source."""
 
     def __init__(self, samples: Samples, metadata: Metadata | None = None, valid: BoolArray | None = None) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import imagecodecs
 import numpy as np
 
 from perigee.bitstream import version2 as v2
@@ -50,6 +49,8 @@ class JpegLs:
                 expected=f"0 to {NEAR_MAX}",
                 found=bound.counts,
             )
+        import imagecodecs
+
         low, span = int(samples.min()), int(samples.max() - samples.min())
         image = np.ascontiguousarray(samples - low, np.uint8 if span < 256 else np.uint16)
         near = min(bound.counts, span // 2)

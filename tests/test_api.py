@@ -76,7 +76,7 @@ def test_inspect_tells_of_streams_and_lone_packets(tmp_path):
 
 def test_errors_are_typed_and_carry_data():
     for wrong in (
-        picture().astype(np.float32),
+        picture().astype(np.float64),
         np.zeros((0, 4, 4), np.uint8),
         np.zeros((33, 4, 4), np.uint8),
         np.zeros(4),
@@ -84,6 +84,8 @@ def test_errors_are_typed_and_carry_data():
         with pytest.raises(RasterError, match="accepted are") as caught:
             perigee.encode(wrong)
         assert caught.value.field == "samples" and caught.value.expected and caught.value.found
+    with pytest.raises(RasterError, match="losslessly or within a bound"):
+        perigee.encode(picture().astype(np.float32))
     with pytest.raises(RasterError, match="validity"):
         perigee.encode(picture(), valid=np.ones((3, 3), bool))
     with pytest.raises(ValueError, match="quality 101"):

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from perigee.bitstream.arrays import BoolArray, Samples
     from perigee.bitstream.metadata import Acquisition, Metadata
+    from perigee.bitstream.records import RecordsOfScene
     from perigee.ground.library import Library
     from perigee.ground.source import Report
     from perigee.onboard.bounded_encoder import ErrorBounds
@@ -37,7 +38,7 @@ class Image:
     ``samples`` are uint8, uint16, int16 or float32 [band, row, col]; ``valid`` is bool of the same shape and False where the scene has no
     data; ``alpha`` [row, col] is of the samples' type, None where the scene has no alpha band. ``metadata`` are those of the whole
     scene, whichever part of it was decoded. ``report`` tells what a cut or damaged stream could not give, ``tags`` where the pixels
-    come from.
+    come from. ``records`` are those that came with the lines of the whole scene, None where none did.
     """
 
     samples: Samples
@@ -46,6 +47,7 @@ class Image:
     metadata: Metadata
     report: Report
     tags: dict[str, str]
+    records: RecordsOfScene | None = None
 
 
 def encode(
@@ -132,6 +134,7 @@ def decode(
     with _extra("ground"):
         import numpy as np
 
+        from perigee.ground.extraction import records_of
         from perigee.ground.orders import Order, open_source
         from perigee.ground.regions import Region
         from perigee.ground.views import blocks_of
@@ -147,7 +150,8 @@ def decode(
         strength=strength,
     )
     library = _library(tuple(str(folder) for folder in profiles), threads)
-    source = open_source(order, _bytes(stream), library)
+    data = _bytes(stream)
+    source = open_source(order, data, library)
     view = order.view(source)
     shape = (len(view.bands), *view.size)
     samples, valid = np.empty(shape, source.dtype), np.empty(shape, bool)
@@ -158,7 +162,8 @@ def decode(
         valid[(slice(None), *inside)] = block.valid
         if alpha is not None and block.alpha is not None:
             alpha[inside] = block.alpha
-    return Image(samples, valid, alpha, source.metadata, source.report, source.provenance())
+    records = records_of(data, damaged)
+    return Image(samples, valid, alpha, source.metadata, source.report, source.provenance(), records)
 
 
 def inspect(stream: bytes | str | Path, *, damaged: bool = False) -> dict[str, Any]:

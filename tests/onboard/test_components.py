@@ -35,7 +35,7 @@ from perigee.ground.regions import Region
 from perigee.onboard import cli
 from perigee.onboard.component_encoder import ComponentEncoder
 from perigee.onboard.fidelity import Fidelity
-from perigee.onboard.source import ArraySource
+from perigee.onboard.source import ArraySource, WholeScene
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +150,7 @@ def test_bands_that_are_not_registered_cost_no_more_than_without_a_transform(cod
         assert len(data) < 1.01 * alone
 
 
-class Sequential:
+class Sequential(WholeScene):
     """A source that can be read once, from top to bottom, as lines come from a detector."""
 
     def __init__(self, samples: np.ndarray) -> None:

@@ -1,0 +1,137 @@
+"""Whole lines out of a pipe or a file, which may still grow, and a bounded buffer for lines that cannot wait."""
+
+from __future__ import annotations
+
+import os
+import select
+import stat
+import threading
+import time
+from collections import deque
+
+from perigee.bitstream.errors import Fault, RasterError
+
+POLL_S = 0.02  # how often a file is looked at that has not grown
+READ_BYTES = 1 << 20
+
+
+class Arrival:
+    """Lines of an input, as bytes. Without a buffer they are read when they are taken."""
+
+    def __init__(self, handle: int, line_bytes: int, skip_bytes: int = 0, timeout_s: float | None = None) -> None:
+        """``handle`` is open for reading. After ``timeout_s`` without a byte the input counts as ended; None: a pipe has no such time, and a file
+        ends where it ends."""
+        self._handle, self._line_bytes, self._skip = handle, line_bytes, skip_bytes
+        self._waits_for_file = timeout_s if stat.S_ISREG(os.fstat(handle).st_mode) else None
+        self._waits_for_pipe = timeout_s
+        self._bytes = bytearray()
+
+    @property
+    def left(self) -> int:
+        """Bytes that have come of a line that is not whole."""
+        return len(self._bytes)
+
+    @property
+    def has_more(self) -> bool:
+        """Whether bytes are known to follow, without waiting for any."""
+        state = os.fstat(self._handle)
+        inside = stat.S_ISREG(state.st_mode) and os.lseek(self._handle, 0, os.SEEK_CUR) < state.st_size
+        return bool(self._bytes) or inside
+
+    @property
+    def fullness(self) -> float:
+        """How full the buffer is, 0 to 1: there is none."""
+        return 0.0
+
+    def take(self, lines: int) -> bytes:
+        """At least one line and at most so many, or b"" at the end of the input. Raises OSError."""
+        while len(self._bytes) < self._line_bytes:
+            wanted = min(max(lines * self._line_bytes - len(self._bytes), 1), READ_BYTES)
+            part = self._read(wanted if not self._skip else min(self._skip, READ_BYTES))
+            if not part:
+                return b""
+            if self._skip:
+                self._skip -= len(part)
+            else:
+                self._bytes += part
+        size = min(len(self._bytes) // self._line_bytes, lines) * self._line_bytes
+        found = bytes(self._bytes[:size])
+        del self._bytes[:size]
+        return found
+
+    def _read(self, size: int) -> bytes:
+        if self._waits_for_file is None and self._waits_for_pipe is not None:
+            there, _, _ = select.select([self._handle], [], [], self._waits_for_pipe)
+            if not there:
+                return b""
+        start = time.monotonic()
+        while not (part := os.read(self._handle, size)):
+            if self._waits_for_file is None or time.monotonic() - start > self._waits_for_file:
+                break
+            time.sleep(POLL_S)
+        return part
+
+
+class BufferedArrival(Arrival):
+    """Lines that are read by a thread as soon as they come, into a bounded buffer."""
+
+    def __init__(
+        self, handle: int, line_bytes: int, buffer_bytes: int, skip_bytes: int = 0, timeout_s: float | None = None
+    ) -> None:
+        """As :class:`Arrival`. Raises RasterError for a buffer of less than a line."""
+        super().__init__(handle, line_bytes, skip_bytes, timeout_s)
+        if buffer_bytes < line_bytes:
+            raise RasterError(
+                f"a buffer of {buffer_bytes} bytes for lines of {line_bytes}",
+                Fault.RANGE,
+                field="buffer",
+                expected=f"at least {line_bytes} bytes",
+                found=buffer_bytes,
+            )
+        self._most = buffer_bytes
+        self._queue: deque[bytes] = deque()
+        self._held, self._ended = 0, False
+        self._error: OSError | None = None
+        self._changed = threading.Condition()
+        threading.Thread(target=self._fill, name="lines", daemon=True).start()
+
+    @property
+    def fullness(self) -> float:
+        """How full the buffer is, 0 to 1."""
+        return self._held / self._most
+
+    def take(self, lines: int) -> bytes:
+        """As :meth:`Arrival.take`."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._queue or self._ended)
+            if not self._queue:
+                if self._error:
+                    raise self._error
+                return b""
+            part = self._queue.popleft()
+            size = lines * self._line_bytes
+            if len(part) > size:
+                self._queue.appendleft(part[size:])
+                part = part[:size]
+            self._held -= len(part)
+            self._changed.notify_all()
+            return part
+
+    def _fill(self) -> None:
+        try:
+            while True:
+                with self._changed:
+                    self._changed.wait_for(lambda: self._held + self._line_bytes <= self._most)
+                    room = self._most - self._held
+                part = super().take(max(min(room, READ_BYTES) // self._line_bytes, 1))
+                if not part:
+                    break
+                with self._changed:
+                    self._queue.append(part)
+                    self._held += len(part)
+                    self._changed.notify_all()
+        except OSError as error:
+            self._error = error
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
