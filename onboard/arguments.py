@@ -86,6 +86,7 @@ class Options:
     sensor: Path | None
     strip_rows: int | None
     lines: Path | None
+    scene_lines: int | None
     timeout: float | None
     lowest_quality: float | None
     buffer_mib: int
@@ -200,6 +201,13 @@ def build_parser() -> Parser:
         "carried as its record",
     )
     lines.add_argument(
+        "--scene-lines",
+        type=positive,
+        metavar="N",
+        help="end a scene after so many lines and begin the next one, without losing any between them; the outputs are numbered, as in "
+        "OUT_000000.peri",
+    )
+    lines.add_argument(
         "--timeout",
         type=_seconds,
         metavar="S",
@@ -295,8 +303,8 @@ def parse(argv: list[str] | None) -> Options:
         parser.error("--jpeg-ls goes with --lossless or --max-error")
     bounded = args.lossless or args.max_error or args.max_relative_error
     if args.lines is None:
-        if args.timeout or args.lowest_quality is not None or Path(STDIN) in args.tiles:
-            parser.error("standard input, --timeout and --lowest-quality go with --lines")
+        if args.timeout or args.lowest_quality is not None or args.scene_lines or Path(STDIN) in args.tiles:
+            parser.error("standard input, --scene-lines, --timeout and --lowest-quality go with --lines")
     elif len(args.tiles) > 1 or args.tiles == [Path(STDIN)] and args.out is None:
         parser.error("--lines takes one input, and standard input an --out")
     elif args.format == 1:

@@ -43,17 +43,23 @@ class Arrival:
         """How full the buffer is, 0 to 1: there is none."""
         return 0.0
 
-    def take(self, lines: int) -> bytes:
-        """At least one line and at most so many, or b"" at the end of the input. Raises OSError."""
+    def wait(self, lines: int = 1) -> bool:
+        """Wait for a line, and read up to so many at once; whether there is one. Raises OSError."""
         while len(self._bytes) < self._line_bytes:
             wanted = min(max(lines * self._line_bytes - len(self._bytes), 1), READ_BYTES)
             part = self._read(wanted if not self._skip else min(self._skip, READ_BYTES))
             if not part:
-                return b""
+                return False
             if self._skip:
                 self._skip -= len(part)
             else:
                 self._bytes += part
+        return True
+
+    def take(self, lines: int) -> bytes:
+        """At least one line and at most so many, or b"" at the end of the input. Raises OSError."""
+        if not Arrival.wait(self, lines):  # not that of a buffer, which takes its lines from here
+            return b""
         size = min(len(self._bytes) // self._line_bytes, lines) * self._line_bytes
         found = bytes(self._bytes[:size])
         del self._bytes[:size]
@@ -100,14 +106,19 @@ class BufferedArrival(Arrival):
         """How full the buffer is, 0 to 1."""
         return self._held / self._most
 
-    def take(self, lines: int) -> bytes:
-        """As :meth:`Arrival.take`."""
+    def wait(self, lines: int = 1) -> bool:
+        """As :meth:`Arrival.wait`."""
         with self._changed:
             self._changed.wait_for(lambda: self._queue or self._ended)
-            if not self._queue:
-                if self._error:
-                    raise self._error
-                return b""
+            if self._error and not self._queue:
+                raise self._error
+            return bool(self._queue)
+
+    def take(self, lines: int) -> bytes:
+        """As :meth:`Arrival.take`."""
+        if not self.wait():
+            return b""
+        with self._changed:
             part = self._queue.popleft()
             size = lines * self._line_bytes
             if len(part) > size:

@@ -8,8 +8,9 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from perigee.bitstream.component_profile import find_component_profile
 from perigee.bitstream.errors import Fault, MetadataError, OutputError, PerigeeError, ProfileError
@@ -37,11 +38,18 @@ from perigee.support.command import (
 from perigee.support.files import destination, replacing
 from perigee.support.findings import tell
 
+if TYPE_CHECKING:
+    from perigee.bitstream.metadata import Acquisition
+    from perigee.onboard.inputs import Input
+    from perigee.onboard.pace import Pace
+
 PROGRAM = "onboard-encode"
 
 
-def _target(tile: Path, options: Options, written: set[Path]) -> Path:
+def _target(tile: Path, options: Options, written: set[Path], number: int = 0) -> Path:
     out = options.out or (options.out_dir or tile.parent) / (tile.stem + ".peri")
+    if options.scene_lines:
+        out = out.with_stem(f"{out.stem}_{number:06}")
     try:
         if destination(out) in written:
             raise OutputError(f"{out} was written for another tile a moment ago")
@@ -56,24 +64,41 @@ def _target(tile: Path, options: Options, written: set[Path]) -> Path:
     return out
 
 
-def _encode_one(tile: Path, options: Options, encoders: Encoders, written: set[Path]) -> dict[str, Any]:
-    from tqdm import tqdm
-
+def _encode_input(tile: Path, options: Options, encoders: Encoders, written: set[Path]) -> Iterator[dict[str, Any]]:
+    """Encode the scenes of an input, one or several; their reports."""
     from perigee.onboard.acquisition import read_acquisition
     from perigee.onboard.inputs import opened
 
     if str(tile) != STDIN and not tile.exists():
         raise FileNotFoundError(f"no such file: {tile}")
-    out = _target(tile, options, written)
+    first = _target(tile, options, written)
     sidecar = tile.with_suffix(".json")
     given = options.metadata or (sidecar if sidecar.is_file() and not options.lines else None)
+    acquisition = read_acquisition(given) if given else None
+    with opened(tile, options) as scenes:
+        for number, (source, pace) in enumerate(scenes):
+            out = _target(tile, options, written, number) if options.scene_lines else first
+            yield _encode_scene(tile, out, source, pace, acquisition, options, encoders)
+            written.add(destination(out))
+
+
+def _encode_scene(
+    tile: Path,
+    out: Path,
+    source: Input,
+    pace: Pace | None,
+    acquisition: Acquisition | None,
+    options: Options,
+    encoders: Encoders,
+) -> dict[str, Any]:
+    """Encode a scene into a file; the report."""
+    from tqdm import tqdm
+
     start = time.perf_counter()
     with (
-        opened(tile, options) as (source, pace),
         _unfinished(out) as stream,
-        tqdm(unit="patch", desc=tile.name, leave=False, disable=not sys.stderr.isatty()) as bar,
+        tqdm(unit="patch", desc=out.name, leave=False, disable=not sys.stderr.isatty()) as bar,
     ):
-        acquisition = read_acquisition(given) if given else None
         encoder = (
             encoders.bounded_encoder(options.bounds, options.jpeg_ls)
             if options.bounds
@@ -116,7 +141,6 @@ def _encode_one(tile: Path, options: Options, encoders: Encoders, written: set[P
                     shutil.copyfileobj(stream, file)
             except OSError as error:
                 raise OutputError(f"{out} cannot be written ({error.strerror})") from error
-    written.add(destination(out))
     total_ms = 1000 * (time.perf_counter() - start)
     changes = pace.changes if pace else None
     return report_of(tile, out, source.info, encoder, scene, left_behind, total_ms, changes)
@@ -193,7 +217,13 @@ def _encode_all(options: Options) -> int:
     written: set[Path] = set()
     for tile in options.tiles:
         try:
-            report = _encode_one(tile, options, encoders, written)
+            for report in _encode_input(tile, options, encoders, written):
+                if passed_over:
+                    report["engines_passed_over"] = passed_over
+                for line in report["left_behind"]:
+                    complain(f"{PROGRAM}: {tile}: not carried: {line}")
+                said = say(PROGRAM, json.dumps(report) if options.json else summary(report))
+                first_failure = first_failure or said
         except ModuleNotFoundError:
             raise
         except Exception as error:
@@ -205,11 +235,4 @@ def _encode_all(options: Options) -> int:
             if options.json:
                 data = error.data() if isinstance(error, PerigeeError) else {}
                 say(PROGRAM, json.dumps({"file": str(tile), "exit_code": code} | data | {"error": reason}))
-            continue
-        if passed_over:
-            report["engines_passed_over"] = passed_over
-        for line in report["left_behind"]:
-            complain(f"{PROGRAM}: {tile}: not carried: {line}")
-        said = say(PROGRAM, json.dumps(report) if options.json else summary(report))
-        first_failure = first_failure or said
     return first_failure

@@ -10,7 +10,7 @@ line band after band), ``bip`` (a line pixel after pixel) or ``bsq`` (one whole 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -75,6 +75,12 @@ class LineFormat:
             most //= 2
         return most
 
+    def behind(self, lines: int) -> LineFormat:
+        """What is left of the input behind so many lines."""
+        ranges = tuple((max(a - lines, 0), b - lines) for a, b in self.calibration_lines if b >= lines)
+        height = None if self.height is None else self.height - lines
+        return replace(self, height=height, calibration_lines=ranges)
+
     def info(self, height: int) -> SourceInfo:
         """A scene of so many lines."""
         return SourceInfo(self.width, height, self.bands, self.dtype, exact=self.calibration_lines)
@@ -95,9 +101,10 @@ class LineFormat:
 class LineSource:
     """Lines that arrive one after the other. Those of the last strip are kept, no more."""
 
-    def __init__(self, form: LineFormat, arrival: Arrival) -> None:
-        self.form, self.metadata, self._arrival = form, form.metadata, arrival
-        self._height: int = form.lines_max if form.height is None else form.height
+    def __init__(self, form: LineFormat, arrival: Arrival, most: int | None = None) -> None:
+        """``most`` bounds the lines of the scene; those behind them are left to the next one."""
+        self.form, self.metadata, self._arrival, self._most = form, form.metadata, arrival, most
+        self._height: int = min(form.lines_max if form.height is None else form.height, most or form.lines_max)
         self._kept = self._before = self._first = 0
         self._samples: Samples = np.zeros((form.bands, 0, form.width), form.dtype)
         self._records: Bytes = np.zeros((0, form.record_bytes), np.uint8)
@@ -127,7 +134,7 @@ class LineSource:
             there += len(parts[-1])
         if there < wanted:
             self._end(there)
-        elif there == self._height and self._goes_on():
+        elif there == self._height and there != self._most and self._goes_on():
             self.left_behind.append(
                 f"lines behind the first {there}, which are all that {'the description names' if form.height else 'a stream can hold'}"
             )

@@ -160,6 +160,27 @@ def test_a_file_that_grows_is_followed_and_ends_by_its_height_or_a_pause(scene, 
         assert data == wanted
 
 
+@pytest.mark.parametrize("buffered", [[], ["--lowest-quality", "40"]])
+@pytest.mark.parametrize("members", [{}, {"height": LINES - 10}])
+def test_scenes_follow_each_other_without_a_line_between_them(scene, tmp_path, members, buffered):
+    before = (np.arange(LINES)[:, None] // [1, 256] % 256).astype(np.uint8)
+    data = laid_out(scene, before=before, after=before[:, :0])
+    description = described(tmp_path, prefix_bytes=2, calibration_lines=[[0, 3], [250, 310]], **members)
+    out = tmp_path / "out.peri"
+    options = ["--lines", str(description), "-o", str(out), "--scene-lines", "200", "-q", "40", *buffered]
+    done = subprocess.run([*COMMAND, "-", *options, "--json"], input=data, check=True, capture_output=True)
+    reports = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [report["height"] for report in reports] == [200, 200, members.get("height", LINES) - 400]
+    images = [perigee.decode(tmp_path / f"out_{number:06}.peri") for number in range(3)]
+    lines = members.get("height", LINES)
+    assert np.array_equal(np.concatenate([image.records.data for image in images]), before[:lines])
+    off = np.abs(np.concatenate([image.samples for image in images], 1).astype(int) - scene[:, :lines])
+    assert not off[:, :400].any() and off[:, 400:].any() and off.max() < 60  # a patch is kept exactly as a whole
+    assert not any(report["left_behind"] for report in reports) and not out.exists()
+    again = subprocess.run([*COMMAND, "-", *options], input=data, check=False, capture_output=True)
+    assert again.returncode == 73 and b"exists" in again.stderr
+
+
 def test_an_input_that_ends_early_gives_a_valid_stream_and_says_so(scene, tmp_path, capsys):
     line = BANDS * WIDTH * 2
     (raw := tmp_path / "a.raw").write_bytes(laid_out(scene)[: 300 * line + 11])
@@ -227,13 +248,14 @@ def test_what_does_not_go_together_is_a_usage_error(scene, tmp_path, capsys):
 
 def test_lines_that_cannot_wait_are_coded_coarser_and_none_is_lost(scene, tmp_path, capsys):
     """A writer that is always ahead fills the buffer; the stream says which quality each strip has."""
+    scene = np.tile(scene, (1, 5, 1))
     (raw := tmp_path / "a.raw").write_bytes(laid_out(scene))
     description, out = described(tmp_path), tmp_path / "pace.peri"
     options = ["-q", "60", "--lowest-quality", "10", "--buffer-mib", "1", "--json"]
     assert cli.main([str(raw), "--lines", str(description), "-o", str(out), *options]) == 0
     report = json.loads(capsys.readouterr().out)
     stream = parse_component_stream(out.read_bytes())
-    assert stream.header.height == LINES and report["quality_changes"]
+    assert stream.header.height == 5 * LINES and report["quality_changes"]
     changes = {change["line"]: change["quality"] for change in report["quality_changes"]}
     quality = 60.0
     for patch, segment in sorted(stream.segments.items()):
