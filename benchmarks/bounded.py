@@ -1,8 +1,9 @@
 """Lossless and bounded coding against other codecs: ``python -m perigee.benchmarks.bounded``.
 
 Whole streams of Perigee, headers included, against JPEG-LS (CharLS) with the same largest error, JPEG XL (effort 7) and reversible JPEG 2000
-(OpenJPEG, 5/3; three bands with its reversible colour transform), both lossless. The others code band by band, without any container. Bits a sample,
-by number of bands and sensor, and Msamples a second of Perigee on one thread, from the array to the stream and back.
+(OpenJPEG, 5/3; three bands with its reversible colour transform), both lossless. These code band by band, without any container. Beside them
+stand the bits of a coder like that of CCSDS 123.0-B-2 (``ccsds123.py``), on tiles. Bits a sample, by number of bands and sensor, and Msamples
+a second of Perigee on one thread, from the array to the stream and back.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 import rasterio
 from tqdm import tqdm
 
+from perigee.benchmarks.ccsds123 import bits_of
 from perigee.benchmarks.common import table, write_report
 from perigee.benchmarks.machine import describe
 from perigee.benchmarks.multiband import rows_of
@@ -31,6 +33,7 @@ from perigee.onboard.bounded_encoder import BoundedEncoder, ErrorBounds
 from perigee.onboard.source import ArraySource
 
 COUNTS = (0, 1, 2, 4, 16)
+REFERENCE_SIDE = 256  # pixels of the largest image that the slow reference codes
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class Size:
     jpegls: float
     jpegxl: float
     jpeg2000: float
+    ccsds123: float
     encoding: float
     decoding: float
 
@@ -67,7 +71,22 @@ def others(samples: Samples, counts: int) -> tuple[float, float, float]:
     return jpegls, jpegxl, jpeg2000
 
 
-def sizes_of(path: Path, sensor: str, engine: GroundComponents) -> list[Size]:
+def references(paths: list[Path]) -> dict[tuple[Path, int], float]:
+    """Bits a sample of a coder like CCSDS 123.0-B-2's, by file and largest error; of tiles alone, since it is slow."""
+    shapes: dict[tuple[int, ...], dict[Path, Samples]] = {}
+    for path in paths:
+        with rasterio.open(path) as image:
+            if max(image.shape) <= REFERENCE_SIDE and image.dtypes[0] != "int16":
+                shapes.setdefault((image.count, *image.shape), {})[path] = image.read()
+    found = {}
+    for images in tqdm(shapes.values(), desc="reference", unit="shape", disable=None):
+        for counts in COUNTS:
+            for (path, samples), bits in zip(images.items(), bits_of(list(images.values()), counts), strict=True):
+                found[path, counts] = bits / samples.size
+    return found
+
+
+def sizes_of(path: Path, sensor: str, engine: GroundComponents, known: dict[tuple[Path, int], float]) -> list[Size]:
     """Every bound of one file. Raises SystemExit where a bound is not kept."""
     with rasterio.open(path) as image:
         samples = image.read()
@@ -85,7 +104,7 @@ def sizes_of(path: Path, sensor: str, engine: GroundComponents) -> list[Size]:
         out.append(
             Size(
                 path.stem, sensor, len(samples), counts, 8 * len(data) / samples.size,
-                *others(samples, counts), *speeds,
+                *others(samples, counts), known.get((path, counts), np.nan), *speeds,
             )
         )  # fmt: skip
     return out
@@ -106,7 +125,7 @@ def summary(sizes: list[Size]) -> list[dict[str, Any]]:
                 continue
             change = {
                 other: np.array([100 * (s.perigee / getattr(s, other) - 1) for s in own])
-                for other in ("jpegls", "jpegxl", "jpeg2000")
+                for other in ("jpegls", "jpegxl", "jpeg2000", "ccsds123")
             }
             rows.append(
                 {
@@ -122,7 +141,8 @@ def summary(sizes: list[Size]) -> list[dict[str, Any]]:
 
 def _spread(values: Any) -> str:
     """Median and quartiles."""
-    if not np.isfinite(values).all():
+    values = values[np.isfinite(values)]
+    if not len(values):
         return "-"
     low, middle, high = np.percentile(values, (25, 50, 75))
     return f"{middle:+.1f} ({low:+.1f} .. {high:+.1f})"
@@ -138,9 +158,10 @@ def main() -> None:
     engine = GroundComponents(find_component_profile(DEFAULT_COMPONENTS), 1, synthesis=False)
     sizes: list[Size] = []
     for folder in args.data:
-        rows = rows_of(folder)
-        for path in tqdm(sorted(folder.glob("*.tif"))[: args.limit], desc=folder.name, unit="file", disable=None):
-            sizes += sizes_of(path, rows.get(path.name, {"sensor": "unknown"})["sensor"], engine)
+        rows, paths = rows_of(folder), sorted(folder.glob("*.tif"))[: args.limit]
+        known = references(paths)
+        for path in tqdm(paths, desc=folder.name, unit="file", disable=None):
+            sizes += sizes_of(path, rows.get(path.name, {"sensor": "unknown"})["sensor"], engine, known)
     found = summary(sizes)
     print(table(found, list(found[0])))
     write_report(args.out, [describe(), *map(asdict, sizes)])
