@@ -38,10 +38,13 @@ class Ahead(Generic[T]):
                 self._begun.clear()
 
     def begin(self, numbers: Iterable[int]) -> None:
-        """Let the threads compute results, in this order. Without threads nothing happens."""
-        for number in numbers:
-            if self._pool is not None and number not in self._begun:
-                self._begun[number] = self._pool.submit(self._compute, number)
+        """Let the threads compute results, in this order. Without threads nothing happens, nor for a single one beside which there is nothing else
+        to do: whoever asks for it computes it sooner than a thread that has to wake up."""
+        wanted = [number for number in numbers if number not in self._begun]
+        if self._pool is None or len(wanted) == 1 and not self._begun:
+            return
+        for number in wanted:
+            self._begun[number] = self._pool.submit(self._compute, number)
 
     def get(self, number: int) -> T:
         """A result, once only: whoever wants it again keeps it. Raises what its computation raised."""
