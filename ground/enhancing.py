@@ -81,7 +81,7 @@ def make_enhanced(
         check_png(source)
         view = png_view(view)
     usable_crs(source.metadata, order.unknown_crs)
-    with compressing(threads), replacing(paths[IMAGE]) as temporary:
+    with compressing(threads, view), replacing(paths[IMAGE]) as temporary:
         (write_png if order.format == "png" else write_cog)(temporary, source, view, progress, order.unknown_crs)
     if STAC in order.products:
         item = stac_item(source, view, paths[IMAGE], None)

@@ -243,10 +243,10 @@ def make(
     if order.format == "json":
         value = _described(source, view, len(data), writing)
     elif IMAGE in order.products:
-        with compressing(library.threads), replacing(paths[IMAGE]) as temporary:
+        with compressing(library.threads, view), replacing(paths[IMAGE]) as temporary:
             (write_png if order.format == "png" else write_cog)(temporary, source, view, writing, order.unknown_crs)
     if trusted is not None:
-        with compressing(library.threads), replacing(paths[TRUST]) as temporary:
+        with compressing(library.threads, view), replacing(paths[TRUST]) as temporary:
             write_trust(temporary, trusted, view, writing, order.unknown_crs)
     if STAC in order.products:
         item = stac_item(source, view, paths[IMAGE], paths.get(TRUST))

@@ -40,12 +40,14 @@ COG_MEDIA_TYPE = "image/tiff; application=geotiff; profile=cloud-optimized"
 TILED = {"driver": "GTiff", "tiled": True, "blockxsize": 256, "blockysize": 256, "BIGTIFF": "IF_SAFER"}
 ENVIRONMENT = {"GDAL_TIFF_INTERNAL_MASK": "YES", "GTIFF_REPORT_COMPD_CS": "YES"}
 GDAL_ERRORS = (RasterioError, RasterioIOError, CPLE_BaseError)
-COG = {"driver": "COG", "COMPRESS": "DEFLATE", "PREDICTOR": "YES", "BLOCKSIZE": 512, "BIGTIFF": "IF_SAFER"}
+COG: dict[str, Any] = {"driver": "COG", "COMPRESS": "DEFLATE", "PREDICTOR": "YES", "BLOCKSIZE": 512, "BIGTIFF": "IF_SAFER"}
 
 
-def compressing(threads: int | None) -> rasterio.Env:
-    """A context in which products are compressed by so many threads, None for all cores. Their bytes are the same."""
-    return rasterio.Env(GDAL_NUM_THREADS=str(threads or "ALL_CPUS"))
+def compressing(threads: int | None, view: View) -> rasterio.Env:
+    """A context in which the products of a view are compressed by so many threads, None for all cores, and one of few blocks by one, since threads
+    take time to start. Their bytes are the same."""
+    few = view.size[0] * view.size[1] <= COG["BLOCKSIZE"] ** 2
+    return rasterio.Env(GDAL_NUM_THREADS="1" if few else str(threads or "ALL_CPUS"))
 
 
 def _window(place: Region) -> Window:
