@@ -28,7 +28,7 @@ from perigee.benchmarks.common import table, write_report
 from perigee.benchmarks.machine import describe
 from perigee.bitstream.arrays import Samples
 from perigee.bitstream.format import NETWORK
-from perigee.bitstream.samples import quality_of
+from perigee.bitstream.samples import quality_of, quality_step_of
 from perigee.bitstream.version2_parsing import parse_component_stream
 
 COLUMNS, BANDS, BITS = 4096, 4, 12
@@ -198,7 +198,7 @@ def main() -> None:
         if process.wait():
             raise SystemExit("onboard-encode failed")
         for report in reports:
-            report["asked"] = args.quality
+            report["asked"] = quality_of(quality_step_of(args.quality))
         received, qualities = checked(folder, reports, detector.lost)
     rows = [
         {
