@@ -152,6 +152,9 @@ def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, action="append", required=True, help="folder of GeoTIFFs (repeatable)")
+    parser.add_argument(
+        "--reference", action="store_true", help="count the bits of the reference coder too, which takes ten minutes"
+    )
     parser.add_argument("--limit", type=int, help="only the first N files of each folder")
     parser.add_argument("--out", type=Path, default=Path("build/bounded.json"), help="JSON report")
     args = parser.parse_args()
@@ -159,7 +162,7 @@ def main() -> None:
     sizes: list[Size] = []
     for folder in args.data:
         rows, paths = rows_of(folder), sorted(folder.glob("*.tif"))[: args.limit]
-        known = references(paths)
+        known = references(paths) if args.reference else {}
         for path in tqdm(paths, desc=folder.name, unit="file", disable=None):
             sizes += sizes_of(path, rows.get(path.name, {"sensor": "unknown"})["sensor"], engine, known)
     found = summary(sizes)
