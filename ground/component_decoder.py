@@ -251,8 +251,8 @@ class ComponentDecoder(StreamSource):
 
     def _promised(self) -> dict[str, str]:
         """The largest error that any sample of each band may have, where every patch was coded within a bound."""
-        segments = [s for s in self.stream.segments.values() if s.mode != fmt.EMPTY]
-        if not segments or not all(s.bounds for s in segments):
+        segments = self._bounded
+        if not segments:
             return {}
         bounds = [[s.bounds[band] for s in segments] for band in range(self.bands)]
         shares = [max((b.share for b in found if b.relative), default=0.0) for found in bounds]
@@ -260,7 +260,19 @@ class ComponentDecoder(StreamSource):
             return {"PERIGEE_MAX_RELATIVE_ERROR": " ".join(f"{share:.4g}" for share in shares)}
         absolute = [[b for b in found if not b.relative] for found in bounds]
         largest = [max((b.amount if self.header.floats else b.counts for b in found), default=0) for found in absolute]
-        return {"PERIGEE_MAX_ERROR": " ".join(f"{error:.9g}" for error in largest)}
+        return {"PERIGEE_MAX_ERROR": " ".join(f"{error:.7g}" for error in largest)}
+
+    @property
+    def _bounded(self) -> list[ComponentSegment]:
+        """All segments that hold anything, where each was coded within a bound."""
+        segments = [s for s in self.stream.segments.values() if s.mode != fmt.EMPTY]
+        return segments if all(s.bounds for s in segments) else []
+
+    @property
+    def lossless(self) -> bool:
+        """Whether every sample is what was encoded."""
+        bounded = self._bounded
+        return bool(bounded) and not any(bound.counts for segment in bounded for bound in segment.bounds)
 
     def _measured(self) -> dict[str, str]:
         """The errors of the bands that were measured on board, in counts."""

@@ -40,7 +40,13 @@ COG_MEDIA_TYPE = "image/tiff; application=geotiff; profile=cloud-optimized"
 TILED = {"driver": "GTiff", "tiled": True, "blockxsize": 256, "blockysize": 256, "BIGTIFF": "IF_SAFER"}
 ENVIRONMENT = {"GDAL_TIFF_INTERNAL_MASK": "YES", "GTIFF_REPORT_COMPD_CS": "YES"}
 GDAL_ERRORS = (RasterioError, RasterioIOError, CPLE_BaseError)
-COG: dict[str, Any] = {"driver": "COG", "COMPRESS": "DEFLATE", "PREDICTOR": "YES", "BLOCKSIZE": 512, "BIGTIFF": "IF_SAFER"}
+COG: dict[str, Any] = {
+    "driver": "COG",
+    "COMPRESS": "DEFLATE",
+    "PREDICTOR": "YES",
+    "BLOCKSIZE": 512,
+    "BIGTIFF": "IF_SAFER",
+}
 
 
 def compressing(threads: int | None, view: View) -> rasterio.Env:

@@ -80,6 +80,11 @@ class StreamSource(ABC):
         return self.damaged or any(s.mode == fmt.DROPPED for s in self.parsed.segments.values())
 
     @property
+    def lossless(self) -> bool:
+        """Whether every sample is what was encoded."""
+        return False
+
+    @property
     def has_gaps(self) -> bool:
         """Whether some samples may be invalid."""
         empty = any(s.mode in (fmt.EMPTY, fmt.DROPPED) for s in self.parsed.segments.values())
@@ -111,7 +116,7 @@ class StreamSource(ABC):
             "PERIGEE_SOFTWARE": f"perigee {perigee.__version__}",
             **self._origin(),
             "PERIGEE_QUALITY": "-".join(f"{quality_of(q):g}" for q in ends),
-            "PERIGEE_LOSSY": "YES",
+            "PERIGEE_LOSSY": "NO" if self.lossless else "YES",
             "PERIGEE_GENERATED_DETAIL": "YES" if has_generated_detail(self.metadata) else "NO",
         } | (
             acquisition_tags(self.metadata) | self._damage_tags() | source_tags(self.metadata) | self._left_alone_tag()

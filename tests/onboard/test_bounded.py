@@ -165,6 +165,7 @@ def test_the_product_says_what_was_promised(tile, options, tags):
     with rasterio.open(tile) as original, rasterio.open(out) as product:
         apart = np.abs(product.read().astype(int) - original.read())
         assert tags.items() <= product.tags().items() and product.transform == original.transform
+        assert product.tags()["PERIGEE_LOSSY"] == ("NO" if "--lossless" in options else "YES")
         assert product.tags()["PERIGEE_SYNTHESIS"] == "NO" and product.tags()["PERIGEE_PRECISION"] == "integers"
     if "--max-relative-error" not in options:
         bounds = [int(k) for k in tags["PERIGEE_MAX_ERROR"].split()]
