@@ -455,7 +455,7 @@ class TestStream:
                 v2_parsing.parse_component_stream(stream(*WHOLE[:-1], chunk), damaged=damaged)
 
     def test_optional_chunks_are_skipped(self):
-        assert len(v2_parsing.parse_component_stream(stream(*WHOLE, fmt.write_chunk(0x81, b"lines"))).segments) == 4
+        assert len(v2_parsing.parse_component_stream(stream(*WHOLE, fmt.write_chunk(0x83, b"a map"))).segments) == 4
 
     def test_a_damaged_stream_loses_what_was_hit_alone(self):
         data = stream(v2.write_parameters(0, PARAMETERS), *WHOLE)

@@ -19,6 +19,7 @@ from perigee.bitstream.bounded import (
 from perigee.bitstream.compiled import library
 from perigee.bitstream.errors import BitstreamError, SymbolError
 from perigee.bitstream.predictive import WEIGHTS_SUM_MAX, BandModel, decode_planes, encode_planes, taps_of
+from perigee.bitstream.values import floats_of, keys_of, read_values, write_values
 from perigee.onboard.prediction import models_of
 
 needs_library = pytest.mark.skipif(library is None, reason="there is no compiled library")
@@ -116,17 +117,39 @@ def test_a_bound_in_counts_is_kept(seed, counts):
 
 
 @settings(deadline=None)
-@given(patches(), st.binary(max_size=40), st.integers(0, 400))
-def test_what_a_segment_says_of_its_bands_comes_back_or_is_refused(patch, noise, at):
+@given(patches(), st.binary(max_size=40), st.integers(0, 400), st.booleans())
+def test_what_a_segment_says_of_its_bands_comes_back_or_is_refused(patch, noise, at, floats):
     _, models = patch
-    codes = [BandCode(Bound(n + 1, relative=bool(n % 2)), 5 - 3 * n, model) for n, model in enumerate(models)]
+    codes = []
+    for n, model in enumerate(models):
+        keys = np.arange(model.top + 1, dtype=np.uint32) * np.uint32(30000) + np.uint32((1 << 24) + n)  # finite
+        values = floats_of(keys) if floats else None
+        codes.append(BandCode(Bound(n + 1, relative=bool(n % 2)), 0 if floats else 5 - 3 * n, model, values))
     data = write_band_codes(codes)
-    found, end = read_band_codes(memoryview(data + b"rest"), 0, len(codes), 0)
+    found, end = read_band_codes(memoryview(data + b"rest"), 0, len(codes), floats, 0)
     assert end == len(data) and len(found) == len(codes)
     for one, two in zip(codes, found, strict=True):
         assert (one.bound, one.low, one.model.before) == (two.bound, two.low, two.model.before)
+        assert not floats or one.values.tobytes() == two.values.tobytes()
         assert np.array_equal(one.model.weights, two.model.weights) and one.model.repeats == two.model.repeats
     place = at % (len(data) + 1)
     hit = data[:place] + noise + data[place + len(noise) :]
     with contextlib.suppress(BitstreamError):
-        read_band_codes(memoryview(hit), 0, len(codes), 0)
+        read_band_codes(memoryview(hit), 0, len(codes), floats, 0)
+
+
+@given(st.integers(0, 2**32), st.integers(1, 600), st.binary(min_size=1, max_size=6), st.integers(0, 4000))
+def test_a_table_of_values_comes_back_or_is_refused(seed, count, noise, at):
+    bits = np.random.default_rng(seed).integers(0, 2**32, count).astype(np.uint32)
+    keys = np.unique(keys_of(bits.view(np.float32)))
+    data = write_values(keys)
+    values, end = read_values(memoryview(data + b"rest"), 0, len(keys), 0)
+    assert end == len(data) and np.array_equal(keys_of(values), keys)
+    assert (np.diff(values[~np.isnan(values)]) >= 0).all()
+    for wrong in (len(keys) - 1, len(keys) + 1):
+        with pytest.raises(BitstreamError):
+            read_values(memoryview(data), 0, wrong, 0)
+    place = at % len(data)
+    hit = data[:place] + noise + data[place + len(noise) :]
+    with contextlib.suppress(BitstreamError):
+        read_values(memoryview(hit), 0, len(keys), 0)
