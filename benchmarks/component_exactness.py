@@ -16,12 +16,14 @@ from tqdm import tqdm
 
 from perigee.benchmarks.common import table, write_report
 from perigee.bitstream import compiled
+from perigee.bitstream.bounded import checksum_of_codes
 from perigee.bitstream.component_coding import decode_components
 from perigee.bitstream.component_profile import DEFAULT_COMPONENTS, find_component_profile
 from perigee.bitstream.contract import HYPER_BLOCK
+from perigee.bitstream.predictive import decode_planes
 from perigee.bitstream.reconstruction import Reconstruction
 from perigee.bitstream.samples import DTYPE_RANGE
-from perigee.bitstream.version2 import checksum_of_components
+from perigee.bitstream.version2 import PREDICTED, checksum_of_components
 from perigee.bitstream.version2_parsing import parse_component_stream
 from perigee.onboard.component_encoder import ComponentEncoder
 from perigee.onboard.source import ArraySource
@@ -71,7 +73,17 @@ def main() -> None:
             for name, other in streams.items():
                 add(f"streams by {name}", 1, other != data)
             stream = parse_component_stream(data)
-            segment, parameters = stream.segments[0], stream.parameters[0]
+            segment = stream.segments[0]
+            if segment.mode == PREDICTED:
+                high, wide = stream.header.patch_region(0)[2:]
+                codes = decode_planes(segment.words, (high, wide), [code.model for code in segment.codes])
+                add(
+                    "codes of predicted segments",
+                    samples.size,
+                    samples.size * (checksum_of_codes(codes) != segment.checksum),
+                )
+                continue
+            parameters = stream.parameters[0]
             size = tuple(-(-n // HYPER_BLOCK) for n in stream.header.patch_region(0)[2:])
             products = []
             for name, prior in used.items():
