@@ -14,6 +14,7 @@ from perigee.bitstream.parsing import leading_varint
 
 RECORDS = 0x81  # type of the chunk
 RECORD_BYTES_MAX, SCENE_BYTES_MAX = 4096, 1 << 26
+REPETITIONS_MAX = 4  # of each line, in the mean
 
 
 def size_fits(size: int, height: int) -> bool:
@@ -63,12 +64,21 @@ class RecordsOfScene:
     """The records of a scene, put together. ``known`` bool [height] says which lines have theirs."""
 
     def __init__(self, height: int) -> None:
+        self._taken = 0
         self.known = np.zeros(height, bool)
         self.data: Bytes = np.zeros((height, 0), np.uint8)
 
     def add(self, records: Records, start: int) -> None:
         """Take in some records. Raises FormatError where they differ from what is there."""
         lines, size = records.data.shape
+        self._taken += records.data.size
+        if self._taken > REPETITIONS_MAX * len(self.known) * size:
+            raise FormatError(
+                f"records of lines come more than {REPETITIONS_MAX} times",
+                Fault.LIMIT,
+                field="records",
+                offset_bytes=start,
+            )
         if not self.data.shape[1]:
             self.data = np.zeros((len(self.known), size), np.uint8)
         place = np.s_[records.first : records.first + lines]

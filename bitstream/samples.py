@@ -23,7 +23,8 @@ def quality_of(quality_step: int) -> float:
 def is_value_of(value: float, dtype: str) -> bool:
     """Whether a sample of ``dtype`` can have this value: it is whole and in the type's range, or any number of 32 bits."""
     if dtype == "float32":
-        return np.isnan(value) or float(np.float32(value)) == value
+        with np.errstate(over="ignore"):
+            return np.isnan(value) or float(np.float32(value)) == value
     low, high = DTYPE_RANGE[dtype]
     return low <= value <= high and value == int(value)
 

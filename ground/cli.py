@@ -94,6 +94,8 @@ def main(argv: list[str] | None = None) -> int:
     prepare_streams()
     parser = build_parser()
     args = parser.parse_args(argv)
+    if args.extract and (args.out or args.info):
+        parser.error("--extract writes a folder and nothing else: it goes without --out and --info")
     args.out = args.out or args.stream.with_suffix(".tif")
     if args.out.suffix.lower() not in SUFFIXES:
         parser.error(f"{args.out}: the product's suffix must be .tif, .tiff or .png")

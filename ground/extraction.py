@@ -20,7 +20,8 @@ INDEX, RECORDS = "index.json", "records.bin"
 def extract(data: bytes, folder: Path, damaged: bool = False) -> dict[str, Any]:
     """Write the JPEG-LS images and the records of a stream into a new folder, which appears whole or not at all; the index that lies in it.
 
-    An image is named after its patch and band. The index says where each lies in the scene, and what is added to its samples. Records stand one after
+    An image is named after its patch and band. The index says where each lies in the scene, and what is added to its samples; where bands have places
+    of their own it is the frame of all of them that rows, columns and lines are counted in. Records stand one after
     the other in ``records.bin``, zeros for lines whose records were lost. Raises a BitstreamError, UnsupportedError for a stream of version 1, and
     OutputError where the folder exists or cannot be written.
     """
@@ -29,9 +30,9 @@ def extract(data: bytes, folder: Path, damaged: bool = False) -> dict[str, Any]:
             "only streams of format version 2 hold JPEG-LS images or records", Fault.VERSION, expected=VERSION
         )
     stream = parse_component_stream(data, damaged=damaged)
-    if folder.exists():
-        raise OutputError(f"{folder} exists; what is extracted goes into a new folder")
     try:
+        if folder.exists():
+            raise OutputError(f"{folder} exists; what is extracted goes into a new folder")
         with tempfile.TemporaryDirectory(prefix=PREFIX, suffix=SUFFIX, dir=folder.parent) as made:
             whole = Path(made) / folder.name
             whole.mkdir()
@@ -59,6 +60,8 @@ def _fill(stream: ComponentStream, folder: Path) -> dict[str, Any]:
                 place = {"row": top, "column": left, "rows": rows, "columns": cols}
                 images.append({"file": name, "band": band, **place, "added": stored.low, "max_error": stored.counts})
     index: dict[str, Any] = {"width": stream.header.width, "height": stream.header.height, "images": images}
+    if stream.places is not None:
+        index["band_places"] = stream.places.tolist()
     if stream.records is not None:
         (folder / RECORDS).write_bytes(stream.records.data.tobytes())
         known = stream.records.known

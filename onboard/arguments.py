@@ -16,6 +16,7 @@ TAGS_MAX_BYTES = 4096
 QUALITY = 50.0
 BUFFER_MIB = 256
 STDIN = "-"
+TIMEOUT_MAX_S = 1_000_000
 COMPONENT_OPTIONS = "--step, --band-weights, --sensor, --strip-rows and --measure-errors"
 
 
@@ -44,8 +45,8 @@ def _seconds(text: str) -> float:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds above 0")
+    if not 0 < value <= TIMEOUT_MAX_S:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds above 0 and at most {TIMEOUT_MAX_S}")
     return value
 
 

@@ -22,8 +22,8 @@ class Arrival:
         """``handle`` is open for reading. After ``timeout_s`` without a byte the input counts as ended; None: a pipe has no such time, and a file
         ends where it ends."""
         self._handle, self._line_bytes, self._skip = handle, line_bytes, skip_bytes
-        self._waits_for_file = timeout_s if stat.S_ISREG(os.fstat(handle).st_mode) else None
-        self._waits_for_pipe = timeout_s
+        self._timeout, self._ended = timeout_s, False
+        self._is_file = stat.S_ISREG(os.fstat(handle).st_mode)
         self._bytes = bytearray()
 
     @property
@@ -44,17 +44,16 @@ class Arrival:
         return 0.0
 
     def wait(self, lines: int = 1) -> bool:
-        """Wait for a line, and read up to so many at once; whether there is one. Raises OSError."""
-        while len(self._bytes) < self._line_bytes:
+        """Wait for a line, and read up to so many at once; whether there is one. Once there is none there will be none. Raises OSError."""
+        while len(self._bytes) < self._line_bytes and not self._ended:
             wanted = min(max(lines * self._line_bytes - len(self._bytes), 1), READ_BYTES)
             part = self._read(wanted if not self._skip else min(self._skip, READ_BYTES))
-            if not part:
-                return False
+            self._ended = not part
             if self._skip:
                 self._skip -= len(part)
             else:
                 self._bytes += part
-        return True
+        return len(self._bytes) >= self._line_bytes
 
     def take(self, lines: int) -> bytes:
         """At least one line and at most so many, or b"" at the end of the input. Raises OSError."""
@@ -66,16 +65,18 @@ class Arrival:
         return found
 
     def _read(self, size: int) -> bytes:
-        if self._waits_for_file is None and self._waits_for_pipe is not None:
-            there, _, _ = select.select([self._handle], [], [], self._waits_for_pipe)
-            if not there:
-                return b""
+        """Some bytes, or b"" at the end of the input, or after a time in which none came."""
         start = time.monotonic()
-        while not (part := os.read(self._handle, size)):
-            if self._waits_for_file is None or time.monotonic() - start > self._waits_for_file:
-                break
+        while True:
+            if not self._is_file and not select.select([self._handle], [], [], self._timeout)[0]:
+                return b""
+            try:
+                part = os.read(self._handle, size)
+            except BlockingIOError:  # someone else took what was there
+                continue
+            if part or not self._is_file or self._timeout is None or time.monotonic() - start > self._timeout:
+                return part
             time.sleep(POLL_S)
-        return part
 
 
 class BufferedArrival(Arrival):
@@ -96,10 +97,15 @@ class BufferedArrival(Arrival):
             )
         self._most = buffer_bytes
         self._queue: deque[bytes] = deque()
-        self._held, self._ended = 0, False
-        self._error: OSError | None = None
+        self._held, self._done = 0, False
+        self._error: BaseException | None = None
         self._changed = threading.Condition()
         threading.Thread(target=self._fill, name="lines", daemon=True).start()
+
+    @property
+    def has_more(self) -> bool:
+        """As :attr:`Arrival.has_more`, or in the buffer."""
+        return bool(self._queue) or super().has_more
 
     @property
     def fullness(self) -> float:
@@ -109,7 +115,7 @@ class BufferedArrival(Arrival):
     def wait(self, lines: int = 1) -> bool:
         """As :meth:`Arrival.wait`."""
         with self._changed:
-            self._changed.wait_for(lambda: self._queue or self._ended)
+            self._changed.wait_for(lambda: self._queue or self._done)
             if self._error and not self._queue:
                 raise self._error
             return bool(self._queue)
@@ -141,8 +147,9 @@ class BufferedArrival(Arrival):
                     self._queue.append(part)
                     self._held += len(part)
                     self._changed.notify_all()
-        except OSError as error:
+        except BaseException as error:  # whoever waits for lines has to be told
             self._error = error
-        with self._changed:
-            self._ended = True
-            self._changed.notify_all()
+        finally:
+            with self._changed:
+                self._done = True
+                self._changed.notify_all()

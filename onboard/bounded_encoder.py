@@ -57,7 +57,8 @@ class ErrorBounds:
         if info.classes and not self.lossless:
             raise not_light("classes of a palette are coded losslessly alone: --lossless", "lossless")
         if self.percent:
-            return [Bound(max(int(self.percent / 100 * (1 << SHARE_BITS)), 1), relative=True)] * bands
+            share = int(self.percent / 100 * (1 << SHARE_BITS))
+            return [Bound(share, relative=True) if share else LOSSLESS] * bands
         if len(self.counts) not in (1, bands):
             raise RasterError(
                 f"{len(self.counts)} bounds for {bands} bands; accepted is one for all or one for each",

@@ -35,7 +35,7 @@ from perigee.support.command import (
     say,
     sentence,
 )
-from perigee.support.files import destination, replacing
+from perigee.support.files import NotAFileError, destination, replacing
 from perigee.support.findings import tell
 
 if TYPE_CHECKING:
@@ -71,6 +71,8 @@ def _encode_input(tile: Path, options: Options, encoders: Encoders, written: set
 
     if str(tile) != STDIN and not tile.exists():
         raise FileNotFoundError(f"no such file: {tile}")
+    if tile.is_dir():
+        raise NotAFileError(tile)
     first = _target(tile, options, written)
     sidecar = tile.with_suffix(".json")
     given = options.metadata or (sidecar if sidecar.is_file() and not options.lines else None)

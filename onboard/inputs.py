@@ -30,8 +30,24 @@ def opened(tile: Path, options: Options) -> Iterator[Iterator[tuple[Input, Pace 
             yield iter([(raster, None)])
         return
     form = read_line_format(options.lines)
-    piped = str(tile) == STDIN or stat.S_ISFIFO(tile.stat().st_mode)
-    if form.interleave == BSQ and piped:
+    given = str(tile) != STDIN
+    handle = os.open(tile, os.O_RDONLY | os.O_NONBLOCK) if given else os.dup(0)  # a FIFO may have no writer yet
+    try:
+        mode = os.fstat(handle).st_mode
+        if not (stat.S_ISFIFO(mode) or stat.S_ISREG(mode)):
+            raise NotAFileError(tile)
+        if form.interleave == BSQ:
+            _check_bsq(options, piped=stat.S_ISFIFO(mode))
+            yield iter([(BandsOfFile(form, handle), None)])
+        else:
+            yield _scenes(form, handle, options)
+    finally:
+        os.close(handle)
+
+
+def _check_bsq(options: Options, piped: bool) -> None:
+    """Raise OrderError for bands one after the other where a strip cannot be had before all of them are there."""
+    if piped:
         raise OrderError(
             "bands that come one after the other (bsq) can only be read from a file, since a strip needs all of them; accepted from a pipe "
             "are bil and bip",
@@ -40,32 +56,18 @@ def opened(tile: Path, options: Options) -> Iterator[Iterator[tuple[Input, Pace 
             expected="bil, bip",
             found=BSQ,
         )
-    if not piped:
-        check_regular(tile)
-    if form.interleave == BSQ:
-        yield iter([(BandsOfFile(form, tile), None)])
-        return
-    handle = os.dup(0) if str(tile) == STDIN else os.open(tile, os.O_RDONLY)
-    try:
-        mode = os.fstat(handle).st_mode
-        if not (stat.S_ISFIFO(mode) or stat.S_ISREG(mode)):
-            raise NotAFileError(tile)
-        yield _scenes(form, handle, options)
-    finally:
-        os.close(handle)
+    if options.scene_lines or options.timeout or options.lowest_quality is not None:
+        raise OrderError(
+            "a file of bands one after the other (bsq) has all its lines: --scene-lines, --timeout and --lowest-quality go with bil and bip",
+            Fault.KIND,
+            field="interleave",
+            expected="bil, bip",
+            found=BSQ,
+        )
 
 
 def _scenes(form: LineFormat, handle: int, options: Options) -> Iterator[tuple[LineSource, Pace | None]]:
     """The scenes of lines: one, or one after the other of so many lines."""
-    most = options.scene_lines
-    if most is not None and most > form.lines_max:
-        raise OrderError(
-            f"scenes of {most} lines; a stream holds at most {form.lines_max} of these",
-            Fault.LIMIT,
-            field="scene-lines",
-            expected=f"at most {form.lines_max}",
-            found=most,
-        )
     where = (form.skip_bytes, options.timeout)
     waits = options.lowest_quality is None
     arrival = (
@@ -74,8 +76,8 @@ def _scenes(form: LineFormat, handle: int, options: Options) -> Iterator[tuple[L
         else BufferedArrival(handle, form.line_bytes, options.buffer_mib * MIB, *where)
     )
     while True:
-        source = LineSource(form, arrival, most)
+        source = LineSource(form, arrival, options.scene_lines)
         yield source, None if options.lowest_quality is None else Pace(source, options.lowest_quality)
-        if most is None or form.height is not None and form.height <= most or not arrival.wait():
+        if options.scene_lines is None or source.info.height == form.height or not arrival.wait():
             return
-        form = form.behind(most)
+        form = form.behind(source.info.height)

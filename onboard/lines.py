@@ -10,6 +10,7 @@ line band after band), ``bip`` (a line pixel after pixel) or ``bsq`` (one whole 
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -20,11 +21,12 @@ from perigee.bitstream.arrays import Samples
 from perigee.bitstream.errors import Fault, MetadataError, RasterError
 from perigee.bitstream.format import DEFAULT_LIMITS
 from perigee.bitstream.metadata import Metadata
-from perigee.bitstream.records import RECORD_BYTES_MAX, Bytes, size_fits
+from perigee.bitstream.records import RECORD_BYTES_MAX, SCENE_BYTES_MAX, Bytes, size_fits
 from perigee.bitstream.samples import differ_from, is_value_of
 from perigee.bitstream.version2 import PLACES_MAX, SAMPLE_TYPE_CODES
 from perigee.onboard.arrival import Arrival
-from perigee.onboard.source import BANDS_MAX, Block, SourceInfo, WholeScene
+from perigee.onboard.source import BANDS_MAX, Block, SourceInfo, WholeScene, check_bits
+from perigee.support.files import check_regular, read_bounded
 
 BIL, BIP, BSQ = "bil", "bip", "bsq"
 ORDERS: dict[str, Literal["<", ">"]] = {"little": "<", "big": ">"}
@@ -67,13 +69,9 @@ class LineFormat:
 
     @property
     def lines_max(self) -> int:
-        """The most lines that a stream can hold, in whatever places the bands lie."""
-        most = (
-            min(DEFAULT_LIMITS.side_px, DEFAULT_LIMITS.samples // ((self.width + PLACES_MAX) * self.bands)) - PLACES_MAX
-        )
-        while self.record_bytes and not size_fits(self.record_bytes, most):
-            most //= 2
-        return most
+        """The most lines that a scene of open height may have, in whatever places the bands lie."""
+        most = min(DEFAULT_LIMITS.side_px, DEFAULT_LIMITS.samples // ((self.width + PLACES_MAX) * self.bands))
+        return max(min(most - PLACES_MAX, SCENE_BYTES_MAX // max(self.record_bytes, 1)), 1)
 
     def behind(self, lines: int) -> LineFormat:
         """What is left of the input behind so many lines."""
@@ -95,6 +93,7 @@ class LineFormat:
     def block(self, samples: Samples) -> Block:
         """Samples [band, row, col] with their validity."""
         valid = np.ones(samples.shape, bool) if self.nodata is None else differ_from(samples, self.nodata)
+        check_bits(samples, valid, self.bits)
         return Block(samples, valid, None)
 
 
@@ -104,7 +103,12 @@ class LineSource:
     def __init__(self, form: LineFormat, arrival: Arrival, most: int | None = None) -> None:
         """``most`` bounds the lines of the scene; those behind them are left to the next one."""
         self.form, self.metadata, self._arrival, self._most = form, form.metadata, arrival, most
-        self._height: int = min(form.lines_max if form.height is None else form.height, most or form.lines_max)
+        height = form.lines_max if form.height is None else form.height
+        self._height: int = height if most is None else min(height, most)
+        if form.record_bytes and not size_fits(form.record_bytes, self._height):
+            raise _wrong(
+                "prefix_bytes", form.record_bytes, f"records that take at most {SCENE_BYTES_MAX} bytes in a scene"
+            )
         self._kept = self._before = self._first = 0
         self._samples: Samples = np.zeros((form.bands, 0, form.width), form.dtype)
         self._records: Bytes = np.zeros((0, form.record_bytes), np.uint8)
@@ -134,28 +138,37 @@ class LineSource:
             there += len(parts[-1])
         if there < wanted:
             self._end(there)
-        elif there == self._height and there != self._most and self._goes_on():
-            self.left_behind.append(
-                f"lines behind the first {there}, which are all that {'the description names' if form.height else 'a stream can hold'}"
-            )
+        elif there == self._height:
+            self._look_behind(there)
         self._append(parts)
         self._before = there
         return there
 
-    def _goes_on(self) -> bool:
-        """Whether more lines are known to follow: of a described height only a file says so, which need not be waited for."""
-        if self.form.height is None:
-            return bool(self._arrival.take(1))
-        return self._arrival.has_more
+    def _look_behind(self, lines: int) -> None:
+        """Report what follows the scene and will not be carried, or what should follow and does not."""
+        if lines == self.form.height:
+            if self._arrival.has_more:  # a pipe is not waited for
+                self.left_behind.append(
+                    f"what follows the first {lines} lines, which are all that the description names"
+                )
+        elif lines == self._most:
+            if not self._arrival.wait():
+                self._report_end(lines)
+        elif self._arrival.wait():
+            self.left_behind.append(f"what follows the first {lines} lines, which are all that a stream can hold")
 
     def _end(self, lines: int) -> None:
+        self._report_end(lines)
+        if not lines:
+            raise RasterError("the input ended before its first line", Fault.ENDS_EARLY, field="lines", expected=1)
+        self._height = lines
+
+    def _report_end(self, lines: int) -> None:
+        """Report what the end of the input left incomplete."""
         if self._arrival.left:
             self.left_behind.append(f"{self._arrival.left} bytes of a line that the input ends in")
         if self.form.height is not None:
             self.left_behind.append(f"{self.form.height - lines} lines that did not come before the input ended")
-        if not lines:
-            raise RasterError("the input ended before its first line", Fault.ENDS_EARLY, field="lines", expected=1)
-        self._height = lines
 
     def _append(self, parts: list[Bytes]) -> None:
         """Take in lines, and let go of those that no strip needs any more."""
@@ -191,13 +204,13 @@ class LineSource:
 class BandsOfFile(WholeScene):
     """A file that holds one band after the other."""
 
-    def __init__(self, form: LineFormat, path: Path) -> None:
-        """Raises RasterError where the file is too small."""
+    def __init__(self, form: LineFormat, handle: int) -> None:
+        """``handle`` is a file that is open for reading. Raises RasterError where it is too small."""
         self.form, self.metadata = form, form.metadata
         self.left_behind: list[str] = []
-        size = path.stat().st_size - form.skip_bytes
+        size = max(os.fstat(handle).st_size - form.skip_bytes, 0)
         plane = form.width * form.bands * form.kind.itemsize
-        height = max(size, 0) // plane if form.height is None else form.height
+        height = size // plane if form.height is None else form.height
         if not height or size < height * plane:
             raise RasterError(
                 f"{size} bytes behind skip_bytes; {form.bands} bands of {form.width}x{height or 1} take {(height or 1) * plane}",
@@ -209,19 +222,27 @@ class BandsOfFile(WholeScene):
         if size > height * plane:
             self.left_behind.append(f"{size - height * plane} bytes behind the last band")
         self.info = form.info(height)
-        self._bands = np.memmap(path, form.kind, "r", form.skip_bytes, (form.bands, height, form.width))
+        self._handle = handle
 
     def read(self, top: int, left: int, rows: int, cols: int) -> Block:
-        """A window of the scene."""
-        return self.form.block(self._bands[:, top : top + rows, left : left + cols].astype(self.form.dtype))
+        """A window of the scene. Raises RasterError where the file has become shorter."""
+        form, size = self.form, self.form.kind.itemsize
+        lines = []
+        for row in (band * self.info.height + top + r for band in range(form.bands) for r in range(rows)):
+            place = form.skip_bytes + (row * form.width + left) * size
+            lines.append(os.pread(self._handle, cols * size, place))
+            if len(lines[-1]) < cols * size:
+                raise RasterError("the file has become shorter", Fault.ENDS_EARLY, field="file", offset_bytes=place)
+        samples = np.frombuffer(b"".join(lines), form.kind).reshape(form.bands, rows, cols)
+        return form.block(samples.astype(form.dtype))
 
 
 def read_line_format(path: Path) -> LineFormat:
     """The description in a JSON file. Raises MetadataError that names the member that is wrong, or OSError."""
-    if path.stat().st_size > DESCRIPTION_MAX_BYTES:
-        raise MetadataError(f"{path}: larger than {DESCRIPTION_MAX_BYTES} bytes")
+    check_regular(path)
+    text = read_bounded(path, DESCRIPTION_MAX_BYTES)
     try:
-        found = json.loads(path.read_text(encoding="utf-8-sig"))
+        found = json.loads(text.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise MetadataError(f"{path}: not JSON ({error})") from error
     if not isinstance(found, dict):
@@ -248,21 +269,29 @@ def read_line_format(path: Path) -> LineFormat:
             raise _wrong(name, found[name], ", ".join(accepted))
     nodata = found.get("nodata")
     if nodata is not None:
-        number = float("nan") if nodata == "nan" else nodata
-        if isinstance(number, bool) or not isinstance(number, int | float) or not is_value_of(number, found["dtype"]):
-            raise _wrong("nodata", nodata, f"a value of {found['dtype']}")
-        found["nodata"] = float(number)
+        number = _number(nodata)
+        if number is None or not is_value_of(number, found["dtype"]):
+            raise _wrong("nodata", str(nodata)[:40], f"a value of {found['dtype']}")
+        found["nodata"] = number
     found["calibration_lines"] = _ranges(found.get("calibration_lines", []))
     form = LineFormat(**found)
     if form.record_bytes > (RECORD_BYTES_MAX if form.interleave != BSQ else 0):
         raise _wrong(
             "prefix_bytes", form.record_bytes, f"at most {RECORD_BYTES_MAX} bytes with suffix_bytes, none with bsq"
         )
-    if form.record_bytes and form.height and not size_fits(form.record_bytes, form.height):
-        raise _wrong("prefix_bytes", form.record_bytes, "records that take at most 64 MiB in all")
     if form.bits is not None and (form.dtype == "float32" or form.bits > 8 * form.kind.itemsize):
         raise _wrong("bits", form.bits, f"at most those of {form.dtype}, none for float32")
     return form
+
+
+def _number(value: Any) -> float | None:
+    """A number as a float, or None for what is none."""
+    if value != "nan" and (isinstance(value, bool) or not isinstance(value, int | float)):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return None
 
 
 def _ranges(value: Any) -> tuple[tuple[int, int], ...]:

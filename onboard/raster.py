@@ -222,7 +222,8 @@ def _refusal(page: tifffile.TiffPage) -> str | None:
     if palette and (page.bitspersample != 8 or dtype_name(page) != "uint8"):
         return f"a palette image of {page.bitspersample} bits; accepted are 8"
     if not palette and (photometric not in (MINISBLACK, RGB, YCBCR) or page.colormap is not None):
-        return f"photometric interpretation {photometric} ({getattr(page.photometric, 'name', 'unknown')})"
+        beside = " with a colour map" if page.colormap is not None else ""
+        return f"photometric interpretation {photometric}{beside} ({getattr(page.photometric, 'name', 'unknown')})"
     bits = page.bitspersample
     if page.dtype is None or dtype_name(page) not in SAMPLE_TYPE_CODES:
         kind = f"type {dtype_name(page)}" if page.dtype is not None else f"{bits} bits"

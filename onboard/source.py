@@ -78,6 +78,18 @@ class Source(Protocol):
         ...
 
 
+def check_bits(samples: Samples, valid: BoolArray, bits: int | None) -> None:
+    """Raise RasterError where a valid sample has more bits than all are said to have: no product would hold it."""
+    if bits is not None and samples.size and int(samples.max()) >> bits and (samples[valid] >> bits).any():
+        raise RasterError(
+            f"samples of up to {int(samples[valid].max())}, which {bits} bits cannot hold",
+            Fault.RANGE,
+            field="bits",
+            expected=f"at most {(1 << bits) - 1}",
+            found=int(samples[valid].max()),
+        )
+
+
 class WholeScene:
     """What a scene that is there as a whole has of :class:`Source`."""
 
@@ -140,6 +152,7 @@ class ArraySource(WholeScene):
             )
         else:
             self._valid = np.broadcast_to(valid, samples.shape)
+        check_bits(self._samples, self._valid, self.metadata.nbits)
 
     def read(self, top: int, left: int, rows: int, cols: int) -> Block:
         """A window inside the scene, in pixels."""

@@ -138,16 +138,18 @@ def is_legal(nodata: float, sample_type: str) -> bool:
 
 
 # Section 18.3, records of lines.
-def read_records(payload: bytes, height: int, known: dict[int, bytes]) -> None:
-    """Parses the payload of a RECORDS chunk into {line: record}."""
+def read_records(payload: bytes, height: int, known: dict) -> None:
+    """Parses the payload of a RECORDS chunk into {line: record}, and counts how many there were under "taken"."""
     cursor = Cursor(payload)
     first, lines, size = cursor.varint(), cursor.varint(), cursor.varint()
     legal = lines > 0 and first + lines <= height and 0 < size <= 4096 and size * height <= 1 << 26
     require(legal, "records of lines are outside of their range")
     steps = np.frombuffer(inflate(cursor.take(), lines * size), np.uint8).reshape(size, lines)
+    known["taken"] = known.get("taken", 0) + lines
+    require(known["taken"] <= 4 * height, "records of lines come too often")
     for line, record in enumerate(np.cumsum(steps, 1, np.uint8).T, first):
         require(known.setdefault(line, record.tobytes()) == record.tobytes(), "a line has two records")
-    require(len({len(record) for record in known.values()}) == 1, "records of lines have two sizes")
+    require(len({len(known[line]) for line in known if line != "taken"}) == 1, "records of lines have two sizes")
 
 
 def inflate(data: bytes, size: int) -> bytes:

@@ -242,6 +242,7 @@ FLOAT_BOUNDS = [
     ErrorBounds((5e20,)),
     ErrorBounds((1e-44,)),
     ErrorBounds(percent=1),
+    ErrorBounds(percent=1e-4),
     ErrorBounds(percent=50),
 ]
 

@@ -12,8 +12,9 @@ import pytest
 import rasterio
 
 import perigee
-from perigee.bitstream.errors import FormatError, MetadataError
+from perigee.bitstream.errors import FormatError, MetadataError, RasterError
 from perigee.bitstream.format import NETWORK
+from perigee.bitstream.metadata import Metadata
 from perigee.bitstream.records import Records, RecordsOfScene, read_records, write_records
 from perigee.bitstream.version2_parsing import parse_component_stream
 from perigee.ground import cli as ground_cli
@@ -168,6 +169,7 @@ def test_scenes_follow_each_other_without_a_line_between_them(scene, tmp_path, m
     description = described(tmp_path, prefix_bytes=2, calibration_lines=[[0, 3], [250, 310]], **members)
     out = tmp_path / "out.peri"
     options = ["--lines", str(description), "-o", str(out), "--scene-lines", "200", "-q", "40", *buffered]
+    data = data[: len(data) // LINES * members.get("height", LINES)]
     done = subprocess.run([*COMMAND, "-", *options, "--json"], input=data, check=True, capture_output=True)
     reports = [json.loads(line) for line in done.stdout.splitlines()]
     assert [report["height"] for report in reports] == [200, 200, members.get("height", LINES) - 400]
@@ -179,6 +181,97 @@ def test_scenes_follow_each_other_without_a_line_between_them(scene, tmp_path, m
     assert not any(report["left_behind"] for report in reports) and not out.exists()
     again = subprocess.run([*COMMAND, "-", *options], input=data, check=False, capture_output=True)
     assert again.returncode == 73 and b"exists" in again.stderr
+
+
+def test_what_a_scene_leaves_behind_is_reported_at_its_boundary(scene, tmp_path, capsys):
+    (raw := tmp_path / "a.raw").write_bytes(laid_out(scene[:, :400]) + b"abc")
+    for number, (members, said) in enumerate(
+        (
+            ({}, "3 bytes of a line"),
+            ({"height": 1000}, "600 lines that did not come"),
+            ({"height": 400}, "what follows the first"),
+        )
+    ):
+        for more in ([], ["--lowest-quality", "10"]):
+            out = tmp_path / f"{number}{len(more)}.peri"
+            options = ["--lines", str(described(tmp_path, **members)), "-o", str(out), "--scene-lines", "200", *more]
+            assert cli.main([str(raw), *options]) == 0
+            assert said in capsys.readouterr().err
+            assert cli.main([str(raw), *options, "--overwrite", "--strict"]) == 65
+    assert (
+        cli.main(
+            [
+                str(raw),
+                "--lines",
+                str(described(tmp_path, height=100)),
+                "-o",
+                str(tmp_path / "x.peri"),
+                "--lowest-quality",
+                "3",
+            ]
+        )
+        == 0
+    )
+    assert "what follows the first 100" in capsys.readouterr().err
+
+
+def test_a_silence_ends_the_input_and_no_line_before_it_is_lost(scene, tmp_path):
+    description, out = described(tmp_path, height=LINES), tmp_path / "out.peri"
+    command = [
+        *COMMAND,
+        "-",
+        "--lines",
+        str(description),
+        "-o",
+        str(out),
+        "--lossless",
+        "--timeout",
+        "1",
+        "--scene-lines",
+        "200",
+    ]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
+        process.stdin.write(laid_out(scene[:, :250]))
+        process.stdin.flush()
+        assert process.wait(60) == 0
+        assert b"290 lines that did not come" in process.stderr.read()
+    found = [perigee.decode(tmp_path / f"out_{n:06}.peri").samples for n in range(2)]
+    assert np.array_equal(np.concatenate(found, 1), scene[:, :250])
+
+
+def test_a_named_pipe_without_a_writer_is_waited_for_no_longer_than_asked(scene, tmp_path):
+    os.mkfifo(fifo := tmp_path / "fifo")
+    given = ["--lines", str(described(tmp_path)), "-o", str(tmp_path / "out.peri"), "--lossless"]
+    assert cli.main([str(fifo), *given, "--timeout", "0.5"]) == 65
+    writer = threading.Thread(target=lambda: (time.sleep(0.5), fifo.write_bytes(laid_out(scene))))
+    writer.start()
+    assert cli.main([str(fifo), *given]) == 0
+    writer.join()
+    assert np.array_equal(perigee.decode(tmp_path / "out.peri").samples, scene)
+
+
+@pytest.mark.parametrize("options", [["--lossless"], ["--max-error", "2"], ["--lossless", "--jpeg-ls"], ["-q", "50"]])
+def test_samples_that_exceed_the_bits_are_refused_and_not_clipped(scene, tmp_path, options, capsys):
+    scene[1, 300, 5] = 4100
+    (raw := tmp_path / "a.raw").write_bytes(laid_out(scene))
+    given = ["--lines", str(described(tmp_path, bits=12)), "-o", str(tmp_path / "out.peri")]
+    assert cli.main([str(raw), *given, *options]) == 65
+    assert "4100, which 12 bits cannot hold" in capsys.readouterr().err and not (tmp_path / "out.peri").exists()
+    with pytest.raises(RasterError, match="12 bits"):
+        perigee.encode(scene, max_error=0, metadata=Metadata(nbits=12))
+
+
+def test_wide_scenes_of_described_height_are_coded_whole(tmp_path, rng):
+    samples = rng.integers(0, 9, (2, 3, 1 << 20)).astype(np.uint8)
+    (raw := tmp_path / "a.raw").write_bytes(laid_out(samples))
+    description = described(tmp_path, width=1 << 20, bands=2, dtype="uint8", height=3)
+    assert np.array_equal(perigee.decode(encoded(raw, description, "--lossless")).samples, samples)
+
+
+@pytest.mark.parametrize("nodata", [10**400, 1e300, True, [1], "none"])
+def test_nodata_that_no_sample_can_have_is_refused(tmp_path, nodata):
+    with pytest.raises(MetadataError, match="nodata"):
+        read_line_format(described(tmp_path, dtype="float32", nodata=nodata))
 
 
 def test_an_input_that_ends_early_gives_a_valid_stream_and_says_so(scene, tmp_path, capsys):
@@ -197,7 +290,7 @@ def test_an_input_that_ends_early_gives_a_valid_stream_and_says_so(scene, tmp_pa
     assert not (tmp_path / "b.peri").exists()
     data = encoded(raw, described(tmp_path, height=100), "--lossless")
     assert np.array_equal(perigee.decode(data).samples, scene[:, :100])
-    assert "behind the first 100" in capsys.readouterr().err
+    assert "follows the first 100" in capsys.readouterr().err
     raw.write_bytes(b"")
     assert cli.main([str(raw), "--lines", str(described(tmp_path)), "-o", str(tmp_path / "b.peri")]) == 65
     assert "before its first line" in capsys.readouterr().err
@@ -237,11 +330,14 @@ def test_what_does_not_go_together_is_a_usage_error(scene, tmp_path, capsys):
     given = ["--lines", str(description)]
     for options in (
         ["-", *given], [str(raw), str(raw), *given], [str(raw), *given, "--format", "1"], [str(raw), "--timeout", "2"], ["-"],
-        [str(raw), *given, "--lossless", "--lowest-quality", "3"], [str(raw), *given, "--timeout", "0"],
+        [str(raw), *given, "--lossless", "--lowest-quality", "3"], [str(raw), *given, "--timeout", "0"], [str(raw), *given, "--timeout", "1e300"],
     ):  # fmt: skip
         with pytest.raises(SystemExit) as error:
             cli.main(options)
         assert error.value.code == 64
+    for options in (["--scene-lines", "9"], ["--timeout", "2"], ["--lowest-quality", "3"]):
+        assert cli.main([str(raw), *given, "-o", str(tmp_path / "no.peri"), *options]) == 64
+    assert cli.main([str(tmp_path), *given, "-o", str(tmp_path / "no.peri")]) == 66
     os.truncate(raw, 500)
     assert cli.main([str(raw), *given, "--overwrite", "-o", str(tmp_path / "no.peri")]) == 65
 
@@ -327,7 +423,11 @@ def test_hostile_records_are_refused(rng):
         with pytest.raises(FormatError):
             read_records(memoryview(wrong), 23, 0)
     whole = RecordsOfScene(23)
-    whole.add(found, 0)
+    for _ in range(4):
+        whole.add(found, 0)
+    with pytest.raises(FormatError, match="more than 4 times"):
+        whole.add(found, 0)
+    whole = RecordsOfScene(23)
     whole.add(found, 0)
     for other in (Records(3, data + 1), Records(0, data[:1, :5])):
         with pytest.raises(FormatError, match="differ"):
