@@ -20,11 +20,13 @@ from perigee.bitstream.component_contract import load_component_contract
 from perigee.bitstream.component_profile import find_component_profile
 from perigee.bitstream.errors import PerigeeError, ProfileError, UnsupportedError
 from perigee.bitstream.metadata import Metadata, pack_metadata
+from perigee.bitstream.records import Records, write_records
 from perigee.bitstream.spectral import Spectral
 from perigee.bitstream.version2 import (
     PART,
     STORED,
     ComponentHeader,
+    ComponentSegment,
     Parameters,
     write_component_header,
     write_component_segment,
@@ -194,6 +196,32 @@ def test_segments_of_jpeg_ls(codec, engine, contract, dtype, counts):
     data = encoder.encode_scene(ArraySource(scene(8, 2, 30, 260, dtype), Metadata(nodata=40.0))).data
     assert {s.mode for s in parse_component_stream(data).segments.values()} == {STORED}
     same(data, engine, contract)
+
+
+def test_records_of_lines(codec, engine, contract):
+    rng = np.random.default_rng(11)
+    header = ComponentHeader(PROFILE.contract.digest, 20, 600, 1, "uint16", 256)
+    empty = [write_component_segment(ComponentSegment(patch, fmt.EMPTY)) for patch in range(3)]
+    records = [Records(first, rng.integers(0, 256, (200, 7)).astype(np.uint8)) for first in (0, 200, 400)]
+    chunks = [*map(write_records, records), write_records(records[0])]
+    data = write_component_stream(header, [*empty, *chunks])
+    same(data, engine, contract)
+    assert np.array_equal(parse_component_stream(data).records.data, np.concatenate([r.data for r in records]))
+    for wrong in (
+        write_records(Records(500, records[0].data)),
+        write_records(Records(3, records[0].data)),
+        write_records(Records(0, records[0].data[:, :6])),
+    ):
+        data = write_component_stream(header, [*empty, *chunks, wrong])
+        with pytest.raises(plain.Refused):
+            plain.read_stream(data)
+        with pytest.raises(PerigeeError):
+            parse_component_stream(data)
+    data = write_component_stream(header, [*empty, *chunks * 4])
+    with pytest.raises(plain.Refused, match="too often"):
+        plain.read_stream(data)
+    with pytest.raises(PerigeeError, match="more than 4 times"):
+        parse_component_stream(data)
 
 
 def test_classes(codec, engine, contract):
