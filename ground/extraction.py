@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from perigee.bitstream.errors import Fault, OutputError, UnsupportedError
-from perigee.bitstream.records import RecordsOfScene
 from perigee.bitstream.stored import JPEG_LS
 from perigee.bitstream.version2 import VERSION, ComponentStream, version_of
 from perigee.bitstream.version2_parsing import parse_component_stream
@@ -41,11 +40,6 @@ def extract(data: bytes, folder: Path, damaged: bool = False) -> dict[str, Any]:
     except OSError as error:
         raise OutputError(f"{folder} cannot be written ({error.strerror})") from error
     return index
-
-
-def records_of(data: bytes, damaged: bool = False) -> RecordsOfScene | None:
-    """The records of the lines of a stream, None where it has none. Raises a BitstreamError."""
-    return parse_component_stream(data, damaged=damaged).records if version_of(data) == VERSION else None
 
 
 def _fill(stream: ComponentStream, folder: Path) -> dict[str, Any]:

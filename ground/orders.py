@@ -160,7 +160,7 @@ class Made(NamedTuple):
     def damage(self) -> dict[str, int] | None:
         """How many units were decoded from a cut or lost, and how many notes there are; None for a sound stream."""
         report = self.source.report
-        notes = len(_stream_of(self.source).damage) + len(report.notes)
+        notes = len(stream_of(self.source).damage) + len(report.notes)
         if report.cut or report.lost or notes:
             return {"cut": len(report.cut), "lost": len(report.lost), "notes": notes}
         return None
@@ -171,7 +171,7 @@ class Made(NamedTuple):
         lines = [self.source.left_alone] if self.source.left_alone else []
         lines += [f"segment {unit} was cut short: {passes} passes decoded" for unit, passes in report.cut.items()]
         lost = [f"segment {unit}: {reason}" for unit, reason in report.lost.items()]
-        return lines + [f"damage: {reason}" for reason in (*_stream_of(self.source).damage, *lost, *report.notes)]
+        return lines + [f"damage: {reason}" for reason in (*stream_of(self.source).damage, *lost, *report.notes)]
 
     @property
     def pixels(self) -> int:
@@ -179,7 +179,8 @@ class Made(NamedTuple):
         return self.view.size[0] * self.view.size[1]
 
 
-def _stream_of(source: StreamSource | CompensatedSource) -> fmt.Stream | ComponentStream:
+def stream_of(source: StreamSource | CompensatedSource) -> fmt.Stream | ComponentStream:
+    """The parsed stream of a source."""
     return source.source.stream if isinstance(source, CompensatedSource) else source.parsed
 
 
@@ -264,7 +265,7 @@ def _described(
 ) -> dict[str, Any]:
     """The stream, the view and the statistics of its bands as JSON-ready values."""
     statistics = statistics_of(source, view, progress)
-    found = inspect(_stream_of(source), size_bytes) | {
+    found = inspect(stream_of(source), size_bytes) | {
         "view": {"region": tuple(view.region), "bands": [b + 1 for b in view.bands], "size": view.size},
         "statistics": [asdict(band) for band in statistics],
         "provenance": source.provenance(),

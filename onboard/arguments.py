@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,54 +21,44 @@ TIMEOUT_MAX_S = 1_000_000
 COMPONENT_OPTIONS = "--step, --band-weights, --sensor, --strip-rows and --measure-errors"
 
 
-def _quality(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value <= 100:
-        raise argparse.ArgumentTypeError(f"{text} is not a quality from 0 to 100")
-    return value
-
-
-def _positive_numbers(text: str) -> tuple[float, ...]:
+def _numbers(text: str, fits: Callable[[float], bool], wanted: str) -> tuple[float, ...]:
+    """Numbers with commas between them. Raises ArgumentTypeError where one does not fit, and says what is wanted."""
     try:
         values = tuple(float(part) for part in text.split(","))
     except ValueError:
         values = (math.nan,)
-    if not all(0 < value < math.inf for value in values):
-        raise argparse.ArgumentTypeError(f"{text} is not a list of numbers above 0, such as 2 or 1,1,2,4")
+    if not all(map(fits, values)):
+        raise argparse.ArgumentTypeError(f"{text} is not {wanted}")
     return values
 
 
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value <= TIMEOUT_MAX_S:
-        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds above 0 and at most {TIMEOUT_MAX_S}")
-    return value
+def _number(text: str, fits: Callable[[float], bool], wanted: str) -> float:
+    """One number. Raises ArgumentTypeError as :func:`_numbers`."""
+    values = _numbers(text, fits, wanted)
+    if len(values) != 1:
+        raise argparse.ArgumentTypeError(f"{text} is not {wanted}")
+    return values[0]
+
+
+def _quality(text: str) -> float:
+    return _number(text, lambda value: 0 <= value <= 100, "a quality from 0 to 100")
+
+
+def _positive_numbers(text: str) -> tuple[float, ...]:
+    return _numbers(text, lambda value: 0 < value < math.inf, "a list of numbers above 0, such as 2 or 1,1,2,4")
 
 
 def _errors(text: str) -> tuple[float, ...]:
-    try:
-        values = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        values = (-1.0,)
-    if not all(0 <= value < math.inf for value in values):
-        raise argparse.ArgumentTypeError(f"{text} is not a list of numbers from 0 on, such as 2 or 1,1,2,4")
-    return values
+    return _numbers(text, lambda value: 0 <= value < math.inf, "a list of numbers from 0 on, such as 2 or 1,1,2,4")
+
+
+def _seconds(text: str) -> float:
+    wanted = f"a number of seconds above 0 and at most {TIMEOUT_MAX_S}"
+    return _number(text, lambda value: 0 < value <= TIMEOUT_MAX_S, wanted)
 
 
 def _percent(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value <= PERCENT_MAX:
-        raise argparse.ArgumentTypeError(f"{text} is not a number above 0 and at most {PERCENT_MAX:g}")
-    return value
+    return _number(text, lambda value: 0 < value <= PERCENT_MAX, f"a number above 0 and at most {PERCENT_MAX:g}")
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,12 @@ from perigee.bitstream.bounded import LOSSLESS, SHARE_BITS, Bound
 from perigee.bitstream.component_profile import ComponentProfile
 from perigee.bitstream.errors import Fault, RasterError
 from perigee.bitstream.masks import pack_mask
-from perigee.bitstream.metadata import Acquisition, write_metadata_packet
+from perigee.bitstream.metadata import Acquisition
 from perigee.bitstream.predictive import TOP_MAX
 from perigee.bitstream.records import write_records
 from perigee.bitstream.version2 import FLOAT
-from perigee.bitstream.version2_header import read_component_header
-from perigee.onboard.encoder import EncodedScene, Timings, needs_mask, packet_of
+from perigee.onboard.component_encoder import begun
+from perigee.onboard.encoder import EncodedScene, Timings, needs_mask
 from perigee.onboard.measured import ErrorMeter
 from perigee.onboard.predicted import Predictor
 from perigee.onboard.sensor import ANY_SENSOR, Sensor
@@ -108,27 +108,10 @@ class BoundedEncoder:
         bands are always measured, but of float samples, and travel in the stream."""
         timings = Timings()
         source, places = sensor.prepared(source)
-        info, metadata = source.info, source.metadata
-        side = self.profile.contract.patch_side
-        header = v2.ComponentHeader(
-            self.profile.contract.digest,
-            info.width,
-            info.height,
-            info.bands,
-            info.dtype,
-            side,
-            places is not None,
-            True,
-        )
-        read_component_header(v2.write_component_header(header))  # raises LimitError for what no reader would accept
+        info = source.info
         wanted = self.bounds.of_bands(info)
-        stream = fmt.StreamWriter(v2.write_component_header(header), out)
-        packet = packet_of(metadata, acquisition)
-        if packet:
-            stream.add(write_metadata_packet(packet))
-        if places is not None:
-            stream.add(v2.write_places(places), v2.write_places(places))  # a lost one would cost the scene
-        meter = None if header.floats else ErrorMeter(self.profile.contract, metadata, info.bands, info.dtype)
+        header, stream = begun(self.profile, source, places, acquisition, out)
+        meter = None if header.floats else ErrorMeter(self.profile.contract, source.metadata, info.bands, info.dtype)
         coder = _Coder(source, self.coder, wanted, self.jpeg_ls)
         strips = Strips(source, header, 1)
         for strip in strips:

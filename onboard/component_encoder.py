@@ -10,7 +10,7 @@ import numpy as np
 
 from perigee.bitstream import format as fmt
 from perigee.bitstream import version2 as v2
-from perigee.bitstream.arrays import FloatArray
+from perigee.bitstream.arrays import FloatArray, IntArray
 from perigee.bitstream.coders import memory_of
 from perigee.bitstream.component_coding import DecodedComponents, decode_components
 from perigee.bitstream.component_prior import magnitude_table
@@ -45,6 +45,28 @@ PATCHES_PER_PARAMETERS = 64  # a strip of more patches has its parameters again 
 GAIN_PATCHES, GAIN_EVERY, VALID_SHARE = 4, 3, 0.5
 DOUBTFUL = (0.0, 0.125)
 TRIED_SIDE, COST_SAVED = 64, 0.03
+
+
+def begun(
+    profile: ComponentProfile,
+    source: Source,
+    places: IntArray | None,
+    acquisition: Acquisition | None,
+    out: IO[bytes] | None,
+) -> tuple[v2.ComponentHeader, fmt.StreamWriter]:
+    """The header of a scene, and its stream up to the first patch. Raises LimitError for what no reader would accept, and MetadataError."""
+    info, contract = source.info, profile.contract
+    header = v2.ComponentHeader(
+        contract.digest, info.width, info.height, info.bands, info.dtype, contract.patch_side, places is not None, True
+    )
+    read_component_header(v2.write_component_header(header))
+    stream = fmt.StreamWriter(v2.write_component_header(header), out)
+    packet = packet_of(source.metadata, acquisition)
+    if packet:
+        stream.add(write_metadata_packet(packet))
+    if places is not None:
+        stream.add(v2.write_places(places), v2.write_places(places))  # a lost one would cost the scene
+    return header, stream
 
 
 class ComponentEncoder:
@@ -92,18 +114,8 @@ class ComponentEncoder:
         timings = Timings()
         upsets = self.upsets
         source, places = sensor.prepared(source)
-        info = source.info
-        side, placed = self.contract.patch_side, places is not None
-        header = v2.ComponentHeader(
-            self.contract.digest, info.width, info.height, info.bands, info.dtype, side, placed, predicting=True
-        )
-        read_component_header(v2.write_component_header(header))  # raises LimitError for what no reader would accept
-        packet = packet_of(source.metadata, acquisition)
-        stream = fmt.StreamWriter(v2.write_component_header(header), out)
-        if packet:
-            stream.add(write_metadata_packet(packet))
-        if places is not None:
-            stream.add(v2.write_places(places), v2.write_places(places))  # a lost one would cost the scene
+        info, side = source.info, self.contract.patch_side
+        header, stream = begun(self.profile, source, places, acquisition, out)
         strips = Strips(source, header, strip_rows)
         meter = ErrorMeter(self.contract, source.metadata, info.bands, info.dtype) if measure_errors else None
         rival = Rival(self.contract, source.metadata, info.bands, info.dtype, self.coder)

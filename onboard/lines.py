@@ -138,7 +138,7 @@ class LineSource:
             there += len(parts[-1])
         if there < wanted:
             self._end(there)
-        elif there == self._height:
+        elif parts and there == self._height:
             self._look_behind(there)
         self._append(parts)
         self._before = there

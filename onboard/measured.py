@@ -4,15 +4,28 @@ from __future__ import annotations
 
 import numpy as np
 
-from perigee.bitstream.arrays import Samples
+from perigee.bitstream.arrays import BoolArray, Samples
 from perigee.bitstream.component_coding import DecodedComponents
 from perigee.bitstream.component_contract import ComponentContract
 from perigee.bitstream.metadata import Metadata
 from perigee.bitstream.reconstruction import Reconstruction
 from perigee.bitstream.samples import keep_from_nodata, sample_range
 from perigee.bitstream.spectral import Spectral
-from perigee.bitstream.version2 import BandErrors
+from perigee.bitstream.version2 import FLOAT, BandErrors
 from perigee.onboard.source import Block
+
+
+class Settler:
+    """What the ground does with decoded samples: valid ones stay in range and do not look like no data."""
+
+    def __init__(self, metadata: Metadata, dtype: str) -> None:
+        self.limits = (0, 0) if dtype == FLOAT else sample_range(dtype, metadata.nbits)  # of whole samples
+        self.nodata = None if metadata.masked else metadata.nodata
+
+    def settle(self, decoded: Samples, valid: BoolArray) -> None:
+        """Keep valid whole samples from looking like no data, in place."""
+        if self.nodata is not None:
+            keep_from_nodata(decoded, valid, int(self.nodata), self.limits[1])
 
 
 class ErrorMeter:
@@ -20,8 +33,7 @@ class ErrorMeter:
 
     def __init__(self, contract: ComponentContract, metadata: Metadata, bands: int, dtype: str) -> None:
         self._reconstruction = Reconstruction(contract)
-        self._nodata = None if metadata.nodata is None or metadata.masked else int(metadata.nodata)
-        self._dtype, self._limits = dtype, sample_range(dtype, metadata.nbits)
+        self._dtype, self._settler = dtype, Settler(metadata, dtype)
         self._counts = np.zeros(bands, np.int64)
         self._sums, self._squares, self._largest = np.zeros(bands), np.zeros(bands), np.zeros(bands, np.int64)
 
@@ -42,9 +54,8 @@ class ErrorMeter:
         _, rows, cols = window.samples.shape
         parts = zip(latents.q, latents.mean, latents.scale_index, strict=True)
         planes = [self._reconstruction.plane(*part, quality_step)[:rows, :cols] for part in parts]
-        decoded = self._reconstruction.samples(spectral, np.stack(planes), self._dtype, self._limits)
-        if self._nodata is not None:
-            keep_from_nodata(decoded, window.valid, self._nodata, self._limits[1])
+        decoded = self._reconstruction.samples(spectral, np.stack(planes), self._dtype, self._settler.limits)
+        self._settler.settle(decoded, window.valid)
         return decoded
 
     @property

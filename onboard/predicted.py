@@ -13,10 +13,10 @@ from perigee.bitstream.bounded import LOSSLESS, BandCode, Bound, checksum_of_cod
 from perigee.bitstream.errors import SymbolError, UpsetError
 from perigee.bitstream.metadata import Metadata
 from perigee.bitstream.predictive import decode_planes, encode_planes
-from perigee.bitstream.samples import keep_from_nodata, sample_range
 from perigee.bitstream.version2 import FLOAT
 from perigee.onboard.encoder import Timings, fill_invalid
 from perigee.onboard.levels import numbered
+from perigee.onboard.measured import Settler
 from perigee.onboard.prediction import models_of
 from perigee.onboard.source import Block
 
@@ -26,8 +26,7 @@ class Predictor:
 
     def __init__(self, metadata: Metadata, dtype: str, coder: str = "auto") -> None:
         self._coder, self._floats = coder, dtype == FLOAT
-        self._limits = (0, 0) if self._floats else sample_range(dtype, metadata.nbits)
-        self._nodata = None if metadata.masked else metadata.nodata
+        self._settler = Settler(metadata, dtype)
 
     def segment(
         self, patch: int, window: Block, bounds: Sequence[Bound], timings: Timings, verify: bool = False
@@ -58,9 +57,8 @@ class Predictor:
         """A band coded within a bound; exactly where a sample would have to be moved out of it, because it would look like no data."""
         if bound != LOSSLESS:
             codes, low = codes_of(samples, bound)
-            decoded = samples_of(codes, bound, low, self._limits)
-            if self._nodata is not None:
-                keep_from_nodata(decoded, valid, int(self._nodata), self._limits[1])
+            decoded = samples_of(codes, bound, low, self._settler.limits)
+            self._settler.settle(decoded, valid)
             if (np.abs(decoded - samples) <= bound.allowed(samples))[valid].all():
                 return _Coded(codes, low, bound, decoded)
         codes, low = codes_of(samples, LOSSLESS)
@@ -68,7 +66,7 @@ class Predictor:
 
     def _numbered(self, samples: FloatArray, bound: Bound, valid: BoolArray) -> _Coded:
         """A band of float samples coded within a bound."""
-        codes, values, decoded = numbered(samples, valid, bound, self._nodata)
+        codes, values, decoded = numbered(samples, valid, bound, self._settler.nodata)
         return _Coded(codes, 0, bound, decoded, values)
 
     def _verify(self, segment: v2.ComponentSegment, planes: list[IntArray]) -> None:

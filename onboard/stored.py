@@ -11,8 +11,8 @@ from perigee.bitstream.arrays import BoolArray, IntArray
 from perigee.bitstream.bounded import Bound
 from perigee.bitstream.errors import Fault, RasterError
 from perigee.bitstream.metadata import Metadata
-from perigee.bitstream.samples import keep_from_nodata, sample_range
 from perigee.bitstream.stored import JPEG_LS, NEAR_MAX, StoredBand, deflated
+from perigee.onboard.measured import Settler
 from perigee.onboard.predicted import filled
 from perigee.onboard.source import Block
 
@@ -28,8 +28,7 @@ class JpegLs:
     """Makes segments of JPEG-LS images of the patches of one scene."""
 
     def __init__(self, metadata: Metadata, dtype: str) -> None:
-        self._limits = sample_range(dtype, metadata.nbits)
-        self._nodata = None if metadata.nodata is None or metadata.masked else int(metadata.nodata)
+        self._settler = Settler(metadata, dtype)
 
     def segment(self, patch: int, window: Block, bounds: Sequence[Bound]) -> tuple[v2.ComponentSegment, IntArray]:
         """The segment of a patch, each band within its bound, and the samples [band, row, col] that the ground will have. Raises RasterError for a
@@ -56,9 +55,8 @@ class JpegLs:
         near = min(bound.counts, span // 2)
         for counts in sorted({near, 0}, reverse=True):
             data = bytes(imagecodecs.jpegls_encode(image, level=counts, out=2 * image.nbytes + HEADERS_BYTES))
-            decoded = np.clip(imagecodecs.jpegls_decode(data).astype(np.int32) + low, *self._limits)
-            if self._nodata is not None:
-                keep_from_nodata(decoded, valid, self._nodata, self._limits[1])
+            decoded = np.clip(imagecodecs.jpegls_decode(data).astype(np.int32) + low, *self._settler.limits)
+            self._settler.settle(decoded, valid)
             if (np.abs(decoded - samples) <= counts)[valid].all():
                 break
         return StoredBand(JPEG_LS, counts, low, data), decoded

@@ -134,8 +134,8 @@ def decode(
     with _extra("ground"):
         import numpy as np
 
-        from perigee.ground.extraction import records_of
-        from perigee.ground.orders import Order, open_source
+        from perigee.bitstream.version2 import ComponentStream
+        from perigee.ground.orders import Order, open_source, stream_of
         from perigee.ground.regions import Region
         from perigee.ground.views import blocks_of
 
@@ -150,8 +150,7 @@ def decode(
         strength=strength,
     )
     library = _library(tuple(str(folder) for folder in profiles), threads)
-    data = _bytes(stream)
-    source = open_source(order, data, library)
+    source = open_source(order, _bytes(stream), library)
     view = order.view(source)
     shape = (len(view.bands), *view.size)
     samples, valid = np.empty(shape, source.dtype), np.empty(shape, bool)
@@ -162,7 +161,8 @@ def decode(
         valid[(slice(None), *inside)] = block.valid
         if alpha is not None and block.alpha is not None:
             alpha[inside] = block.alpha
-    records = records_of(data, damaged)
+    parsed = stream_of(source)
+    records = parsed.records if isinstance(parsed, ComponentStream) else None
     return Image(samples, valid, alpha, source.metadata, source.report, source.provenance(), records)
 
 

@@ -131,12 +131,18 @@ def test_calibration_lines_are_kept_exactly_and_others_are_not(scene, tmp_path):
         assert not off[:, 256:512].any() and off[:, :256].any() and off[:, 512:].any()
 
 
-def test_bands_in_places_of_their_own_come_from_lines_too(scene, tmp_path):
+def test_bands_in_places_of_their_own_come_from_lines_too(scene, tmp_path, capsys):
     (raw := tmp_path / "a.raw").write_bytes(laid_out(scene))
     (sensor := tmp_path / "sensor.json").write_text(json.dumps({"band_offsets": [[0, 0], [9, -2], [4, 3]]}))
     for members in ({}, {"height": LINES}):
         data = encoded(raw, described(tmp_path, **members), "--lossless", "--sensor", str(sensor))
         assert np.array_equal(perigee.decode(data).samples, scene)
+    capsys.readouterr()
+    short = described(tmp_path, height=510)  # the frame ends in a strip of its own, for which no line comes
+    assert np.array_equal(
+        perigee.decode(encoded(raw, short, "--lossless", "--sensor", str(sensor))).samples, scene[:, :510]
+    )
+    assert capsys.readouterr().err.count("what follows the first 510") == 1
 
 
 def test_a_file_that_grows_is_followed_and_ends_by_its_height_or_a_pause(scene, tmp_path):
