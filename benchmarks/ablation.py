@@ -35,22 +35,22 @@ def added_by(
     networks: dict[str, Enhancer], image: Tensor, original: Tensor, condition: Tensor
 ) -> Iterator[tuple[str, Tensor]]:
     """The name of each way, and what it adds to a decoded image [1, 3, 256, 256]."""
-    yield "none", networks["none"](image, condition)
-    yield "regressed", networks["regressed"](image, condition)
-    yield "oracle", networks["oracle"](image, condition, original=original)
+    yield "none", networks["none"](image, condition)[0]
+    yield "regressed", networks["regressed"](image, condition)[0]
+    yield "oracle", networks["oracle"](image, condition, original=original)[0]
     generated = networks["generated"]
     shape = (1, generated.tokens, SIDE // TOKEN, SIDE // TOKEN)
     for seed in range(SEEDS):
         noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-        yield f"generated, seed {seed}", generated(image, condition, noise=noise)
-    yield "generated from no noise", generated(image, condition, noise=torch.zeros(shape))
+        yield f"generated, seed {seed}", generated(image, condition, noise=noise)[0]
+    yield "generated from no noise", generated(image, condition, noise=torch.zeros(shape))[0]
     priors = {
         "zeros instead": torch.zeros(shape),
         "noise instead": torch.randn(shape, generator=torch.Generator().manual_seed(SEEDS)),
         "its oracle instead": generated.true_prior(original, image, condition),
     }
     for name, prior in priors.items():
-        yield f"generated, {name}", generated.network(image, condition, prior)
+        yield f"generated, {name}", generated.network(image, condition, prior)[0]
 
 
 def gains_of(networks: dict[str, Enhancer], pixels: Pixels) -> Iterator[tuple[str, float]]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from datetime import timezone
 
 import numpy as np
 
-from perigee.bitstream.arrays import FloatArray
+from perigee.bitstream.arrays import BoolArray, FloatArray, Samples
 from perigee.bitstream.metadata import Acquisition
 
 FIELDS = (
@@ -34,6 +35,9 @@ TYPICAL_STEP, TYPICAL_FALL = (
     9.0,
     -0.9,
 )  # grey levels at 1 bit per pixel, and the exponent: measured on aerial images with OpenJPEG
+SCALE_PERCENTILES = (1.0, 99.0)
+SCALE_MARGIN = 16.0  # grey levels below the low end and above the high end of the widest band
+SCALE_LEAST = 16.0  # counts: a band that varies less is not stretched further
 COMPENSATION_WINDOW = 256  # pixels on the side of what a compensator's networks see at once
 
 
@@ -78,6 +82,33 @@ def condition_of(acquisition: Acquisition | None) -> tuple[FloatArray, FloatArra
             values[i] = np.clip(value if isinstance(value, tuple) else (value, 0.0), 0, 1)
             known[i] = 1
     return values, known
+
+
+@dataclass(frozen=True)
+class BandScale:
+    """How bands of other sensors are brought to grey levels of an image of 8 bits, for networks that were trained on these.
+
+    ``lows`` are the low ends of the bands, ``gain`` is the number of grey levels of a count; all bands share it, as they share a file's
+    quantisation steps.
+    """
+
+    lows: tuple[float, ...]
+    gain: float
+
+    @staticmethod
+    def of(samples: Samples, valid: BoolArray | None = None) -> BandScale:
+        """The scale of bands and their validity, both [band, row, col]: the widest of them, between its percentiles, takes most of the grey
+        levels."""
+        chosen = [band.ravel() if valid is None else band[valid[i]] for i, band in enumerate(samples)]
+        ends = [np.percentile(values, SCALE_PERCENTILES) if values.size else np.array([0.0, 1.0]) for values in chosen]
+        widest = max(max(float(high - low) for low, high in ends), SCALE_LEAST)
+        gain = (255 - 2 * SCALE_MARGIN) / widest
+        return BandScale(tuple(float(low) - SCALE_MARGIN / gain for low, _ in ends), gain)
+
+    def grey(self, samples: Samples) -> FloatArray:
+        """Bands [band, row, col] in grey levels, float32; values beyond the percentiles may lie outside 0 to 255."""
+        lows = np.array(self.lows, np.float32)[:, None, None]
+        return np.asarray((samples.astype(np.float32) - lows) * np.float32(self.gain), np.float32)
 
 
 def typical_step(bits_per_pixel: float) -> float:

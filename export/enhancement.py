@@ -66,6 +66,7 @@ def export_enhancer(
         "prior": state["prior"],
         "tokens": network.tokens if state["prior"] == "generated" else 0,
         "strength": state["strength"],
+        "interval": state.get("interval", {}),
         "training": {"steps": state["step"], "minutes": round(state["seconds"] / 60, 1)},
         **(card or {}),
         "files": {

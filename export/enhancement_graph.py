@@ -11,6 +11,7 @@ from torch import nn
 from perigee.bitstream.conditions import CODING_CONDITIONS
 from perigee.export.graph import GraphWriter
 from perigee.models.enhancement.network import (
+    DOUBT_START,
     REDUCTION,
     ChannelAttention,
     ChannelNorm,
@@ -114,8 +115,8 @@ class EnhancementWriter(GraphWriter):
         """A convolution of the image, minus 0.5 and with so many pixels on the side in its channels."""
         return self.convolution(conv, *self.space_to_depth(self.scalar("Sub", image, 0.5), side, channels))
 
-    def network(self, network: EnhancementNetwork, image: str, condition: str, prior: str | None) -> str:
-        """The enhancement network."""
+    def network(self, network: EnhancementNetwork, image: str, condition: str, prior: str | None) -> tuple[str, str]:
+        """The enhancement network: what is added, and the expected error."""
         side = WINDOW // (4 * REDUCTION)
         x1 = self.conditioned(network.encode1, self.unshuffled(network.enter, image, REDUCTION, 3), condition)
         x2 = self.conditioned(network.encode2, self.convolution(network.down1, x1), condition)
@@ -129,7 +130,8 @@ class EnhancementWriter(GraphWriter):
         x2 = self.conditioned(network.decode2, self.node("Add", x2, up2), condition)
         up1 = self.depth_to_space(self.convolution(network.up1, x2), 2)
         x1 = self.conditioned(network.decode1, self.node("Add", x1, up1), condition)
-        return self.depth_to_space(self.convolution(network.leave, x1), REDUCTION)
+        doubt = self.scalar("Add", self.depth_to_space(self.convolution(network.doubt, x1), REDUCTION), DOUBT_START)
+        return self.depth_to_space(self.convolution(network.leave, x1), REDUCTION), self.node("Exp", doubt)
 
     def reader(self, reader: PriorReader, image: str, condition: str) -> str:
         """The tokens of a decoded image."""
@@ -166,7 +168,9 @@ def write_enhancer(enhancer: Enhancer, path: Path) -> None:
     """Write the graph of an enhancer that the ground can run; weights are stored in fp16.
 
     Inputs are ``image`` [N, 3, 256, 256] in 0..1, ``condition`` [N, 4], and ``noise`` [N, tokens, 4, 4] where the prior is generated; the
-    output ``added`` has the shape of the image. Raises ValueError for the oracle, which needs the original.
+    output ``added`` has the shape of the image,
+    ``expected`` [N, 1, 256, 256] is the mean absolute error
+    over the colours that is left. Raises ValueError for the oracle, which needs the original.
     """
     if enhancer.kind == "oracle":
         raise ValueError("the oracle's prior needs the original, which the ground does not have")
@@ -181,5 +185,7 @@ def write_enhancer(enhancer: Enhancer, path: Path) -> None:
     if enhancer.denoiser is not None and prior is not None:
         side = WINDOW // TOKEN
         prior = writer.generated(enhancer.denoiser, writer.input("noise", ["N", enhancer.tokens, side, side]), prior)
-    writer.output(writer.network(enhancer.network, image, condition, prior), "added", ["N", 3, WINDOW, WINDOW])
+    added, expected = writer.network(enhancer.network, image, condition, prior)
+    writer.output(added, "added", ["N", 3, WINDOW, WINDOW])
+    writer.output(expected, "expected", ["N", 1, WINDOW, WINDOW])
     writer.save(path)

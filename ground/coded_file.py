@@ -122,6 +122,19 @@ class CodedFile:
             raise RasterError(f"{self._path}: its pixels cannot be decoded ({error})", Fault.PIXEL_DATA) from error
         return Decoded(samples, valid, alpha)
 
+    def overview(self, bands: Sequence[int]) -> tuple[Samples, BoolArray]:
+        """Bands (from 0) of the whole image, reduced to at most 1024 pixels on the side, and their validity: [band, row, col]. Raises RasterError."""
+        reduction = max(1, -(-max(self.width, self.height) // BLOCK_PX))
+        shape = (len(bands), -(-self.height // reduction), -(-self.width // reduction))
+        chosen = [self._places[b] + 1 for b in bands]
+        with self._open() as file:
+            try:
+                samples = file.read(chosen, out_shape=shape)
+                valid = file.read_masks(chosen, out_shape=shape) > 0 if self.has_gaps else np.ones(shape, bool)
+            except GDAL_ERRORS as error:
+                raise RasterError(f"{self._path}: its pixels cannot be decoded ({error})", Fault.PIXEL_DATA) from error
+        return samples, valid
+
     def settle(self, samples: Samples, valid: BoolArray) -> None:
         """Give invalid samples the fill value, in place, and keep valid ones from looking like nodata."""
         nodata = self.metadata.nodata

@@ -19,12 +19,14 @@ def build_parser() -> Parser:
     parser = Parser(
         prog=PROGRAM,
         description="Bring an image that JPEG 2000 or JPEG has coded closer to its original. What is added is an estimate, and the product's "
-        "tags say so. Images that were coded without loss, at high rates, or in other bands than red, green and blue of 8 bits stay as "
-        "they are.",
+        "tags say so. Images that were coded without loss or at high rates stay as they are, and so do bands that the method was not "
+        "trained on.",
         epilog="Exit codes: 0 done, 64 usage, unusable or unknown method, 65 the image is invalid, 66 input missing, 69 engine unavailable, "
         "73 output cannot be created, 74 I/O error.",
     )
-    parser.add_argument("image", type=Path, metavar="IN", help="JPEG 2000 or JPEG file, or a GeoTIFF that holds either")
+    parser.add_argument(
+        "image", type=Path, metavar="IN", help="JPEG 2000 or JPEG file, GeoTIFF that holds either, or Perigee stream"
+    )
     parser.add_argument(
         "-o", "--out", type=Path, required=True, metavar="OUT.tif|.png", help="product, with its georeferencing"
     )
@@ -46,6 +48,12 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--seed", type=int, default=0, metavar="N", help="seed of a generated prior (default %(default)s)"
     )
+    parser.add_argument(
+        "--trust",
+        type=Path,
+        metavar="OUT.tif",
+        help="also write, for each pixel of bands 1 to 3, half the width of its 90 %% error interval, and where the image was changed",
+    )
     add_output(parser)
     add_engine(parser)
     return parser
@@ -66,17 +74,18 @@ def main(argv: list[str] | None = None) -> int:
 def _enhance(args: argparse.Namespace) -> int:
     from perigee.ground.carry_out import carry_out
     from perigee.ground.enhancing import Wish
-    from perigee.ground.orders import IMAGE, STAC, Order
+    from perigee.ground.orders import IMAGE, STAC, TRUST, Order
 
-    paths = {IMAGE: args.out} | ({} if args.stac is None else {STAC: args.stac})
+    paths = {IMAGE: args.out} | {name: p for name, p in ((TRUST, args.trust), (STAC, args.stac)) if p is not None}
     order = Order(
         SUFFIXES[args.out.suffix.lower()],
         tuple(args.window) if args.window else None,
         tuple(args.bands) if args.bands else None,
         args.scale,
+        compensation=args.method,
         seed=args.seed,
         strength=args.strength,
         products=tuple(paths),
         unknown_crs=args.unknown_crs,
     )
-    return carry_out(PROGRAM, args, args.image, order, paths, Wish(args.method, args.codec, args.bpp))
+    return carry_out(PROGRAM, args, args.image, order, paths, Wish(args.codec, args.bpp))

@@ -14,7 +14,8 @@ from perigee.bitstream.manifest import COMPONENTS, PROFILE, kind_of, manifests_i
 from perigee.bitstream.profile import Profile, find_profile, load_profile, shipped_profiles
 from perigee.bitstream.version2 import ComponentStream
 from perigee.engines.backend import CPU_BACKEND, Backend
-from perigee.engines.enhancer import Enhancer, find_enhancer
+from perigee.engines.coding import coding_of_stream
+from perigee.engines.enhancer import Enhancer, find_enhancer, known_enhancers
 from perigee.engines.ground import GroundEngine
 from perigee.engines.ground_components import GroundComponents
 from perigee.ground.compensation.compensator import Compensator, find_compensator
@@ -22,6 +23,7 @@ from perigee.ground.compensation.request import Compensation
 from perigee.ground.compensation.source import RUNS_LIMIT, CompensatedSource
 from perigee.ground.component_decoder import ComponentDecoder
 from perigee.ground.decoder import SceneDecoder
+from perigee.ground.enhancement import EnhancedSource, held_to_symbols
 from perigee.ground.source import Progress
 
 NONE = "none"  # no compensation: the base image, what was measured and nothing else
@@ -143,8 +145,10 @@ class Library:
         wanted: Compensation | None = None,
         runs_limit: int = RUNS_LIMIT,
         progress: Progress | None = None,
-    ) -> SceneDecoder | CompensatedSource:
-        """A stream as an image source; ``compensation`` is ``none``, or a compensator's ``NAME`` or ``NAME:METHOD``.
+        size_bytes: int = 0,
+    ) -> SceneDecoder | CompensatedSource | EnhancedSource:
+        """A stream of ``size_bytes`` as an image source; ``compensation`` is ``none``, a compensator's ``NAME`` or ``NAME:METHOD``, or the name
+        of an enhancer.
 
         ``runs_limit`` and ``progress`` are the compensator's. Raises UnknownProfileError, FormatError, CompensationError,
         ProfileError or EngineError.
@@ -153,6 +157,11 @@ class Library:
         if compensation == NONE:
             return decoder
         name, _, method = compensation.partition(":")
+        if compensation in known_enhancers(self.folders):
+            wanted = wanted or Compensation()
+            coding = coding_of_stream(stream, size_bytes, decoder.engine.profile)
+            hold = held_to_symbols(decoder)
+            return EnhancedSource(decoder, self.enhancer(name), coding, wanted.strength, wanted.seed, hold)
         compensator = self.compensator(name, stream.header.contract)
         wanted = replace(wanted or Compensation(), method=method or None)
         return CompensatedSource(decoder, compensator, wanted, runs_limit, progress)

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from perigee.bitstream import format as fmt
 from perigee.bitstream.errors import Fault, OrderError, TooLargeError
@@ -20,6 +20,7 @@ from perigee.bitstream.version2 import VERSION, ComponentStream, version_of
 from perigee.bitstream.version2_parsing import parse_component_stream
 from perigee.ground.compensation.request import Compensation
 from perigee.ground.compensation.source import RUNS_LIMIT, CompensatedSource
+from perigee.ground.enhancement import EnhancedSource
 from perigee.ground.georeference import UNKNOWN_CRS, usable_crs
 from perigee.ground.inspection import inspect
 from perigee.ground.library import NONE, Library
@@ -152,7 +153,7 @@ def _one_of(field: str, value: str, accepted: Mapping[str, Any] | tuple[str, ...
 class Made(NamedTuple):
     """What was made of a stream: the source with its report, the view, and the JSON value where JSON was wanted."""
 
-    source: StreamSource | CompensatedSource
+    source: StreamSource | CompensatedSource | EnhancedSource
     view: View
     value: dict[str, Any] | None
 
@@ -179,14 +180,18 @@ class Made(NamedTuple):
         return self.view.size[0] * self.view.size[1]
 
 
-def stream_of(source: StreamSource | CompensatedSource) -> fmt.Stream | ComponentStream:
+def stream_of(source: StreamSource | CompensatedSource | EnhancedSource) -> fmt.Stream | ComponentStream:
     """The parsed stream of a source."""
-    return source.source.stream if isinstance(source, CompensatedSource) else source.parsed
+    if isinstance(source, CompensatedSource):
+        return source.source.stream
+    if isinstance(source, EnhancedSource):
+        return stream_of(cast(StreamSource, source.source))
+    return source.parsed
 
 
 def open_source(
     order: Order, data: bytes, library: Library, limits: OrderLimits | None = None, progress: Progress | None = None
-) -> StreamSource | CompensatedSource:
+) -> StreamSource | CompensatedSource | EnhancedSource:
     """The image source of a stream that the order is about. ``progress`` is told of a diffusion's sampling.
 
     Raises a BitstreamError, LimitError, CompensationError, ProfileError or EngineError.
@@ -196,7 +201,7 @@ def open_source(
         return library.component_source(components, order.damaged, order.compensation, order.effort == FAST)
     stream = parse_stream(data, damaged=order.damaged)
     runs = (limits or OrderLimits()).denoiser_runs
-    return library.source(stream, order.damaged, order.compensation, order.wanted(), runs, progress)
+    return library.source(stream, order.damaged, order.compensation, order.wanted(), runs, progress, len(data))
 
 
 def check_size(view: View, limits: OrderLimits) -> None:
@@ -261,7 +266,7 @@ def _half(progress: Progress, half: int) -> Progress:
 
 
 def _described(
-    source: StreamSource | CompensatedSource, view: View, size_bytes: int, progress: Progress | None
+    source: StreamSource | CompensatedSource | EnhancedSource, view: View, size_bytes: int, progress: Progress | None
 ) -> dict[str, Any]:
     """The stream, the view and the statistics of its bands as JSON-ready values."""
     statistics = statistics_of(source, view, progress)

@@ -27,11 +27,10 @@ from perigee.bitstream import format as fmt
 from perigee.bitstream.errors import Fault, OrderError, OutputError
 from perigee.bitstream.metadata import Metadata
 from perigee.bitstream.version2 import FLOAT
-from perigee.ground.compensation.source import CompensatedSource
 from perigee.ground.extrasamples import mark_premultiplied
 from perigee.ground.georeference import describe, gcps_of, geotiff_version, sidecar_of, undo_gcp_shift, usable_crs
 from perigee.ground.regions import Region
-from perigee.ground.source import ImageSource, Progress
+from perigee.ground.source import ImageSource, Progress, Trusted
 from perigee.ground.views import Layout, View, blocks_of, layout_of
 from perigee.support.files import PREFIX, SUFFIX
 
@@ -228,9 +227,9 @@ def check_png(source: ImageSource) -> None:
         )
 
 
-def check_trust(source: ImageSource, view: View) -> CompensatedSource:
+def check_trust(source: ImageSource, view: View) -> Trusted:
     """The source, where :func:`write_trust` can serve the view. Raises OrderError or CompensationError before any work."""
-    if not isinstance(source, CompensatedSource):
+    if not isinstance(source, Trusted):
         raise OrderError(
             "how far to trust an image is told by the compensator that estimates it: ask for compensation",
             Fault.MISSING,
@@ -247,7 +246,7 @@ def check_trust(source: ImageSource, view: View) -> CompensatedSource:
 
 
 def write_trust(
-    path: Path, source: CompensatedSource, view: View, progress: Progress | None = None, unknown_crs: str = "refuse"
+    path: Path, source: Trusted, view: View, progress: Progress | None = None, unknown_crs: str = "refuse"
 ) -> None:
     """Write how far to trust the image of a view, as a COG of two bands beside it.
 

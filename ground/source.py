@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from perigee.bitstream.arrays import BoolArray, Samples
+from perigee.bitstream.arrays import BoolArray, FloatArray, Samples
 from perigee.bitstream.metadata import ACQUISITION_RANGES, Metadata
 from perigee.ground.regions import Region
 
@@ -87,6 +87,28 @@ class ImageSource(Protocol):
 
     def provenance(self) -> dict[str, str]:
         """Tags that say where the pixels come from; complete once the pixels have been read."""
+        ...
+
+
+@runtime_checkable
+class Trusted(ImageSource, Protocol):
+    """An image source that knows how far off its red, green and blue may be."""
+
+    @property
+    def widest_range(self) -> float:
+        """How many counts :meth:`half_width` means by 1."""
+        ...
+
+    def check_interval(self) -> None:
+        """Raise CompensationError where it does not know it of this image."""
+        ...
+
+    def half_width(self, group: int, region: Region) -> FloatArray:
+        """Half the width of the 90 % interval around each value of bands 1 to 3 (group 0) [rows, cols]."""
+        ...
+
+    def generated_in(self, group: int, region: Region) -> BoolArray:
+        """Where in a region detail was generated [rows, cols]."""
         ...
 
 

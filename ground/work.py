@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from perigee.bitstream.errors import Fault, OrderError
+from perigee.bitstream.format import MAGIC
 from perigee.ground.enhancing import Wish, make_enhanced, open_enhanced
 from perigee.ground.library import Library
 from perigee.ground.orders import Order, OrderLimits, make
@@ -16,7 +18,7 @@ from perigee.support.files import read_bounded
 
 @dataclass(frozen=True)
 class Task:
-    """An order about the file ``given``: a stream, or with a ``wish`` an image of another codec. ``paths`` are those of the products."""
+    """An order about the file ``given``: a stream, or with a ``wish`` an image of any codec. ``paths`` are those of the products."""
 
     order: Order
     given: Path
@@ -44,12 +46,21 @@ class Result(NamedTuple):
         return self.size[0] * self.size[1]
 
 
+def _is_stream(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(MAGIC)) == MAGIC
+
+
 def perform(task: Task, library: Library, progress: Progress | None = None) -> Result:
     """Do a task. Raises what ``orders.make`` and ``enhancing.make_enhanced`` raise."""
-    if task.wish is not None:
+    if task.wish is not None and not _is_stream(task.given):
         source = open_enhanced(task.given, task.order, task.wish, library)
         view = make_enhanced(source, task.order, task.paths, library.threads, task.limits, progress)
         warnings = [f"not enhanced: {source.left_alone}"] if source.left_alone else []
         return Result(view.size, len(view.bands), warnings)
+    if task.wish is not None and task.wish != Wish():
+        raise OrderError(
+            "a stream says itself how it was coded; codec and bpp are for other files", Fault.MISFIT, field="codec, bpp"
+        )
     made = make(task.order, read_bounded(task.given), library, task.paths, task.limits, progress)
     return Result(made.view.size, len(made.view.bands), made.warnings(), made.value, made.damage)

@@ -6,6 +6,7 @@ together with the network. See ``run`` for the clock and the checkpoints, and ``
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -18,9 +19,10 @@ from torch import Tensor
 from perigee.models.checkpoint import read_checkpoint, read_weights
 from perigee.models.enhancement.network import COMPACT, Preset
 from perigee.models.enhancement.prior import TOKEN, Enhancer, Kind
+from perigee.training.bands import Raster
 from perigee.training.data import ImageSet
 from perigee.training.degraded import Pairs
-from perigee.training.enhancement_strength import fitted_strengths
+from perigee.training.enhancement_strength import fitted
 from perigee.training.run import (
     ADAM_BETAS,
     CHECKPOINT_FILE,
@@ -37,6 +39,7 @@ CROPS, SIDE = 8, 128  # of a training step
 POOL = 600  # pairs
 PRIOR_WEIGHT = 0.1  # of the distance between the guessed and the true prior
 RATE_FLOOR = 0.02  # of the learning rate, at the end
+DOUBTS = (-9.0, 0.0)  # logarithms of an error, of images in 0..1
 ERROR_FLOOR = 2e-6  # squared error, of images in 0..1: what the input has less of weighs less
 
 
@@ -45,6 +48,14 @@ def share_left(original: Tensor, decoded: Tensor, added: Tensor) -> Tensor:
     missing = original - decoded
     after, before = ((x.square().mean((1, 2, 3))) for x in (missing - added, missing))
     return after / (before + ERROR_FLOOR)
+
+
+def misfit(original: Tensor, decoded: Tensor, added: Tensor, doubt: Tensor) -> Tensor:
+    """Return the negative log likelihood of the error that is left, if it has a Laplace distribution with the expected width."""
+    error = (original - decoded - added.detach()).float().abs().mean(1, keepdim=True)
+    doubt = doubt.float().clamp(*DOUBTS)
+    out: Tensor = (error * torch.exp(-doubt) + doubt).mean()
+    return out
 
 
 class EnhancementTrainer:
@@ -69,6 +80,7 @@ class EnhancementTrainer:
         torch.manual_seed(seed)
         self.folder, self.rate, self.seed, self.preset, self.half = folder, rate, seed, preset, half
         self.strength: dict[str, Any] = {}  # by codec, once it was fitted
+        self.interval: dict[str, Any] = {}
         self.network, self.mean = Enhancer(preset, kind), Enhancer(preset, kind)
         if start_from is not None:
             self.network.load_state_dict(read_weights(start_from), strict=False)
@@ -88,7 +100,7 @@ class EnhancementTrainer:
             self.mean.load_state_dict(state["mean"])
             self.optimiser.load_state_dict(state["optimiser"])
             self.step, self.clock.seconds = state["step"], state["seconds"]
-            self.strength = state.get("strength", {})
+            self.strength, self.interval = state.get("strength", {}), state.get("interval", {})
 
     def save(self) -> None:
         """Write the checkpoint atomically."""
@@ -99,6 +111,7 @@ class EnhancementTrainer:
                 "prior": self.network.kind,
                 "preset": asdict(self.preset),
                 "strength": self.strength,
+                "interval": self.interval,
                 "network": self.network.state_dict(),
                 "mean": self.mean.state_dict(),
                 "optimiser": self.optimiser.state_dict(),
@@ -114,30 +127,33 @@ class EnhancementTrainer:
         wanted, image = (torch.from_numpy(x).float() / 255 for x in (originals, decoded))
         image, condition = image.contiguous(memory_format=torch.channels_last), torch.from_numpy(conditions)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.half):
-            left, apart = self.costs(wanted, image, condition)
-        descend(left + PRIOR_WEIGHT * apart, self.optimiser, self._trained)
+            left, further = self.costs(wanted, image, condition)
+        descend(left + further, self.optimiser, self._trained)
         follow(self.mean.parameters(), self.network.parameters(), self.step)
         self.step += 1
         return float(left.detach())
 
-    def fit_strength(self, images: ImageSet) -> None:
-        """Find how much of what is added should be taken, on images that were held out, and keep it in the checkpoint."""
+    def fit_strength(self, images: ImageSet, rasters: Sequence[Raster] = ()) -> None:
+        """Find how much of what is added should be taken, and how wide the intervals are, on images and multi-band files that were held out, and
+        keep both in the checkpoint."""
         if self.network.kind != "oracle" and not self.strength:
-            self.strength = fitted_strengths(self.mean.eval(), images)
+            self.strength, self.interval = fitted(self.mean.eval(), images, rasters)
             self.save()
 
     def costs(self, wanted: Tensor, image: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the share of the squared error that is left, and how far the guessed prior is from the oracle's."""
+        """Return the share of the squared error that is left, and what else is made small: how far the guessed prior is from the oracle's,
+        and how badly the error that is expected fits the one that is left."""
         enhancer = self.network
-        if enhancer.kind == "none":
-            return share_left(wanted, image, enhancer(image, condition)).mean(), torch.zeros(())
-        true = enhancer.true_prior(wanted, image, condition)
-        if enhancer.kind == "oracle":
-            return share_left(wanted, image, enhancer.network(image, condition, true)).mean(), torch.zeros(())
-        noise = torch.randn(len(image), enhancer.tokens, image.shape[2] // TOKEN, image.shape[3] // TOKEN)
-        guessed = enhancer.guessed_prior(image, condition, noise)
-        added = enhancer.network(image, condition, guessed)
-        return share_left(wanted, image, added).mean(), (guessed - true.detach()).abs().mean()
+        prior, apart = None, torch.zeros(())
+        if enhancer.kind != "none":
+            true = enhancer.true_prior(wanted, image, condition)
+            prior = true
+            if enhancer.kind != "oracle":
+                noise = torch.randn(len(image), enhancer.tokens, image.shape[2] // TOKEN, image.shape[3] // TOKEN)
+                prior = enhancer.guessed_prior(image, condition, noise)
+                apart = (prior - true.detach()).abs().mean()
+        added, doubt = enhancer.network(image, condition, prior)
+        return share_left(wanted, image, added).mean(), PRIOR_WEIGHT * apart + misfit(wanted, image, added, doubt)
 
     def run(self, pairs: Pairs, show: bool = False) -> None:
         """Train until the time budget is spent; write the log and the checkpoint on the way. ``show`` draws a progress bar."""

@@ -28,6 +28,12 @@ def build_parser() -> argparse.ArgumentParser:
     add("run", type=Path, metavar="RUN", help="folder of the run, for checkpoint and log")
     add("--data", type=Path, action="append", required=True, metavar="DIR", help="folder of RGB images (repeatable)")
     add(
+        "--bands",
+        type=Path,
+        metavar="DIR",
+        help="folder of multi-band files with an index.csv, three bands of which are used at a time",
+    )
+    add(
         "--prior",
         choices=PRIORS,
         default="none",
@@ -67,6 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
 def _train(args: argparse.Namespace, arguments: Sequence[str]) -> int:
     import torch
 
+    from perigee.training.bands import load_rasters
     from perigee.training.data import load_folders, split
     from perigee.training.degraded import Pairs
     from perigee.training.enhancement import POOL, EnhancementTrainer
@@ -76,6 +83,7 @@ def _train(args: argparse.Namespace, arguments: Sequence[str]) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     images, held_out = split(load_folders(args.data), HELD_OUT_SHARE)
+    rasters, rasters_held_out = load_rasters(args.bands) if args.bands else ([], [])
     args.run.mkdir(parents=True, exist_ok=True)
     trainer = EnhancementTrainer(
         args.run,
@@ -89,11 +97,11 @@ def _train(args: argparse.Namespace, arguments: Sequence[str]) -> int:
     record_command(args.run, PROGRAM, arguments)
     count = f"{len(images.images)} images, {len(held_out.images)} held out"
     print(f"{count}; from training step {trainer.step}", file=sys.stderr)
-    trainer.run(Pairs(images, POOL, args.seed + trainer.step), sys.stderr.isatty())
+    trainer.run(Pairs(images, POOL, args.seed + trainer.step, rasters=rasters), sys.stderr.isatty())
     if not any(large_enough(image) for image in held_out.images):
         print("no held-out image is large enough: the strengths are fitted on images of the training", file=sys.stderr)
         held_out = images
-    trainer.fit_strength(held_out)
+    trainer.fit_strength(held_out, rasters_held_out)
     return os.EX_OK
 
 

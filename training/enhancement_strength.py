@@ -1,30 +1,54 @@
-"""How much of what an enhancer adds is taken, by codec and quantisation step: found on images that were held out of the training.
+"""How much of what an enhancer adds is taken, and how wide its intervals are, by codec and quantisation step: found on images that were held
+out of the training.
 
 An enhancer should never make an image worse. At each step the strength is the one that gains most among those that harm next to no
-image, and none where the gain is not worth having.
+image, and none where the gain is not worth having. The expected error is multiplied by what makes 90 % of all errors smaller.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 
-from perigee.bitstream.conditions import is_rough
-from perigee.engines.coding import JPEG, JPEG2000
-from perigee.engines.enhancer import ROUGHER
+from perigee.bitstream.arrays import FloatArray
+from perigee.bitstream.conditions import BandScale, is_rough
+from perigee.engines.coding import JPEG, JPEG2000, PERIGEE, Coding
+from perigee.engines.enhancer import BANDS, ROUGHER, UNKNOWN, at_step
 from perigee.models.enhancement.prior import TOKEN, Enhancer
+from perigee.training.bands import Raster
 from perigee.training.data import ImageSet, Pixels
-from perigee.training.degraded import Coded, by_jpeg, by_jpeg2000
+from perigee.training.degraded import COLOURS, Coded, by_jpeg, by_jpeg2000, by_jpeg2000_bands, by_stream
 
 SIDE = 256
 RATES = (0.06, 0.1, 0.16, 0.25, 0.4, 0.6, 1.0, 1.5, 2.2, 3.0, 4.0)  # bits per pixel of JPEG 2000
 QUALITIES = (10, 20, 30, 45, 60, 75, 85, 92, 96)  # of JPEG
+STREAM_QUALITIES = (5, 15, 25, 35, 45, 55, 65, 75, 85)
+BANDS_DB = (22, 26, 30, 34, 38, 42, 46, 50, 54)
 STRENGTHS = np.round(np.arange(0, 1.01, 0.1), 1)
 HARM_DB, HARMED_SHARE = 0.02, 0.01  # an image that loses more is harmed; so many may be
 GAIN_DB = 0.03  # the least median gain for which anything is added
 # Octaves between the steps of a table, how far an image may be from one, and how many must be near
 APART, NEAR, NEAR_LEAST = 0.5, 0.5, 12
+INTERVAL = 0.9  # of the errors
+KEPT = 1500  # samples of an image, for the intervals
+ERROR_LEAST = 1e-6
 Table = list[list[float]]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What came of one coded image: the gain in dB at each of ``STRENGTHS``, and of some samples what is missing, what is added, and the error
+    that is expected, in 0..1."""
+
+    name: str
+    coding: Coding
+    gains: list[float]
+    missing: FloatArray
+    added: FloatArray
+    expected: FloatArray
 
 
 def large_enough(image: Pixels) -> bool:
@@ -32,19 +56,26 @@ def large_enough(image: Pixels) -> bool:
     return bool(min(image.shape[:2]) >= SIDE)
 
 
-def gains(enhancer: Enhancer, original: Pixels, coded: Coded) -> list[float]:
-    """The gain in dB at each of ``STRENGTHS``, after rounding to uint8, of an image of 256x256 pixels."""
-    image = torch.from_numpy(coded.decoded.transpose(2, 0, 1).copy())[None].float() / 255
-    condition = torch.tensor([coded.coding.condition])
+def seen_of(
+    enhancer: Enhancer, name: str, original: Pixels | FloatArray, decoded: Pixels | FloatArray, coding: Coding
+) -> Seen:
+    """Enhance an image of 256x256 pixels in grey levels; of 8 bits the result is rounded as a product would be."""
+    image = torch.from_numpy(decoded.transpose(2, 0, 1).astype(np.float32))[None] / 255
     noise = torch.randn(1, enhancer.tokens, SIDE // TOKEN, SIDE // TOKEN)
     with torch.no_grad():
-        added = enhancer(image, condition, noise=noise)[0].numpy().transpose(1, 2, 0) * 255
-    error = float(np.square(coded.decoded.astype(np.float32) - original).mean())
-    found = []
+        added, doubt = enhancer(image, torch.tensor([coding.condition]), noise=noise)
+    change = added[0].numpy().transpose(1, 2, 0) * 255
+    whole = decoded.dtype == np.uint8
+    before, after = decoded.astype(np.float32), []
     for strength in STRENGTHS:
-        better = np.rint(np.clip(coded.decoded + strength * added, 0, 255))
-        found.append(10 * float(np.log10(max(error, 1e-9) / max(float(np.square(better - original).mean()), 1e-9))))
-    return found
+        better = before + strength * change
+        better = np.rint(np.clip(better, 0, 255)) if whole else better
+        after.append(max(float(np.square(better - original).mean()), 1e-9))
+    error = max(float(np.square(before - original).mean()), 1e-9)
+    expected = np.broadcast_to(np.exp(doubt[0, 0].numpy())[..., None], change.shape)
+    places = np.random.default_rng(1).integers(0, change.size, KEPT)
+    picked = [np.asarray(x.reshape(-1)[places] / 255, np.float32) for x in (original - before, change, 255 * expected)]
+    return Seen(name, coding, [10 * float(np.log10(error / left)) for left in after], *picked)
 
 
 def best_strength(found: list[list[float]]) -> float:
@@ -56,42 +87,79 @@ def best_strength(found: list[list[float]]) -> float:
     return float(STRENGTHS[best]) if medians[best] >= GAIN_DB else 0.0
 
 
-def table_of(found: list[tuple[float, list[float]]]) -> Table:
-    """Steps and strengths for pairs of an image's step and its gains at each of ``STRENGTHS``. Finer than all of them nothing is added."""
+def _near(found: Sequence[Seen]) -> Iterator[tuple[float, list[Seen]]]:
+    """Steps half an octave apart, each with the images about it."""
     if not found:
-        return [[1.0, 0.0]]
-    places = np.log2([step for step, _ in found])
-    rows = []
+        return
+    places = np.log2([one.coding.coarseness for one in found])
     for middle in np.arange(np.floor(places.min()), np.ceil(places.max()) + APART / 2, APART):
-        near = [gains for place, (_, gains) in zip(places, found, strict=True) if abs(place - middle) <= NEAR]
+        near = [one for place, one in zip(places, found, strict=True) if abs(place - middle) <= NEAR]
         if len(near) >= NEAR_LEAST:
-            rows.append([round(float(2**middle), 4), best_strength(near)])
-    finest = rows[0][0] / 2 if rows else 1.0
-    return [[finest, 0.0], *rows]
+            yield round(float(2**middle), 4), near
 
 
-def fitted_strengths(enhancer: Enhancer, images: ImageSet, seed: int = 1) -> dict[str, Table]:
-    """By codec a table of steps in grey levels and strengths, of JPEG 2000 one for rough images and one for all others. ``unknown`` has the
-    smallest of all strengths."""
+def strength_table(found: Sequence[Seen]) -> Table:
+    """Steps and strengths. Finer than all steps nothing is added."""
+    rows = [[step, best_strength([one.gains for one in near])] for step, near in _near(found)]
+    return [[rows[0][0] / 2 if rows else 1.0, 0.0], *rows]
+
+
+def interval_table(found: Sequence[Seen], strengths: Table) -> Table:
+    """Steps, and the factors of the expected error for the image as it is and for the enhanced one."""
+    rows = []
+    for step, near in _near(found):
+        (strength,) = at_step(np.array(strengths, np.float32), step)
+        ratios = [
+            np.concatenate(
+                [np.abs(one.missing - share * one.added) / np.maximum(one.expected, ERROR_LEAST) for one in near]
+            )
+            for share in (0.0, strength)
+        ]
+        rows.append([step, *(round(float(np.quantile(ratio, INTERVAL)), 4) for ratio in ratios)])
+    return rows
+
+
+def _coded(crops: list[Pixels]) -> Iterator[tuple[str, Pixels, Coded]]:
+    for crop in crops:
+        yield from ((JPEG2000, crop, by_jpeg2000(crop, rate)) for rate in RATES)
+        yield from ((JPEG, crop, by_jpeg(crop, quality, 2)) for quality in QUALITIES)
+        yield from ((PERIGEE, crop, by_stream(crop, quality)) for quality in STREAM_QUALITIES)
+
+
+def _coded_bands(rasters: Sequence[Raster]) -> Iterator[tuple[FloatArray, FloatArray, Coding]]:
+    for raster in rasters:
+        _, rows, cols = raster.samples.shape
+        top, left = (rows - SIDE) // 2, (cols - SIDE) // 2
+        for first in range(0, len(raster.samples) - COLOURS + 1, COLOURS):
+            bands = np.s_[first : first + COLOURS]
+            scale = BandScale.of(raster.samples[bands])
+            window = np.ascontiguousarray(raster.samples[bands, top : top + SIDE, left : left + SIDE])
+            yield from (by_jpeg2000_bands(window, scale, decibels) for decibels in BANDS_DB)
+
+
+def fitted(
+    enhancer: Enhancer, images: ImageSet, rasters: Sequence[Raster] = (), seed: int = 1
+) -> tuple[dict[str, Table], dict[str, Table]]:
+    """By codec a table of steps in grey levels and strengths, of JPEG 2000 one for rough images and one for all others, and one for bands where
+    there are ``rasters``; and by codec a table of steps and factors of the intervals. ``unknown`` has the smallest of all strengths."""
     rng = np.random.default_rng(seed)
     crops = []
     for image in images.images:
         if large_enough(image):
             top, left = (int(rng.integers(0, n - SIDE + 1)) for n in image.shape[:2])
             crops.append(np.ascontiguousarray(image[top : top + SIDE, left : left + SIDE]))
-    coded = {
-        JPEG2000: [(crop, by_jpeg2000(crop, rate)) for crop in crops for rate in RATES],
-        JPEG: [(crop, by_jpeg(crop, quality, 2)) for crop in crops for quality in QUALITIES],
-    }
-    found = {name: [(one.coding, gains(enhancer, crop, one)) for crop, one in pairs] for name, pairs in coded.items()}
-    groups: dict[str, list[tuple[float, list[float]]]] = {JPEG2000: [], JPEG2000 + ROUGHER: [], JPEG: []}
-    for name, pairs in found.items():
-        for coding, gain in pairs:
-            rough = name == JPEG2000 and is_rough(coding.bits_per_pixel, coding.coarseness)
-            groups[name + ROUGHER if rough else name].append((coding.coarseness, gain))
-    out = {name: table_of(group) for name, group in groups.items()}
+    found = [seen_of(enhancer, name, crop, one.decoded, one.coding) for name, crop, one in _coded(crops)]
+    fitting = [r for r in rasters if min(r.samples.shape[1:]) >= SIDE and len(r.samples) >= COLOURS]
+    found += [seen_of(enhancer, JPEG2000 + BANDS, *one) for one in _coded_bands(fitting)]
+
+    def rough(one: Seen) -> bool:
+        return one.name == JPEG2000 and is_rough(one.coding.bits_per_pixel, one.coding.coarseness)
+
+    groups = {name: [one for one in found if one.name == name] for name in (JPEG2000, JPEG, PERIGEE, JPEG2000 + BANDS)}
+    out = {name: strength_table([one for one in group if not rough(one)]) for name, group in groups.items() if group}
+    out[JPEG2000 + ROUGHER] = strength_table([one for one in found if rough(one)])
+    intervals = {name: interval_table(group, out[name]) for name, group in groups.items() if group}
     grid = [row[0] for row in out[JPEG2000]]
-    both = [
-        [float(np.interp(np.log2(x), np.log2(t[:, 0]), t[:, 1])) for x in grid] for t in map(np.array, out.values())
-    ]
-    return out | {"unknown": [[x, min(pair)] for x, *pair in zip(grid, *both, strict=True)]}
+    files = [np.array(out[name], np.float32) for name in (JPEG2000, JPEG2000 + ROUGHER, JPEG)]
+    unknown = [[step, min(at_step(table, step)[0] for table in files)] for step in grid]
+    return out | {UNKNOWN: unknown}, {name: table for name, table in intervals.items() if table}

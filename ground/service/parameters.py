@@ -76,6 +76,13 @@ def _integers(text: str | None, name: str, count: int | None = None) -> tuple[in
     return values
 
 
+def _check_product(product: str) -> None:
+    if product == "stac":
+        raise OrderError(
+            "product=stac: accepted are image, trust", field="product", expected="image, trust", found=product
+        )
+
+
 def order_of(
     request: Request,
     format: Annotated[str | None, Query(description="tif, png or json; else by Accept", examples=["tif"])] = None,
@@ -101,10 +108,7 @@ def order_of(
     effort: Annotated[str, Query(description="full, or fast: streams of format version 2 by integers alone")] = FULL,
 ) -> Order:
     """The query as an order. Raises Problem 406, OrderError or CompensationError."""
-    if product == "stac":
-        raise OrderError(
-            "product=stac: accepted are image, trust", field="product", expected="image, trust", found=product
-        )
+    _check_product(product)
     return Order(
         _wanted_format(request, format),
         _integers(window, "window", 4),
@@ -127,13 +131,19 @@ def enhancement_of(
     window: Annotated[str | None, Query(description="top,left,rows,cols in pixels", examples=["0,0,512,512"])] = None,
     bands: Annotated[str | None, Query(description="band numbers from 1", examples=["1,2,3"])] = None,
     scale: Annotated[str, Query(description="1, 1/2, 1/4, 1/8 or 1/16", examples=["1/4"])] = "1",
+    method: Annotated[str, Query(description="enhancer that is used")] = DEFAULT_ENHANCER,
     seed: Annotated[int, Query(description="seed of a generated prior")] = 0,
     strength: Annotated[float, Query(description="share of what is added, 0 to 1")] = 1.0,
+    product: Annotated[
+        str,
+        Query(description="image, or trust: half the width of each pixel's 90 % interval, and where it was changed"),
+    ] = "image",
     unknown_crs: Annotated[
         str, Query(description="a CRS that cannot be interpreted: refuse (422), keep as text in a tag, or drop")
     ] = "refuse",
 ) -> Order:
     """The query of an enhancement as an order. Raises Problem 406, OrderError or CompensationError."""
+    _check_product(product)
     wanted = _wanted_format(request, format)
     if wanted == "json":
         raise OrderError("format=json: accepted are tif, png", field="format", expected="tif, png", found=wanted)
@@ -142,18 +152,19 @@ def enhancement_of(
         _integers(window, "window", 4),
         _integers(bands, "bands"),
         scale,
+        compensation=method,
         seed=seed,
         strength=strength,
+        products=(product,),
         unknown_crs=unknown_crs,
     )
 
 
 def wish_of(
-    method: Annotated[str, Query(description="enhancer that is used")] = DEFAULT_ENHANCER,
     codec: Annotated[
         str | None, Query(description="jpeg2000 or jpeg: how the image was coded, where the file does not tell")
     ] = None,
     bpp: Annotated[float | None, Query(description="bits per pixel that it took; default: those of the file")] = None,
 ) -> Wish:
-    """The query's enhancer, and how the image was coded. Raises OrderError."""
-    return Wish(method, codec, bpp)
+    """How the image of a query was coded. Raises OrderError."""
+    return Wish(codec, bpp)

@@ -16,6 +16,7 @@ from perigee.bitstream.conditions import CODING_CONDITIONS
 from perigee.models.layers import ResidualBlock, start_small
 
 REDUCTION = 2
+DOUBT_START = -4.5  # logarithm of the error that is expected before any training, about three grey levels
 
 
 @dataclass(frozen=True)
@@ -160,11 +161,14 @@ class EnhancementNetwork(nn.Module):
         self.up2, self.up1 = nn.Conv2d(coarse, 4 * middle, 1), nn.Conv2d(middle, 4 * fine, 1)
         self.decode2, self.decode1 = Conditioned(middle, preset.blocks[1]), Conditioned(fine, preset.blocks[0])
         self.leave = start_small(nn.Conv2d(fine, 3 * area, 3, padding=1), 0.003)
+        self.doubt = start_small(nn.Conv2d(fine, area, 3, padding=1), 0.01)
 
-    def forward(self, image: Tensor, condition: Tensor, prior: Tensor | None = None) -> Tensor:
-        """Return what is to be added to ``image`` [N, 3, H, W] in 0..1, whose sides are multiples of 8.
+    def forward(self, image: Tensor, condition: Tensor, prior: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return what is to be added to ``image`` [N, 3, H, W] in 0..1, whose sides are multiples of 8, and how far off the result is expected
+        to be, as the natural logarithm of the mean absolute error over the colours, [N, 1, H, W].
 
-        ``condition`` [N, CODING_CONDITIONS]: see :func:`coding_condition`; ``prior`` [N, tokens, h, w] where the network has a fusion.
+        ``condition`` [N, CODING_CONDITIONS]: see :func:`coding_condition`; ``prior`` [N, tokens, h, w] where the network has a fusion. No
+        gradient of the expected error reaches the features that it is read from.
         """
         x1 = self.encode1(self.enter(F.pixel_unshuffle(image - 0.5, REDUCTION)), condition)
         x2 = self.encode2(self.down1(x1), condition)
@@ -174,5 +178,6 @@ class EnhancementNetwork(nn.Module):
         x3 = self.bottleneck(x3)
         x2 = self.decode2(x2 + F.pixel_shuffle(self.up2(x3), 2), condition)
         x1 = self.decode1(x1 + F.pixel_shuffle(self.up1(x2), 2), condition)
-        out: Tensor = F.pixel_shuffle(self.leave(x1), REDUCTION)
-        return out
+        added: Tensor = F.pixel_shuffle(self.leave(x1), REDUCTION)
+        doubt: Tensor = F.pixel_shuffle(self.doubt(x1.detach()), REDUCTION) + DOUBT_START
+        return added, doubt

@@ -103,13 +103,14 @@ class Enhancer(nn.Module):
 
     def forward(
         self, image: Tensor, condition: Tensor, original: Tensor | None = None, noise: Tensor | None = None
-    ) -> Tensor:
-        """Return what is to be added to ``image``. The oracle needs the ``original``; its sides are multiples of 64."""
+    ) -> tuple[Tensor, Tensor]:
+        """Return what is to be added to ``image``, and how far off the result is expected to be, as the network does. The oracle needs the
+        ``original``; its sides are multiples of 64."""
         prior = None
         if self.kind == "oracle":
             assert original is not None
             prior = self.true_prior(original, image, condition)
         elif self.kind != "none":
             prior = self.guessed_prior(image, condition, noise)
-        out: Tensor = self.network(image, condition, prior)
+        out: tuple[Tensor, Tensor] = self.network(image, condition, prior)
         return out

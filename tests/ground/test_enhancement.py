@@ -9,21 +9,32 @@ import torch
 from PIL import Image
 from scipy.fft import dctn
 
+import perigee
+from perigee.bitstream.errors import CompensationError, OrderError
 from perigee.engines.enhancer import Enhancer
+from perigee.engines.flight import FlightEngine
 from perigee.engines.jpeg_cells import cells_of_file
 from perigee.export.enhancement import export_enhancer
 from perigee.ground.coded_file import CodedFile
 from perigee.ground.enhancement import EnhancedSource
+from perigee.ground.enhancing import Wish
+from perigee.ground.library import Library
+from perigee.ground.orders import Order, OrderLimits, open_source
 from perigee.ground.products import write_cog
 from perigee.ground.regions import Region
 from perigee.ground.views import view_of
+from perigee.ground.work import Task, perform
 from perigee.models.enhancement import prior
 from perigee.models.enhancement.network import SMALL
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 
 
-STRENGTH = {"jpeg2000": [[0.05, 0.0], [0.1, 1.0]], "jpeg": [[0.1, 1.0]], "unknown": [[0.1, 0.0]]}  # by step
+STRENGTH = {  # by step
+    "jpeg2000": [[0.05, 0.0], [0.1, 1.0]], "jpeg": [[0.1, 1.0]], "unknown": [[0.1, 0.0]],
+    "perigee": [[0.1, 1.0]], "jpeg2000, bands": [[0.05, 0.0], [0.1, 1.0]],
+}  # fmt: skip
+INTERVAL = {"jpeg2000": [[0.1, 2.0, 3.0]], "perigee": [[0.1, 2.0, 3.0]], "jpeg2000, bands": [[0.1, 2.0, 2.0]]}
 
 
 @pytest.fixture(scope="module", params=["none", "generated"])
@@ -35,7 +46,14 @@ def folder(request, tmp_path_factory):
         for parameter in network.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
     path = tmp_path_factory.mktemp("enhancers") / "small"
-    facts = {"prior": request.param, "preset": asdict(SMALL), "strength": STRENGTH, "step": 7, "seconds": 60.0}
+    facts = {
+        "prior": request.param,
+        "preset": asdict(SMALL),
+        "strength": STRENGTH,
+        "interval": INTERVAL,
+        "step": 7,
+        "seconds": 60.0,
+    }
     export_enhancer(facts | {"mean": network.state_dict()}, path, "small")
     return path
 
@@ -92,11 +110,76 @@ def test_nothing_is_added_at_fine_steps_or_to_reversible_or_unknown_files(tmp_pa
     assert not EnhancedSource(file, enhancer, file.coding).left_alone
 
 
-@pytest.mark.parametrize(("bands", "dtype"), [(1, "uint8"), (3, "uint16")])
-def test_other_images_are_left_alone(tmp_path, enhancer, bands, dtype):
+@pytest.mark.parametrize(("bands", "dtype"), [(1, "uint8"), (2, "uint16")])
+def test_fewer_than_three_bands_are_left_alone(tmp_path, enhancer, bands, dtype):
     file = coded(tmp_path, bands, dtype, 100, 120)
-    source = EnhancedSource(file, enhancer, file.coding)
+    source = EnhancedSource(file, enhancer, file.coding, overview=file.overview)
     assert np.array_equal(pixels(source), pixels(file)) and f"{bands} bands of {dtype}" in source.left_alone
+
+
+def test_other_bands_are_enhanced_three_at_a_time_whatever_is_asked_for(tmp_path, enhancer):
+    file = coded(tmp_path, 5, "uint16", rows=300, cols=500)
+    source = EnhancedSource(file, enhancer, file.coding, overview=file.overview)
+    assert [group.bands for group in source.groups] == [(0, 1, 2), (2, 3, 4)]
+    assert [group.given for group in source.groups] == [(0, 1, 2), (3, 4)]
+    whole, plain = pixels(source), pixels(file)
+    assert all((whole[band] != plain[band]).any() for band in range(5))
+    again = EnhancedSource(file, enhancer, file.coding, overview=file.overview)
+    assert np.array_equal(pixels(again, Region(100, 200, 150, 300), [4, 1]), whole[[4, 1], 100:250, 200:500])
+    assert source.provenance()["PERIGEE_ENHANCED_BANDS"] == "1 2 3 4 5"
+    assert EnhancedSource(file, enhancer, file.coding).left_alone, "without their contrast"
+    untrained = EnhancedSource(file, enhancer, replace(file.coding, codec="jpeg"), overview=file.overview)
+    assert np.array_equal(pixels(untrained), plain)
+
+
+def test_the_interval_follows_the_expected_error_and_the_marks_what_was_changed(tmp_path, enhancer):
+    file = coded(tmp_path, rows=300, cols=300)
+    source = EnhancedSource(file, enhancer, file.coding)
+    source.check_interval()
+    whole = Region(0, 0, 300, 300)
+    width = source.half_width(0, whole)
+    assert width.shape == (300, 300) and (width > 0).all() and width.std() > 0
+    assert np.array_equal(source.half_width(0, Region(200, 100, 60, 90)), width[200:260, 100:190])
+    plain = EnhancedSource(file, enhancer, file.coding, strength=0.5).half_width(0, whole)
+    assert np.allclose(plain / width, 2.5 / 3.0)
+    assert np.array_equal(source.generated_in(0, whole), (pixels(source) != pixels(file)).any(0))
+    with pytest.raises(CompensationError, match="no uncertainty"):
+        EnhancedSource(file, enhancer, replace(file.coding, codec="jpeg")).check_interval()
+    with pytest.raises(CompensationError, match="not enhanced"):
+        EnhancedSource(file, enhancer, file.coding, strength=0).check_interval()
+
+
+def test_a_stream_is_enhanced_within_its_symbols(tmp_path, folder, rng):
+    """By the name of the enhancer as a compensation; coded again, the result gives the received symbols as well as the base image does."""
+    y, x = np.mgrid[0:300, 0:420]
+    image = np.stack([120 + 60 * np.sin(x / 17 + k) * np.cos(y / 15) for k in range(3)]) + rng.normal(
+        0, 9, (3, 300, 420)
+    )
+    data = perigee.encode(image.clip(0, 255).astype(np.uint8), 40)
+    (tmp_path / "a.peri").write_bytes(data)
+    library = Library([folder], 1)
+    order = Order(compensation="small")
+    source = open_source(order, data, library)
+    whole = pixels(source)
+    base = perigee.decode(data).samples
+    assert (whole != base).mean() > 0.1 and source.provenance()["PERIGEE_HELD_TO_RECEIVED"] == "YES"
+    part = pixels(open_source(order, data, library), Region(120, 30, 77, 300))
+    assert np.array_equal(part, whole[:, 120:197, 30:330])
+    engine = FlightEngine(source.source.engine.profile, 1)
+    stream = source.source.stream
+    received = source.source.received(0)
+    again = [
+        engine.analyse(x[None, :, :256, :256].astype(np.float32) / 255, stream.segments[0].quality_step)[0][0]
+        for x in (whole, base)
+    ]
+    shares = [float((q == received).mean()) for q in again]
+    assert shares[0] > 0.99 * shares[1]
+    paths = [tmp_path / name for name in ("one.tif", "two.tif")]
+    for path, wish in zip(paths, (None, Wish()), strict=True):
+        perform(Task(order, tmp_path / "a.peri", {"image": path}, OrderLimits(), wish), library)
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    with pytest.raises(OrderError, match="says itself"):
+        perform(Task(order, tmp_path / "a.peri", {"image": paths[0]}, OrderLimits(), Wish("jpeg")), library)
 
 
 def test_products_keep_their_place_and_say_what_was_done(tmp_path, enhancer):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from perigee.bitstream.conditions import CODING_CONDITIONS, coding_condition
+from perigee.bitstream.conditions import CODING_CONDITIONS, BandScale, coding_condition
 from perigee.engines.onnxruntime import OnnxRuntimeGraph
 from perigee.export.enhancement_graph import write_enhancer
 from perigee.export.graph import round_to_half
@@ -13,9 +13,10 @@ from perigee.models.checkpoint import CheckpointError, read_checkpoint
 from perigee.models.enhancement.network import COMPACT, SMALL
 from perigee.models.enhancement.prior import BETAS, Enhancer, posterior_mean
 from perigee.training import enhancement, enhancement_cli
-from perigee.training.data import load_folders
-from perigee.training.degraded import Pairs, by_jpeg, by_jpeg2000
+from perigee.training.data import ImageSet, load_folders
+from perigee.training.degraded import Pairs, by_jpeg, by_jpeg2000, by_jpeg2000_bands
 from perigee.training.enhancement import EnhancementTrainer
+from perigee.training.enhancement_strength import fitted
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def test_real_encoders_keep_to_the_rate(folder):
 def test_pairs_cover_codecs_and_rates_and_stay_aligned(folder):
     pairs = Pairs(load_folders([folder]), 12, 3)
     made = [pairs.make() for _ in range(40)]
-    assert {tuple(p.condition[1:4]) for p in made} == {(1.0, 0.0, 0.0), (0.0, 1.0, 0.0)}
+    assert {tuple(p.condition[1:4]) for p in made} == {(1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)}
     rates = [2 ** (4 * p.condition[0]) for p in made]
     assert min(rates) < 0.4 and max(rates) > 1.5
     originals, decoded, conditions = pairs.batch(6, 64)
@@ -63,10 +64,38 @@ def test_every_kind_of_prior_adds_little_at_first_and_takes_any_size(kind):
     enhancer = Enhancer(SMALL, kind)
     image, condition = torch.rand(2, 3, 128, 192), torch.tensor([coding_condition(0.5, "jpeg2000")] * 2)
     noise = torch.randn(2, SMALL.tokens, 2, 3)
-    added = enhancer(image, condition, original=image.flip(2), noise=noise)
-    assert added.shape == image.shape and added.abs().mean() < 0.2
+    added, doubt = enhancer(image, condition, original=image.flip(2), noise=noise)
+    assert added.shape == image.shape and added.abs().mean() < 0.2 and doubt.shape == (2, 1, 128, 192)
     if kind == "generated":
-        assert not torch.equal(added, enhancer(image, condition, noise=-noise))
+        assert not torch.equal(added, enhancer(image, condition, noise=-noise)[0])
+
+
+def test_bands_of_many_counts_become_grey_levels(rng):
+    samples = rng.integers(1000, 3000, (3, 256, 256)).astype(np.uint16)
+    samples[1] = samples[1] // 4 + 7000
+    scale = BandScale.of(samples)
+    grey = scale.grey(samples)
+    assert 10 < grey[0].min() < 20 and 235 < grey[0].max() < 245 and grey[1].max() < 90
+    found = [by_jpeg2000_bands(samples, scale, decibels) for decibels in (25, 45)]
+    errors = [float(np.square(original - decoded).mean()) for original, decoded, _ in found]
+    assert 10 * np.log10(255**2 / errors[0]) == pytest.approx(25, abs=2) and errors[1] < errors[0] / 30
+    coarse, fine = (coding for _, _, coding in found)
+    assert coarse.step > 4 * fine.step and coarse.bits_per_pixel < fine.bits_per_pixel
+
+
+def test_strengths_and_intervals_are_fitted_where_there_is_something_to_see(rng):
+    """An enhancer that adds nothing gains nothing: no strength, and intervals that hold 90 % of what is missing."""
+    torch.manual_seed(1)
+    enhancer = Enhancer(SMALL, "none").eval()
+    y, x = np.mgrid[0:256, 0:256]
+    images = [
+        (128 + 60 * np.sin(x / (5 + n)) * np.cos(y / 9) + rng.normal(0, 5, x.shape)).clip(0, 255).astype(np.uint8)
+        for n in range(12)
+    ]
+    strengths, intervals = fitted(enhancer, ImageSet([np.stack([i] * 3, 2) for i in images], ["a"] * 12, ["b"] * 12))
+    assert set(strengths) == {"jpeg2000", "jpeg2000, rough", "jpeg", "perigee", "unknown"}
+    assert all(strength == 0 for table in strengths.values() for _, strength in table)
+    assert all(before == after > 0.1 for table in intervals.values() for _, before, after in table)
 
 
 def test_the_diffusion_ends_at_what_is_predicted_and_begins_close_to_noise():
@@ -104,8 +133,10 @@ def test_a_training_goes_on_from_an_exported_enhancer(tmp_path, profile):
     trainer = EnhancementTrainer(tmp_path / "run", 1, start_from=shipped)
     image, condition = torch.rand(1, 3, 256, 256), torch.tensor([coding_condition(0.5, "jpeg2000")])
     with torch.no_grad():
-        added = trainer.mean.eval()(image, condition).numpy()
-    (wanted,) = OnnxRuntimeGraph(shipped / "enhancer.onnx", 1)({"image": image.numpy(), "condition": condition.numpy()})
+        added = trainer.mean.eval()(image, condition)[0].numpy()
+    wanted, *_ = OnnxRuntimeGraph(shipped / "enhancer.onnx", 1)(
+        {"image": image.numpy(), "condition": condition.numpy()}
+    )
     assert np.abs(added - wanted).max() < 1e-5 and np.abs(wanted).max() > 1e-3
     (tmp_path / "weights.npz").write_bytes(b"no weights")
     with pytest.raises(CheckpointError, match="no weights"):
@@ -129,11 +160,12 @@ def test_the_graph_gives_what_the_network_gives(kind, tmp_path):
         torch.randn(2, SMALL.tokens, 4, 4),
     )
     with torch.no_grad():
-        wanted = enhancer(image, condition, noise=noise).numpy()
+        wanted, doubt = enhancer(image, condition, noise=noise)
     feeds = {"image": image.numpy(), "condition": condition.numpy()}
-    (found,) = OnnxRuntimeGraph(tmp_path / "enhancer.onnx", 1)(
+    found, expected = OnnxRuntimeGraph(tmp_path / "enhancer.onnx", 1)(
         feeds | ({"noise": noise.numpy()} if kind == "generated" else {})
     )
-    assert np.abs(wanted).max() > 0.05 and np.allclose(found, wanted, atol=1e-5)
+    assert wanted.abs().max() > 0.05 and np.allclose(found, wanted.numpy(), atol=1e-5)
+    assert np.allclose(expected, doubt.exp().numpy(), rtol=1e-3) and expected.shape == (2, 1, 256, 256)
     with pytest.raises(ValueError, match="original"):
         write_enhancer(Enhancer(SMALL, "oracle"), tmp_path / "oracle.onnx")
