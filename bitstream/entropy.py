@@ -63,10 +63,13 @@ def decode_symbols(
     kind: str = "auto",
     latents: int | None = None,
     offsets: IntArray | None = None,
+    passes: int | None = None,
 ) -> DecodedPatch:
     """Inverse of :func:`encode_symbols`; ``hyper_size`` is (h, w) of z. Only the first ``latents`` channels are coded
     (None: all); the others are 0, and have a mean and a scale index all the same. ``offsets`` int8 [latents] were added to
     the scale indices for coding; the scale indices that are returned are without them.
+
+    With ``passes`` no more than these are decoded, and the latents, means and scale indices of the others are 0.
 
     Of a segment cut short, the passes that are certainly complete are used (never the last), and the latents of the
     others are the prior's mean. Raises SymbolError where the words cannot come from an encoder.
@@ -85,7 +88,8 @@ def decode_symbols(
     q = np.zeros((1, widths.latents, rows, cols), np.int32)
     means, indices = np.zeros_like(q), np.zeros_like(q)
     complete = 0
-    for k in range(widths.passes):
+    last = widths.passes if passes is None else min(passes, widths.passes)
+    for k in range(last):
         start, stop = widths.slice_of(k)
         channels = widths.coded_channels(k, latents)
         prediction = step(k, q)
@@ -105,6 +109,6 @@ def decode_symbols(
         unhalf(np.clip(values, Q_MIN, Q_MAX)[None], k % 2, q[:, start : start + channels])
         unhalf(prediction.mean, k % 2, means[:, start:stop])
         unhalf(prediction.table // MEAN_FRACTIONS, k % 2, indices[:, start:stop])
-    if not cut and coder.words_left:
+    if not cut and last == widths.passes and coder.words_left:
         raise SymbolError(f"{coder.words_left} words are left over after the last symbol")
     return DecodedPatch(q[0], means[0], indices[0], complete)

@@ -9,20 +9,22 @@ rounding does.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from perigee.bitstream import format as fmt
-from perigee.bitstream.arrays import FloatArray, IntArray
+from perigee.bitstream.arrays import FloatArray, IntArray, Samples
 from perigee.bitstream.cells import cells_of, reach_within
 from perigee.bitstream.contract import BLOCK, HYPER_BLOCK
 from perigee.bitstream.entropy import DecodedPatch, decode_symbols
 from perigee.bitstream.errors import BitstreamError, ChecksumError, Fault, FormatError
 from perigee.bitstream.samples import denormalise
 from perigee.engines.ground import GroundEngine
+from perigee.engines.quick import QuickLook
 from perigee.ground.ahead import Ahead, in_order
-from perigee.ground.regions import Region, squares_over
+from perigee.ground.regions import Place, Region, squares_over
 from perigee.ground.scene import StreamSource
 from perigee.ground.source import Decoded
 
@@ -44,6 +46,25 @@ def synthesis_windows(start: int, length: int, patch: int) -> Iterator[tuple[int
     yield start, length
 
 
+def _stitched(parts: Iterable[tuple[FloatArray | None, Place, Place]], region: Region) -> FloatArray | None:
+    """Parts [channel, rows, cols], each with what of it is wanted and where that belongs in ``region``; None where there is none."""
+    out = None
+    for part, inner, outer in parts:
+        if part is not None:
+            if out is None:
+                out = np.zeros((len(part), region.rows, region.cols), np.float32)
+            out[(slice(None), *outer)] = part[(slice(None), *inner)]
+    return out
+
+
+def _quick_image(quick: QuickLook, canvas: FloatArray | None, region: Region, factor: int = 1) -> FloatArray:
+    """What a quick look shows of a region, which is reduced as the image is, of the latents of the blocks that it touches."""
+    if canvas is None:
+        return np.zeros((fmt.BANDS_PER_GROUP, region.rows, region.cols), np.float32)
+    touched = region.blocks(BLOCK // factor).times(BLOCK // factor)
+    return quick.image(canvas, factor)[(slice(None), *region.within(touched))]
+
+
 class SceneDecoder(StreamSource):
     """A parsed stream as an image source; it keeps the latents of the last few patches.
 
@@ -51,8 +72,16 @@ class SceneDecoder(StreamSource):
     samples it offers what only a stream has: symbols, latents, and the projection of a picture to the cells of its symbols.
     """
 
-    def __init__(self, stream: fmt.Stream, engine: GroundEngine, coder: str = "auto", damaged: bool = False) -> None:
-        """Raises FormatError where stream, metadata and contract do not go together."""
+    def __init__(
+        self,
+        stream: fmt.Stream,
+        engine: GroundEngine,
+        coder: str = "auto",
+        damaged: bool = False,
+        quick: QuickLook | None = None,
+    ) -> None:
+        """``quick`` makes images without the synthesis, where all of the stream has a linear analysis. Raises FormatError where stream, metadata
+        and contract do not go together."""
         super().__init__(stream, engine.profile.contract.patch_side, damaged)
         self.stream, self.engine, self.coder = stream, engine, coder
         self.header = stream.header
@@ -67,6 +96,8 @@ class SceneDecoder(StreamSource):
                 expected=latents,
                 found=stream.offsets.shape[1],
             )
+        linear = all(s.linear for s in stream.segments.values() if s.mode == fmt.NETWORK)
+        self._quick = quick if linear else None
         self._lock = threading.RLock()  # of what is kept: several windows may be synthesised at a time
         self._latents: dict[int, FloatArray | None] = {}
         self._ahead = Ahead(self._reconstructed)
@@ -74,16 +105,18 @@ class SceneDecoder(StreamSource):
 
     # --- what only a stream has ------------------------------------------------------------------------------------
 
-    def symbols(self, unit: int) -> DecodedPatch:
-        """Symbols of a network segment, checked. Raises a BitstreamError."""
+    def symbols(self, unit: int, passes: int | None = None) -> DecodedPatch:
+        """Symbols of a network segment, checked; or those of its first ``passes``, which cannot be. Raises a BitstreamError."""
         segment = self.stream.segments[unit]
         contract = self.engine.profile.contract
         _, _, _, rows, cols = self.header.unit_region(unit)
         size = (-(-rows // HYPER_BLOCK), -(-cols // HYPER_BLOCK))
         decoded = decode_symbols(
             contract.widths, contract.tables, self.engine.prior, segment.words, segment.quality_step, size, segment.cut,
-            self.coder, segment.latents, self._offsets_of(unit),
+            self.coder, segment.latents, self._offsets_of(unit), passes,
         )  # fmt: skip
+        if passes is not None and passes < contract.widths.passes:
+            return decoded
         if segment.cut:
             self.report.cut[unit] = decoded.passes
         elif fmt.checksum_of(decoded.q) != segment.checksum:
@@ -109,14 +142,16 @@ class SceneDecoder(StreamSource):
                     self._received[unit] = received
             return self._latents[unit]
 
-    def _reconstructed(self, unit: int) -> tuple[FloatArray | None, IntArray | None]:
-        """What :meth:`latents` and :meth:`received` give of a unit."""
+    def _reconstructed(self, unit: int, passes: int | None = None) -> tuple[FloatArray | None, IntArray | None]:
+        """What :meth:`latents` and :meth:`received` give of a unit; for a quick look from its first ``passes`` alone."""
         segment = self.stream.segments.get(unit)
         if segment is None or segment.mode == fmt.DROPPED:
             self.report.lost[unit] = "dropped on board" if segment else "missing from the stream"
         elif segment.mode == fmt.NETWORK:
             try:
-                d = self.symbols(unit)
+                d = self.symbols(unit, passes)
+                if self._quick is not None:
+                    return self._quick.latents(d, segment.quality_step), None
                 out = self.engine.reconstruct(d.q[None], d.mean[None], d.scale_index[None], segment.quality_step)[0]
                 linear = segment.linear and not segment.cut and self.engine.can_project
                 return out, d.q.astype(np.int16) if linear else None
@@ -132,27 +167,19 @@ class SceneDecoder(StreamSource):
             self.latents(unit)
             return self._received.get(unit)
 
-    def units_over(self, group: int, region: Region) -> Iterator[tuple[int, tuple[slice, ...], tuple[slice, ...]]]:
+    def units_over(self, group: int, region: Region) -> Iterator[tuple[int, Place, Place]]:
         """Units of a group that touch ``region`` (in latents): number, and where both meet in the unit and in the region."""
         h = self.header
         for row, col, inner, outer in squares_over(region, h.patch_side // BLOCK):
-            yield (row * h.grid[1] + col) * h.groups + group, (slice(None), *inner), (slice(None), *outer)
+            yield (row * h.grid[1] + col) * h.groups + group, inner, outer
 
     def canvas(self, group: int, region: Region) -> FloatArray | None:
         """Stitched latents float32 [latents + 1, rows, cols] of ``region`` (in latents), zero where a unit has none.
 
         None where no unit has any.
         """
-        channels = self.engine.profile.contract.widths.latents + 1
-        out = None
-        for unit, inner, outer in self.units_over(group, region):
-            part = self.latents(unit)
-            if part is None:
-                continue
-            if out is None:
-                out = np.zeros((channels, region.rows, region.cols), np.float32)
-            out[outer] = part[inner]
-        return out
+        parts = [(self.latents(unit), inner, outer) for unit, inner, outer in self.units_over(group, region)]
+        return _stitched(parts, region)
 
     def project_to_cells(
         self, image: FloatArray, group: int, region: Region, rounding: float | None = None
@@ -170,7 +197,8 @@ class SceneDecoder(StreamSource):
             q = self.received(unit)
             if q is not None:
                 gains = contract.gains(self.stream.segments[unit].quality_step)
-                low[outer], high[outer] = cells_of(q[inner], gains, reach_within(gains, rounding))
+                place = (slice(None), *outer)
+                low[place], high[place] = cells_of(q[(slice(None), *inner)], gains, reach_within(gains, rounding))
                 bounded = True
         return self.engine.project_to_cells(image[None], low[None], high[None])[0] if bounded else image
 
@@ -185,8 +213,10 @@ class SceneDecoder(StreamSource):
         return Region(0, 0, *sizes)
 
     def image(self, group: int, region: Region) -> FloatArray:
-        """Synthesised image float32 [3, rows, cols] of a pixel region, nominally 0..1."""
+        """Synthesised image float32 [3, rows, cols] of a pixel region, nominally 0..1; that of a quick look where it was asked for."""
         inside = region.blocks(BLOCK)
+        if self._quick is not None:
+            return _quick_image(self._quick, self.canvas(group, inside), region)
         around = inside.grown(MARGIN, self.latent_extent)
         canvas = self.canvas(group, around)
         if canvas is None:  # nothing but empty, dropped or lost patches: the fill value will stand there
@@ -216,22 +246,53 @@ class SceneDecoder(StreamSource):
 
         ``image_of`` gives the image of a group instead of :meth:`image`, for sources that enhance it.
         """
+        chosen = list(range(self.bands)) if bands is None else list(bands)
+        made = image_of or self.image
+        out = self._samples(chosen, lambda group: made(group, region))
+        valid, alpha = self._validity(region, chosen)
+        self.settle(out, valid)
+        return Decoded(out, valid, alpha)
+
+    def _samples(self, chosen: Sequence[int], image_of: Callable[[int], FloatArray]) -> Samples:
+        """Samples [band, row, col] of the chosen bands, of the images of their groups."""
         h = self.header
-        chosen = list(range(h.bands)) if bands is None else list(bands)
-        out = np.empty((len(chosen), region.rows, region.cols), h.dtype)
+        found: dict[int, Samples] = {}
         for group in sorted({b // fmt.BANDS_PER_GROUP for b in chosen}):
             members = list(h.group_bands(group))
-            image = (image_of or self.image)(group, region)
+            image = image_of(group)
             if len(members) < fmt.BANDS_PER_GROUP:  # the last band stood in for the missing ones
                 image = np.concatenate([image[: len(members) - 1], image[len(members) - 1 :].mean(0, keepdims=True)])
             ranges = None if self.stream.ranges is None else self.stream.ranges[members]
             samples = denormalise(image, ranges, h.dtype, self.sample_range)
-            for place, band in enumerate(chosen):
-                if band in members:
-                    out[place] = samples[members.index(band)]
-        valid, alpha = self._validity(region, chosen)
-        self.settle(out, valid)
-        return Decoded(out, valid, alpha)
+            found |= dict(zip(members, samples, strict=True))
+        return np.stack([found[band] for band in chosen])
+
+    @property
+    def reduces(self) -> bool:
+        """Whether :meth:`reduced` serves: for quick looks at scenes without gaps."""
+        return self._quick is not None and not self.has_gaps and self.metadata.alpha_band is None
+
+    def reduced(self, region: Region, bands: Sequence[int], factor: int) -> Decoded:
+        """A quick look at a pixel region, reduced by 2, 4, 8 or 16; its top and left are multiples of that. Only as much of each segment is
+        decoded as can be seen."""
+        assert self._quick is not None
+        quick, inside = self._quick, region.blocks(BLOCK)
+        passes = quick.passes(factor)
+        place = Region(
+            region.top // factor, region.left // factor, -(-region.rows // factor), -(-region.cols // factor)
+        )
+
+        def image(group: int) -> FloatArray:
+            over = list(self.units_over(group, inside))
+            with ThreadPoolExecutor(self.engine.threads, "quick") as pool:
+                parts = [latents for latents, _ in pool.map(lambda unit: self._reconstructed(unit[0], passes), over)]
+            canvas = _stitched([(part, *where[1:]) for part, where in zip(parts, over, strict=True)], inside)
+            return _quick_image(quick, canvas, place, factor)
+
+        samples = self._samples(bands, image)
+        valid = np.ones(samples.shape, bool)
+        self.settle(samples, valid)
+        return Decoded(samples, valid, None)
 
     def blocks(
         self,
@@ -290,7 +351,7 @@ class SceneDecoder(StreamSource):
             "PERIGEE_ENGINE": self.engine.name,
             "PERIGEE_DEVICE": self.engine.backend.device,
             "PERIGEE_PRECISION": self.engine.backend.precision,
-        }
+        } | ({} if self._quick is None else {"PERIGEE_SYNTHESIS": "NO"})
 
     def _delivered(self, patch: int) -> tuple[bool, list[int]]:
         h = self.header

@@ -18,6 +18,7 @@ from perigee.engines.coding import coding_of_stream
 from perigee.engines.enhancer import Enhancer, find_enhancer, known_enhancers
 from perigee.engines.ground import GroundEngine
 from perigee.engines.ground_components import GroundComponents
+from perigee.engines.quick import QuickLook
 from perigee.ground.compensation.compensator import Compensator, find_compensator
 from perigee.ground.compensation.request import Compensation
 from perigee.ground.compensation.source import RUNS_LIMIT, CompensatedSource
@@ -39,6 +40,7 @@ class Library:
         self.threads, self.backend = threads, backend
         self._lock = threading.Lock()
         self._engines: dict[bytes, GroundEngine] = {}
+        self._quick: dict[bytes, QuickLook | None] = {}
         self.folders = tuple(folders)
         self._component_engines: dict[bytes, GroundComponents] = {}
         self._enhancers: dict[str, Enhancer] = {}
@@ -106,6 +108,14 @@ class Library:
                 self._engines[contract] = GroundEngine(profile, self.threads, self.backend)
             return self._engines[contract]
 
+    def quick(self, contract: bytes) -> QuickLook | None:
+        """Quick looks at streams of a contract; None where they need the synthesis."""
+        engine = self.engine(contract)
+        with self._lock:
+            if contract not in self._quick:
+                self._quick[contract] = QuickLook(engine) if engine.can_project else None
+            return self._quick[contract]
+
     def compensator(self, name: str, contract: bytes) -> Compensator:
         """A compensator for streams of a contract. Raises CompensationError or EngineError."""
         with self._lock:
@@ -146,14 +156,17 @@ class Library:
         runs_limit: int = RUNS_LIMIT,
         progress: Progress | None = None,
         size_bytes: int = 0,
+        fast: bool = False,
     ) -> SceneDecoder | CompensatedSource | EnhancedSource:
         """A stream of ``size_bytes`` as an image source; ``compensation`` is ``none``, a compensator's ``NAME`` or ``NAME:METHOD``, or the name
-        of an enhancer.
+        of an enhancer. ``fast`` leaves out the synthesis where nothing is added and the profile can do without.
 
         ``runs_limit`` and ``progress`` are the compensator's. Raises UnknownProfileError, FormatError, CompensationError,
         ProfileError or EngineError.
         """
-        decoder = SceneDecoder(stream, self.engine(stream.header.contract), damaged=damaged)
+        contract = stream.header.contract
+        quick = self.quick(contract) if fast and compensation == NONE else None
+        decoder = SceneDecoder(stream, self.engine(contract), damaged=damaged, quick=quick)
         if compensation == NONE:
             return decoder
         name, _, method = compensation.partition(":")

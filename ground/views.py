@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -12,6 +13,17 @@ from perigee.ground.regions import Region
 from perigee.ground.source import Decoded, ImageSource, Progress
 
 SCALES = (1, 2, 4, 8, 16)
+QUICK_PX = 2048  # pixels of the source on the side of what a quick look reduces at once
+
+
+@runtime_checkable
+class Reducing(Protocol):
+    """An image source that can give a reduced image without making the whole one."""
+
+    @property
+    def reduces(self) -> bool: ...
+
+    def reduced(self, region: Region, bands: Sequence[int], factor: int) -> Decoded: ...
 
 
 @dataclass(frozen=True)
@@ -93,6 +105,17 @@ def blocks_of(source: ImageSource, view: View, progress: Progress | None = None)
     ``progress`` is told how many of the source's pixels have been taken by whoever reads the blocks.
     """
     f, done = view.reduction, 0
+    if f > 1 and isinstance(source, Reducing) and source.reduces and view.region.top % f == view.region.left % f == 0:
+        side = QUICK_PX
+        for row in range(0, view.region.rows, side):
+            for col in range(0, view.region.cols, side):
+                rows, cols = min(side, view.region.rows - row), min(side, view.region.cols - col)
+                block = source.reduced(Region(view.region.top + row, view.region.left + col, rows, cols), view.bands, f)
+                yield Region(row // f, col // f, *block.samples.shape[1:]), block
+                done += rows * cols
+                if progress:
+                    progress(done, view.region.pixels)
+        return
     for region, block in source.blocks(view.region, list(view.bands)):
         reduced = reduce_block(source, block, f)
         top, left = (region.top - view.region.top) // f, (region.left - view.region.left) // f

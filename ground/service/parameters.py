@@ -105,7 +105,7 @@ def order_of(
     unknown_crs: Annotated[
         str, Query(description="a CRS that cannot be interpreted: refuse (422), keep as text in a tag, or drop")
     ] = "refuse",
-    effort: Annotated[str, Query(description="full, or fast: streams of format version 2 by integers alone")] = FULL,
+    effort: Annotated[str, Query(description="full, or fast: a quick look without the synthesis network")] = FULL,
 ) -> Order:
     """The query as an order. Raises Problem 406, OrderError or CompensationError."""
     _check_product(product)
