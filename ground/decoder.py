@@ -294,6 +294,17 @@ class SceneDecoder(StreamSource):
         self.settle(samples, valid)
         return Decoded(samples, valid, None)
 
+    def windows(self, whole: Region) -> list[Region]:
+        """The synthesis windows of a region, in the order in which :meth:`blocks` gives them."""
+        side = self.header.patch_side
+        columns = list(synthesis_windows(whole.left, whole.cols, side))
+        return [
+            Region(top, left, rows, cols)
+            for first in range(0, len(columns), STRIPE)
+            for top, rows in synthesis_windows(whole.top, whole.rows, side)
+            for left, cols in columns[first : first + STRIPE]
+        ]
+
     def blocks(
         self,
         region: Region | None = None,
@@ -305,16 +316,10 @@ class SceneDecoder(StreamSource):
         Latents of patches that are done with are dropped; those beside the edge of a stripe are decoded twice, so that memory does not grow with
         the width of the scene.
         """
-        side = self.header.patch_side
         whole = region or Region(0, 0, self.height, self.width)
-        columns = list(synthesis_windows(whole.left, whole.cols, side))
-        stripes = [left for left, _ in columns[::STRIPE]]
-        windows = [
-            Region(top, left, rows, cols)
-            for first in range(0, len(columns), STRIPE)
-            for top, rows in synthesis_windows(whole.top, whole.rows, side)
-            for left, cols in columns[first : first + STRIPE]
-        ]
+        windows = self.windows(whole)
+        columns = sorted({window.left for window in windows})
+        stripes = columns[::STRIPE]
         chosen = range(self.bands) if bands is None else bands
         groups = sorted({b // fmt.BANDS_PER_GROUP for b in chosen})
 

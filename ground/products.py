@@ -59,17 +59,21 @@ def _window(place: Region) -> Window:
     return Window(place.left, place.top, place.cols, place.rows)
 
 
-def _write_plain(
+@contextmanager
+def _plain(
     path: Path,
     source: ImageSource,
     view: View,
-    progress: Progress | None,
     unknown_crs: str = "refuse",
     opacity: bool = False,
-) -> dict[str, Any]:
-    """The view as a tiled GeoTIFF, block by block; returns the options with which it has to be copied.
+    whole_bytes: bool = False,
+    **more: Any,
+) -> Iterator[tuple[Any, Layout, bool, dict[str, Any]]]:
+    """A tiled GeoTIFF open for the samples of a view, which is described when the block ends: with its layout, whether it needs a mask, and the
+    options with which it has to be copied.
 
-    ``opacity`` puts validity and alpha into an alpha band behind the others, for formats that have no mask.
+    ``opacity`` puts validity and alpha into an alpha band behind the others, for formats that have no mask; ``whole_bytes`` does not pack samples
+    of fewer bits; ``more`` are further options.
     """
     metadata = source.metadata
     layout = Layout(tuple(range(len(view.bands))), len(view.bands)) if opacity else layout_of(source, view)
@@ -77,10 +81,11 @@ def _write_plain(
     rgb = colour and view.bands[:3] == (0, 1, 2) and layout.alpha in (None, 3)
     rows, cols = view.size
     crs, _ = usable_crs(metadata, unknown_crs)
-    kept = geotiff_version(metadata, crs) | ({} if opacity else _bits(metadata))
+    version = geotiff_version(metadata, crs)
+    kept = version | ({} if opacity else _bits(metadata))
     options = (
         TILED
-        | kept
+        | (version if whole_bytes else kept)
         | {
             "width": cols,
             "height": rows,
@@ -89,26 +94,62 @@ def _write_plain(
             "photometric": "RGB" if rgb else "MINISBLACK",
             "nodata": None if opacity else metadata.nodata,
         }
+        | more
     )
     if layout.alpha is not None and metadata.premultiplied:
         options["ALPHA"] = "PREMULTIPLIED"
-    masked = metadata.masked or (source.incomplete and metadata.nodata is None and layout.alpha is None)
     with rasterio.Env(**ENVIRONMENT), rasterio.open(path, "w+", **options) as target:
         if metadata.palette and not opacity:
             parts = (metadata.palette[part::3] for part in range(3))
             target.write_colormap(1, dict(enumerate(zip(*parts, strict=True))))
+        yield target, layout, needs_mask(source, layout) and not opacity, kept
+        target.colorinterp = _interpretation(list(target.colorinterp), rgb, view, layout, metadata)
+        describe(target, source, view, layout, unknown_crs)
+    _complete(path, source, view, layout, crs)
+
+
+def needs_mask(source: ImageSource, layout: Layout) -> bool:
+    """Whether nothing but a mask can say which samples of a product are valid."""
+    metadata = source.metadata
+    return metadata.masked or (source.incomplete and metadata.nodata is None and layout.alpha is None)
+
+
+def _write_plain(
+    path: Path,
+    source: ImageSource,
+    view: View,
+    progress: Progress | None,
+    unknown_crs: str = "refuse",
+    opacity: bool = False,
+) -> dict[str, Any]:
+    """The view as a tiled GeoTIFF, block by block; returns the options with which it has to be copied. ``opacity`` as above."""
+    bits = source.metadata.nbits
+    with _plain(path, source, view, unknown_crs, opacity) as (target, layout, masked, kept):
         for place, block in blocks_of(source, view, progress):
             window = _window(place)
             target.write(block.samples, [p + 1 for p in layout.places], window=window)
             if layout.alpha is not None:
-                alpha = block.opacity(metadata.nbits) if opacity or block.alpha is None else block.alpha
+                alpha = block.opacity(bits) if opacity or block.alpha is None else block.alpha
                 target.write(alpha, layout.alpha + 1, window=window)
-            if masked and not opacity:
+            if masked:
                 target.write_mask(block.valid.all(0), window=window)
-        target.colorinterp = _interpretation(list(target.colorinterp), rgb, view, layout, metadata)
-        describe(target, source, view, layout, unknown_crs)
-    _complete(path, source, view, layout, crs)
     return kept
+
+
+def write_empty(path: Path, source: ImageSource, unknown_crs: str = "refuse") -> Layout:
+    """Write a GeoTIFF of the whole source without any sample, whose one directory describes it, and return its layout.
+
+    Raises MetadataError for a CRS that is refused, OutputError where the file cannot be written.
+    """
+    view = View(Region(0, 0, source.height, source.width), tuple(range(source.bands)))
+    with (
+        _told(),
+        _plain(path, source, view, unknown_crs, whole_bytes=True, SPARSE_OK=True, INTERLEAVE="PIXEL") as plain,
+    ):
+        layout = plain[1]
+    if source.metadata.premultiplied:
+        mark_premultiplied(path)
+    return layout
 
 
 def _bits(metadata: Metadata) -> dict[str, Any]:

@@ -101,6 +101,10 @@ class CompensatedSource:
         self._runs_limit, self._progress = runs_limit, progress
         self.agreement: dict[int, Agreement] = {}  # by unit, of the patches decoded so far
 
+    def forget(self) -> None:
+        """As the decoded stream."""
+        self.source.forget()
+
     @property
     def incomplete(self) -> bool:
         """As the decoded stream."""

@@ -1,6 +1,7 @@
 """Perigee: a learned image codec for satellites.
 
-:func:`encode` and :func:`decode` turn images into streams and back, and :func:`inspect` looks at a stream without decoding it.
+:func:`encode` and :func:`decode` turn images into streams and back, :func:`open` opens a stream as a dataset that decodes what is read, and
+:func:`inspect` looks at a stream without decoding it.
 Each imports only what it needs: encoding the packages of the extra ``onboard``, decoding those of ``ground``. The commands
 ``onboard-encode`` and ``ground-decode`` do the same for files, with progress, atomic output and georeferenced products.
 """
@@ -18,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from rasterio.io import DatasetReader
+
     from perigee.bitstream.arrays import BoolArray, Samples
     from perigee.bitstream.metadata import Acquisition, Metadata
     from perigee.bitstream.records import RecordsOfScene
@@ -28,7 +31,7 @@ if TYPE_CHECKING:
     from perigee.onboard.source import Source
 
 __version__ = "0.7.0"
-__all__ = ["Image", "decode", "encode", "inspect"]
+__all__ = ["Image", "decode", "encode", "inspect", "open"]
 
 
 @dataclass(frozen=True)
@@ -164,6 +167,34 @@ def decode(
     parsed = stream_of(source)
     records = parsed.records if isinstance(parsed, ComponentStream) else None
     return Image(samples, valid, alpha, source.metadata, source.report, source.provenance(), records)
+
+
+def open(
+    stream: bytes | str | Path,
+    *,
+    damaged: bool = False,
+    compensation: str = "none",
+    steps: int | None = None,
+    seed: int = 0,
+    strength: float = 1.0,
+    profiles: Sequence[str | Path] = (),
+    threads: int | None = None,
+) -> DatasetReader:
+    """Open a stream as a rasterio dataset, which decodes what is read and nothing else.
+
+    ``stream`` is its bytes or the path of a ``.peri`` file; the other parameters are those of :func:`decode`. At full size the samples are
+    those of ``ground-decode``; overviews are quick looks, as of ``--effort fast``. Close the dataset, or use it in a ``with`` statement.
+
+    Raises a BitstreamError for bytes that are no valid stream, CompensationError, ProfileError, EngineError, MetadataError for a CRS that
+    cannot be interpreted, OSError where the file cannot be read, and ModuleNotFoundError, which names the extra to install, where a package
+    is missing. Reading pixels of a damaged segment raises rasterio's RasterioIOError.
+    """
+    with _extra("ground"):
+        from perigee.ground.dataset import open_dataset
+        from perigee.ground.orders import Order
+
+    order = Order(damaged=damaged, compensation=compensation, steps=steps, seed=seed, strength=strength)
+    return open_dataset(_bytes(stream), order, library=_library(tuple(str(folder) for folder in profiles), threads))
 
 
 def inspect(stream: bytes | str | Path, *, damaged: bool = False) -> dict[str, Any]:
