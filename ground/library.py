@@ -10,7 +10,7 @@ from pathlib import Path
 from perigee.bitstream import format as fmt
 from perigee.bitstream.component_profile import ComponentProfile, find_component_profile, load_component_profile
 from perigee.bitstream.errors import Fault, ProfileError, UnknownProfileError
-from perigee.bitstream.manifest import COMPONENTS, PROFILE, kind_of, manifests_in
+from perigee.bitstream.manifest import COMPENSATOR, COMPONENTS, PROFILE, kind_of, manifests_in, read_manifest
 from perigee.bitstream.profile import Profile, find_profile, load_profile, shipped_profiles
 from perigee.bitstream.version2 import ComponentStream
 from perigee.engines.backend import CPU_BACKEND, Backend
@@ -19,7 +19,7 @@ from perigee.engines.enhancer import Enhancer, find_enhancer, known_enhancers
 from perigee.engines.ground import GroundEngine
 from perigee.engines.ground_components import GroundComponents
 from perigee.engines.quick import QuickLook
-from perigee.ground.compensation.compensator import Compensator, find_compensator
+from perigee.ground.compensation.compensator import Compensator, find_compensator, known_folders
 from perigee.ground.compensation.request import Compensation
 from perigee.ground.compensation.source import RUNS_LIMIT, CompensatedSource
 from perigee.ground.component_decoder import ComponentDecoder
@@ -130,6 +130,16 @@ class Library:
             if name not in self._enhancers:
                 self._enhancers[name] = find_enhancer(name, self.folders, self.threads, self.backend)
             return self._enhancers[name]
+
+    def additions(self, contract: bytes) -> list[str]:
+        """What can be asked of streams of a contract as compensation: the names of compensators, and of enhancers."""
+        if contract not in self.profiles:
+            return []
+        serving = []
+        for name, folder in known_folders(self.folders).items():
+            if contract in read_manifest(folder, COMPENSATOR).contracts:
+                serving.append(name)
+        return serving + list(known_enhancers(self.folders))
 
     def component_source(
         self, stream: ComponentStream, damaged: bool = False, compensation: str = NONE, fast: bool = False

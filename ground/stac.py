@@ -126,6 +126,11 @@ def _around(south: float, north: float) -> tuple[dict[str, Any], list[float]]:
     return {"type": "Polygon", "coordinates": [_closed(ring)]}, _rounded([-180.0, south, 180.0, north])
 
 
+def item_place(source: ImageSource, view: View) -> dict[str, Any]:
+    """Geometry and bbox of a view in longitude and latitude, as in a STAC item; geometry None where it has no place on the Earth."""
+    return _place(_projected(source, view)[0], view)
+
+
 def _place(place: Any, view: View) -> dict[str, Any]:
     """Geometry and bbox of an item; no geometry where the view has no place on the Earth, as on another body or in a local CRS."""
     if place is None:

@@ -183,6 +183,14 @@ def shipped_folders() -> dict[str, Path]:
     return {folder.name: folder for folder in manifests_in(root)}
 
 
+def known_folders(folders: Iterable[Path] = ()) -> dict[str, Path]:
+    """The compensators in the package and in ``folders``, by name."""
+    known = shipped_folders()
+    for folder in folders:
+        known |= {place.name: place for place in manifests_in(folder) if kind_of(place) == COMPENSATOR}
+    return known
+
+
 def find_compensator(
     name: str,
     contract: bytes,
@@ -194,9 +202,7 @@ def find_compensator(
 
     Raises CompensationError that names the known ones, or the profile that it does not fit.
     """
-    known = shipped_folders()
-    for folder in folders:
-        known |= {place.name: place for place in manifests_in(folder) if kind_of(place) == COMPENSATOR}
+    known = known_folders(folders)
     if name not in known:
         raise CompensationError(
             f"compensation {name!r}: accepted are none, {', '.join(known) or '(none is installed)'}",

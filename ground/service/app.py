@@ -1,4 +1,4 @@
-"""The ground service: ``POST /decode`` and what goes with it.
+"""The ground service: ``POST /decode`` and what goes with it, scenes that are kept, and a page that shows them.
 
 CPU work runs in threads behind one bounded queue; when that is full the answer is 503 with Retry-After. A product is complete
 on disk before the first byte of the answer is sent.
@@ -6,26 +6,39 @@ on disk before the first byte of the answer is sent.
 
 from __future__ import annotations
 
-import hmac
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 from anyio import to_thread
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI
 
 import perigee
+from perigee.bitstream.errors import OutputError
 from perigee.ground.library import Library
-from perigee.ground.service import problems
+from perigee.ground.service import guard, problems
 from perigee.ground.service.jobs import Jobs
 from perigee.ground.service.limits import Settings
 from perigee.ground.service.metrics import Metrics
-from perigee.ground.service.problems import Problem
+from perigee.ground.service.page import page_routes
 from perigee.ground.service.routes import Service, routes_of
+from perigee.ground.service.scene_routes import scene_routes
+from perigee.ground.service.scenes import Scenes
 from perigee.ground.service.workers import workers_of
 from perigee.ground.service.workspace import Workspace, check_temporary_folder, clear_abandoned
 
-OPEN_PATHS = ("/healthz", "/readyz")
+
+def _folder(chosen: Path | None, workspace: Workspace | None, name: str) -> Path:
+    """The folder that was chosen, or one in the workspace. Raises OutputError where it cannot be made."""
+    folder = chosen if chosen is not None or workspace is None else workspace.folder / name
+    assert folder is not None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"{name} cannot be kept in {folder} ({error.strerror})", field=name, found=str(folder)
+        ) from error
+    return folder
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -33,8 +46,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     settings = settings or Settings()
     library = settings.library or Library(settings.profiles, settings.threads, settings.backend)
     check_temporary_folder()
-    workspace = Workspace() if settings.jobs is None else None
-    folder = Path(str(settings.jobs)) if workspace is None else workspace.folder / "jobs"
+    workspace = Workspace() if settings.jobs is None or settings.scenes is None else None
+    folder = _folder(settings.jobs, workspace, "jobs")
+    scenes = Scenes(_folder(settings.scenes, workspace, "scenes"), library, settings.scene_limits)
     workers = workers_of(settings.devices, settings.engine, library)
     metrics = Metrics(workers)
     jobs = Jobs(folder, workers, settings.long_work, settings.jobs_kept)
@@ -61,26 +75,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.workers = workers
     problems.install(app)
-    app.include_router(routes_of(Service(settings, library, metrics, jobs, workers)))
-    _guard(app, settings, metrics)
+    service = Service(settings, library, metrics, jobs, workers)
+    app.include_router(routes_of(service))
+    app.include_router(scene_routes(service, scenes))
+    app.include_router(page_routes())
+    guard.install(app, settings, metrics)
     return app
-
-
-def _guard(app: FastAPI, settings: Settings, metrics: Metrics) -> None:
-    """Authorise requests where a token is set, and count answers."""
-
-    @app.middleware("http")
-    async def guard(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        route = str(request.scope["path"])
-        if settings.token is not None and route not in OPEN_PATHS:
-            scheme, _, given = request.headers.get("authorization", "").partition(" ")
-            if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), settings.token.encode()):
-                metrics.requests.labels("unauthorised", "401").inc()
-                return problems.problem_response(
-                    Problem(401, "send Authorization: Bearer <token>", {"WWW-Authenticate": "Bearer"})
-                )
-        answer = await call_next(request)
-        known = {*app.openapi()["paths"], "/openapi.json", "/docs"}
-        route = "/jobs/{name}" if route.startswith("/jobs/") else route
-        metrics.requests.labels(route if route in known else "other", str(answer.status_code)).inc()
-        return answer

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 PROGRAM = "ground-serve"
 TOKEN_MIN = 16
+LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 
 
 def _loopback(host: str) -> bool:
@@ -108,6 +109,43 @@ def build_parser() -> Parser:
     )
     parser.add_argument(
         "--jobs", type=Path, metavar="DIR", help="folder in which jobs survive a restart (default: a temporary one)"
+    )
+    parser.add_argument(
+        "--scenes",
+        type=Path,
+        metavar="DIR",
+        help="folder of the streams that are served under /scenes (default: a temporary one)",
+    )
+    parser.add_argument("--scenes-read-only", action="store_true", help="refuse to put and delete scenes")
+    parser.add_argument(
+        "--scenes-gib", type=positive, default=8, metavar="N", help="quota of all scenes in GiB (default %(default)s)"
+    )
+    parser.add_argument(
+        "--scenes-days",
+        type=positive,
+        metavar="N",
+        help="delete scenes so many days after they were put (default: keep them)",
+    )
+    parser.add_argument(
+        "--cache-mib",
+        type=positive,
+        default=256,
+        metavar="N",
+        help="memory for decoded tiles of scenes in MiB (default %(default)s)",
+    )
+    parser.add_argument(
+        "--host-name",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="answer under this name alone (repeatable; default: on loopback localhost, 127.0.0.1 and ::1, elsewhere any)",
+    )
+    parser.add_argument(
+        "--cors-origin",
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="let pages of this origin, such as https://maps.example.org, use the service (repeatable; default: none)",
     )
     return parser
 
@@ -189,6 +227,7 @@ def _serve(args: argparse.Namespace) -> int:
     from perigee.ground.service.app import create_app
     from perigee.ground.service.connections import Seldom, connection_limits, connections_of
     from perigee.ground.service.limits import Settings
+    from perigee.ground.service.scenes import SceneLimits
     from perigee.ground.service.workspace import close_all
 
     backend = CPU_BACKEND if args.devices else backend_of(args, PROGRAM)
@@ -204,6 +243,10 @@ def _serve(args: argparse.Namespace) -> int:
         decoded_samples=args.max_megasamples * 1_000_000,
         waiting=args.queue,
         token=token,
+        hosts=tuple(args.host_name) or (LOOPBACK_NAMES if _loopback(args.host) else ()),
+        cors_origins=tuple(args.cors_origin),
+        scenes=args.scenes,
+        scene_limits=SceneLimits(args.scenes_gib << 30, args.scenes_days, args.scenes_read_only, args.cache_mib << 20),
         jobs=args.jobs,
         write_s=args.write_seconds,
         shutdown_s=args.shutdown_seconds,

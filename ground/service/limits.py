@@ -14,6 +14,7 @@ from perigee.bitstream.errors import BusyError
 from perigee.engines.backend import CPU_BACKEND, Backend
 from perigee.ground.library import Library
 from perigee.ground.orders import OrderLimits
+from perigee.ground.service.scenes import SceneLimits
 
 RUNS_AT_ONCE = 3000  # of the denoiser for one answer: a few minutes; jobs may take more
 
@@ -22,12 +23,14 @@ RUNS_AT_ONCE = 3000  # of the denoiser for one answer: a few minutes; jobs may t
 class Settings:
     """How the service runs. Sizes are in bytes, times in seconds.
 
-    ``uploads`` are bodies that may arrive at a time, ``running`` decodings that run, ``waiting`` those that wait for them.
-    ``head_s`` bounds how long a connection may take to send the whole head of a request, ``write_s`` how long a part of an answer may
-    wait for its reader, ``shutdown_s`` how long requests may go on after SIGTERM.
-    ``jobs`` is a folder that keeps jobs over a restart; None is a temporary one. ``backend`` runs the networks in this process; where
-    ``devices`` are named, a worker process runs ``engine`` on each instead, and as many decodings run. ``library`` replaces the one
-    made of ``profiles``, ``threads`` and ``backend``.
+    ``uploads`` are bodies that may arrive at a time, ``running`` decodings that run, ``waiting`` those that wait for them, ``readings`` those
+    of scenes that run or wait. ``head_s`` bounds how long a connection may take to send the whole head of a request, ``write_s`` how long a part
+    of an answer may wait for its reader, ``shutdown_s`` how long requests may go on after SIGTERM.
+
+    ``hosts`` are the names under which the service answers (none: any), ``cors_origins`` the origins whose pages may use it. ``scenes`` is the
+    folder of scenes and ``jobs`` one that keeps jobs over a restart; None is a temporary one. ``backend`` runs the networks in this process;
+    where ``devices`` are named, a worker process runs ``engine`` on each instead, and as many decodings run. ``library`` replaces the one made
+    of ``profiles``, ``threads`` and ``backend``.
     """
 
     profiles: tuple[Path, ...] = ()
@@ -42,10 +45,15 @@ class Settings:
     write_s: float = 60.0
     shutdown_s: int = 10
     uploads: int = 32
+    readings: int = 256
     running: int = 1
     waiting: int = 8
     retry_after_s: int = 5
     token: str | None = None
+    hosts: tuple[str, ...] = ()
+    cors_origins: tuple[str, ...] = ()
+    scenes: Path | None = None
+    scene_limits: SceneLimits = SceneLimits()
     jobs: Path | None = None
     jobs_kept: int = 64
     library: Library | None = field(default=None, compare=False)

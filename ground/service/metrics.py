@@ -27,6 +27,9 @@ class Metrics:
         self.received = Counter("perigee_received_bytes_total", "Bytes of streams received", registry=self.registry)
         self.pixels = Counter("perigee_decoded_pixels_total", "Pixels of products", registry=self.registry)
         self.uploading = Gauge("perigee_uploads", "Uploads under way", registry=self.registry)
+        self.reading = Gauge(
+            "perigee_scene_readings", "Readings of scenes under way or waiting", registry=self.registry
+        )
         self.queued = Gauge("perigee_queue_length", "Decodings running or waiting", registry=self.registry)
 
 

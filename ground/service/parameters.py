@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated
 
 from fastapi import Query, Request
@@ -63,7 +64,22 @@ def _wanted_format(request: Request, chosen: str | None) -> str:
     return found
 
 
-def _integers(text: str | None, name: str, count: int | None = None) -> tuple[int, ...] | None:
+def numbers(text: str | None, name: str) -> tuple[float, ...] | None:
+    """A parameter that is a list of finite numbers. Raises OrderError."""
+    if text is None:
+        return None
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        values = ()
+    if not values or not all(math.isfinite(value) for value in values):
+        wanted = "a list of numbers with commas between"
+        raise OrderError(f"{name}={text}: expected {wanted}", field=name, expected=wanted, found=text)
+    return values
+
+
+def integers(text: str | None, name: str, count: int | None = None) -> tuple[int, ...] | None:
+    """A parameter that is a list of whole numbers, or of ``count`` of them. Raises OrderError."""
     if text is None:
         return None
     try:
@@ -111,8 +127,8 @@ def order_of(
     _check_product(product)
     return Order(
         _wanted_format(request, format),
-        _integers(window, "window", 4),
-        _integers(bands, "bands"),
+        integers(window, "window", 4),
+        integers(bands, "bands"),
         scale,
         damaged,
         compensation,
@@ -149,8 +165,8 @@ def enhancement_of(
         raise OrderError("format=json: accepted are tif, png", field="format", expected="tif, png", found=wanted)
     return Order(
         wanted,
-        _integers(window, "window", 4),
-        _integers(bands, "bands"),
+        integers(window, "window", 4),
+        integers(bands, "bands"),
         scale,
         compensation=method,
         seed=seed,

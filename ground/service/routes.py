@@ -43,6 +43,7 @@ BODY_SCHEMA = {
         },
     }
 }
+READING = 2  # scenes that are read at a time
 PROBLEM_EXAMPLE = {
     "type": "about:blank",
     "title": "Unusable stream or request",
@@ -57,23 +58,24 @@ PROBLEM_EXAMPLE = {
 }
 
 
-def _problem(description: str) -> dict[str, Any]:
+def problem(description: str) -> dict[str, Any]:
+    """A kind of error as the description of the interface has it."""
     return {"description": description, "content": {problems.MEDIA_TYPE: {}}}
 
 
 ANSWERS: dict[int | str, dict[str, Any]] = {
-    406: _problem("No offered media type is acceptable"),
-    408: _problem("The upload took too long"),
-    413: _problem("The upload or the decoded scene is too large"),
-    415: _problem("The upload has the wrong media type"),
+    406: problem("No offered media type is acceptable"),
+    408: problem("The upload took too long"),
+    413: problem("The upload or the decoded scene is too large"),
+    415: problem("The upload has the wrong media type"),
     422: {
         "description": "The stream is invalid, its profile unknown, or a parameter out of range",
         "content": {problems.MEDIA_TYPE: {"example": PROBLEM_EXAMPLE}},
     },
-    503: _problem("The queue is full; Retry-After says when to come again"),
-    507: _problem("There is no space for the product in the service's temporary folder"),
+    503: problem("The queue is full; Retry-After says when to come again"),
+    507: problem("There is no space for the product in the service's temporary folder"),
 }
-NO_JOB: dict[int | str, dict[str, Any]] = {404: _problem("There is no such job")}
+NO_JOB: dict[int | str, dict[str, Any]] = {404: problem("There is no such job")}
 PRODUCT: dict[int | str, dict[str, Any]] = {
     200: {"content": {kind: {} for kind in FORMATS.values()}, "description": "The product"}
 }
@@ -87,6 +89,10 @@ class Service:
         self.workers = workers
         running = workers.count if settings.devices else settings.running
         self.decodings = Places(running + settings.waiting, settings.retry_after_s, metrics.queued)
+        # Readings of scenes are short, and a viewer sends many at a time.
+        self.readings = Places(settings.readings, settings.retry_after_s, metrics.reading)
+        self.reading = CapacityLimiter(READING)
+        self.compensating = CapacityLimiter(1)
         self.uploads = Places(settings.uploads, settings.retry_after_s, metrics.uploading)
         self.limiter = CapacityLimiter(running)
 
@@ -118,7 +124,7 @@ class Service:
         self.metrics.seconds.observe(time.perf_counter() - start)
         if made.value is not None:
             workspace.close()
-            return _with_damage(_json(made.value), made.damage)
+            return _with_damage(to_json(made.value), made.damage)
         answer = ProductResponse(path, FORMATS[order.format], self.settings.write_s, workspace)
         return _with_damage(answer, made.damage)
 
@@ -180,7 +186,7 @@ def _add_decoding(router: APIRouter, service: Service) -> None:
             found = await to_thread.run_sync(inspect_bytes, data, damaged, limiter=service.limiter)
         if "contract" in found:
             found["profile_known"] = service.library.knows(bytes.fromhex(found["contract"]))
-        return _json(found)
+        return to_json(found)
 
 
 def _add_jobs(router: APIRouter, service: Service) -> None:
@@ -218,16 +224,16 @@ def _add_jobs(router: APIRouter, service: Service) -> None:
     @router.get("/jobs", response_description="A list of jobs")
     def all_jobs() -> JSONResponse:
         """All jobs, the oldest first."""
-        return _json(service.jobs.all())
+        return to_json(service.jobs.all())
 
     @router.get("/jobs/{name}", responses=NO_JOB, response_description="id, state, and what belongs to the state")
     def job(name: str) -> JSONResponse:
         """State of a job: queued, running (with progress 0 to 1), done, failed (with the problem) or cancelled."""
-        return _json(service.jobs.described(name))
+        return to_json(service.jobs.described(name))
 
     @router.get(
         "/jobs/{name}/result",
-        responses=NO_JOB | {409: _problem("The job is not done")},
+        responses=NO_JOB | {409: problem("The job is not done")},
         response_description="The product, in the format that was ordered",
         response_class=Response,
     )
@@ -240,7 +246,7 @@ def _add_jobs(router: APIRouter, service: Service) -> None:
     @router.delete("/jobs/{name}", responses=NO_JOB, response_description="id of the job, and in which state it was")
     def cancel(name: str) -> JSONResponse:
         """Cancel a job, or forget one that is finished."""
-        return _json({"id": name, "was": service.jobs.cancel(name)})
+        return to_json({"id": name, "was": service.jobs.cancel(name)})
 
 
 def _add_state(router: APIRouter, service: Service) -> None:
@@ -272,16 +278,14 @@ def _add_state(router: APIRouter, service: Service) -> None:
             }
             for digest, c in service.library.component_profiles.items()
         ]
-        return _json(listed)
+        return to_json(listed)
 
     @router.get("/healthz", response_description="It does")
     def health() -> dict[str, str]:
         """Whether the process answers."""
         return {"status": "alive"}
 
-    @router.get(
-        "/readyz", responses={503: _problem("They are not, or do not")}, response_description="They are, and do"
-    )
+    @router.get("/readyz", responses={503: problem("They are not, or do not")}, response_description="They are, and do")
     async def ready() -> JSONResponse:
         """Whether profiles are loaded and pass their self-tests, and how the workers are where there are any."""
         if not service.library.profiles:
@@ -290,7 +294,7 @@ def _add_state(router: APIRouter, service: Service) -> None:
             await to_thread.run_sync(service.check)
         except PerigeeError as error:
             raise Problem(503, str(error), **error.data()) from error
-        return _json({"status": "ready", "profiles": service.library.count} | service.described_workers())
+        return to_json({"status": "ready", "profiles": service.library.count} | service.described_workers())
 
     @router.get("/metrics", response_class=Response, response_description="Text in the format of Prometheus")
     def prometheus() -> Response:
@@ -298,7 +302,7 @@ def _add_state(router: APIRouter, service: Service) -> None:
         return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
-def _json(value: Any) -> JSONResponse:
+def to_json(value: Any) -> JSONResponse:
     """JSON without NaN, which JSON does not have."""
     plain = json.loads(json.dumps(value, default=str), parse_constant=lambda _: None)
     return JSONResponse(plain)
