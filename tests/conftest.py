@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -65,6 +68,30 @@ def serve():
         return server, f"http://127.0.0.1:{port}"
 
     return start
+
+
+@pytest.fixture(scope="session")
+def ground_serve():
+    """``ground-serve`` as a process of its own with some options, as a context that gives its address."""
+
+    @contextlib.contextmanager
+    def running(*options):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        command = [sys.executable, "-m", "perigee.ground.service", "--port", str(port), *map(str, options)]
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        try:
+            for _ in range(300):
+                with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                    break
+                time.sleep(0.1)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.terminate()
+            process.wait(30)
+
+    return running
 
 
 @pytest.fixture(scope="session")

@@ -35,6 +35,9 @@ BASE_SIDE = 4 * STRIDE  # pixels on the side of a block of base image
 TEXTURE_PIXELS = 2  # pixels to an element of the noise that texture is made of
 TEXTURE_KEY = 1 << 32  # so that its noise is not that of z
 FEATURES_KEPT = 48  # windows
+STRIPE_PATCHES = (
+    16  # on the width of what is decoded from top to bottom, so that memory does not grow with the width of the scene
+)
 PATCHES_KEPT = 32  # at least: more than a block of 4x4 and its neighbours
 SAMPLED_PIXELS = 64_000_000  # of patches whose latents are kept while z is sampled
 
@@ -364,7 +367,8 @@ class CompensatedSource:
     def blocks(
         self, region: Region | None = None, bands: Sequence[int] | None = None
     ) -> Iterator[tuple[Region, Decoded]]:
-        """As the decoded stream; z is sampled for all of the region first, which is small: 1/48 of the samples."""
+        """Squares of two patches on a side, stripe by stripe from the left, so that progress is seen on small scenes as well; z is sampled for all
+        of the region first, which is small: 1/48 of the samples."""
         side = self.source.header.patch_side
         whole = region or Region(0, 0, self.height, self.width)
         chosen = range(self.bands) if bands is None else bands
@@ -373,7 +377,19 @@ class CompensatedSource:
             patches = whole.blocks(side).times(side).intersection(Region(0, 0, self.grid.rows, self.grid.cols))
             for group in self.groups:
                 self._z[group] = self._sampled(group, self.grid.over(*patches))
-        yield from self.source.blocks(region, bands, self.image)
+        if (
+            not self.active or len(self.groups) < self.source.header.groups
+        ):  # what stays as it is comes in its own windows
+            yield from self.source.blocks(region, bands, self.image)
+            return
+        for first in range(whole.left, whole.right, STRIPE_PATCHES * side):
+            last = min(first + STRIPE_PATCHES * side, whole.right)
+            for top in range(whole.top, whole.bottom, 2 * side):
+                rows = min(2 * side, whole.bottom - top)
+                for left in range(first, last, 2 * side):
+                    square = Region(top, left, rows, min(2 * side, last - left))
+                    yield from self.source.blocks(square, bands, self.image)
+            self.source.forget()
 
     def provenance(self) -> dict[str, str]:
         """As the decoded stream, with what a product has to say of its generated detail."""

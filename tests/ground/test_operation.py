@@ -88,7 +88,7 @@ def stalled(service, data):
     client = socket.socket()
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     client.connect(("127.0.0.1", service.port))
-    head = f"POST /decode HTTP/1.1\r\nHost: x\r\nContent-Type: application/octet-stream\r\nContent-Length: {len(data)}\r\n\r\n"
+    head = f"POST /decode HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/octet-stream\r\nContent-Length: {len(data)}\r\n\r\n"
     client.sendall(head.encode() + data)
     client.settimeout(120)
     assert client.recv(100).startswith(b"HTTP/1.1 200")
@@ -160,7 +160,7 @@ def test_a_request_head_that_does_not_end_is_cut_off():
         thread = threading.Thread(target=server.run, args=([listening],))
         thread.start()
         try:
-            for first in (b"", b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"):
+            for first in (b"", b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"):
                 with socket.create_connection(listening.getsockname(), timeout=10) as client:
                     client.sendall(first)
                     assert not first or client.recv(1000).startswith(b"HTTP/1.1 204")

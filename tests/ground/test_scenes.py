@@ -1,12 +1,9 @@
 """Scenes over HTTP: real servers on loopback, read by GDAL's own programs, and everything that must not work."""
 
-import contextlib
 import json
 import os
 import shutil
-import socket
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -38,25 +35,6 @@ def stream(image):
     return perigee.encode(image, 45, metadata=PLACE)
 
 
-@contextlib.contextmanager
-def served(*options):
-    """The address of a service of its own process."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "perigee.ground.service", "--port", str(port), *map(str, options)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
-    try:
-        for _ in range(200):
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-                break
-            time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.communicate(timeout=30)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, stream):
     folder = tmp_path_factory.mktemp("scenes")
@@ -65,8 +43,8 @@ def folder(tmp_path_factory, stream):
 
 
 @pytest.fixture(scope="module")
-def address(folder):
-    with served("--scenes", folder) as address:
+def address(folder, ground_serve):
+    with ground_serve("--scenes", folder) as address:
         yield address
 
 
@@ -270,10 +248,12 @@ def test_the_page_comes_whole_from_the_service_under_a_strict_policy(address):
     assert ask(address, "/page/none.js")[0] == 404
 
 
-def test_a_token_guards_scenes_and_leaves_the_page_open(folder, stream):
+def test_a_token_guards_scenes_and_leaves_the_page_open(folder, stream, ground_serve):
     token = folder.parent / "token"
     token.write_text(TOKEN)
-    with served("--scenes", folder, "--auth-token-file", token, "--cors-origin", "https://maps.example.org") as address:
+    with ground_serve(
+        "--scenes", folder, "--auth-token-file", token, "--cors-origin", "https://maps.example.org"
+    ) as address:
         assert ask(address, "/")[0] == ask(address, "/page/app.js")[0] == 200
         for path in ("/scenes", "/scenes/town", "/scenes/town.tif", "/scenes/town/preview.png"):
             assert ask(address, path)[0] == 401
@@ -286,10 +266,10 @@ def test_a_token_guards_scenes_and_leaves_the_page_open(folder, stream):
         )
 
 
-def test_quota_retention_and_read_only(tmp_path, stream, image):
+def test_quota_retention_and_read_only(tmp_path, stream, ground_serve):
     (tmp_path / "old.peri").write_bytes(stream)
     os.utime(tmp_path / "old.peri", (1e9, 1e9))
-    with served("--scenes", tmp_path, "--scenes-days", "2", "--scenes-gib", "1") as address:
+    with ground_serve("--scenes", tmp_path, "--scenes-days", "2", "--scenes-gib", "1") as address:
         assert json.loads(ask(address, "/scenes")[2])["count"] == 0 and not (tmp_path / "old.peri").exists()
         with (tmp_path / "large.peri").open("wb") as file:
             file.truncate(1 << 30)
@@ -297,6 +277,6 @@ def test_quota_retention_and_read_only(tmp_path, stream, image):
         assert status == 507 and "quota" in json.loads(body)["detail"]
         (tmp_path / "large.peri").unlink()
         assert ask(address, "/scenes/more", "PUT", stream)[0] == 201
-    with served("--scenes", tmp_path, "--scenes-read-only") as address:
+    with ground_serve("--scenes", tmp_path, "--scenes-read-only") as address:
         assert ask(address, "/scenes/more", "DELETE")[0] == ask(address, "/scenes/x", "PUT", stream)[0] == 403
         assert ask(address, "/scenes/more/preview.png")[0] == 200
