@@ -15,7 +15,8 @@ from perigee.support.files import destination
 SUFFIXES = {".tif": "tif", ".tiff": "tif", ".png": "png"}
 
 
-def _numbers(text: str, count: int | None = None) -> list[int]:
+def numbers(text: str, count: int | None = None) -> list[int]:
+    """An argument that is a list of whole numbers, or of ``count`` of them. Raises ArgumentTypeError."""
     try:
         values = [int(part) for part in text.split(",")]
     except ValueError:
@@ -26,10 +27,11 @@ def _numbers(text: str, count: int | None = None) -> list[int]:
 
 
 def _window(text: str) -> list[int]:
-    return _numbers(text, 4)
+    return numbers(text, 4)
 
 
-def _scale(text: str) -> str:
+def scale(text: str) -> str:
+    """An argument that is a scale. Raises ArgumentTypeError."""
     if text not in ("1", "1/2", "1/4", "1/8", "1/16"):
         raise argparse.ArgumentTypeError(f"{text!r} is not 1, 1/2, 1/4, 1/8 or 1/16")
     return text
@@ -38,8 +40,8 @@ def _scale(text: str) -> str:
 def add_view(parser: argparse.ArgumentParser) -> None:
     """Add what says which part of an image is wanted, and ``--profiles``."""
     parser.add_argument("--window", type=_window, metavar="TOP,LEFT,ROWS,COLS", help="only this part, in pixels")
-    parser.add_argument("--bands", type=_numbers, metavar="1,2,...", help="only these bands, counted from 1")
-    parser.add_argument("--scale", type=_scale, default="1", metavar="1/2..1/16", help="reduced size")
+    parser.add_argument("--bands", type=numbers, metavar="1,2,...", help="only these bands, counted from 1")
+    parser.add_argument("--scale", type=scale, default="1", metavar="1/2..1/16", help="reduced size")
     parser.add_argument(
         "--profiles",
         type=Path,
