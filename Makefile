@@ -44,6 +44,7 @@ check: $(VENV)/dev-ready check-native
 	$(BIN)/clang-format --dry-run --Werror bitstream/csrc/*.[ch] tests/native/*.[ch]
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/hadolint deploy/*.Dockerfile
 	$(BIN)/python docs/reference.py --check
 	$(BIN)/python tests/check_wheel.py
 

@@ -39,6 +39,9 @@ class _Actor:
         backend, _ = choose(engine, device, threads)
         self._worker = Worker(work, threads, backend)
 
+    def ready(self) -> bool:
+        return True
+
     def do(self, store: str, path: str, size: int | None) -> Record:
         return self._worker.do(Key(store, path, size))
 
@@ -91,6 +94,15 @@ class Pool:
             work, threads, engine, device
         )
         self._actors: dict[int, Any] = {number: self._make() for number in range(workers)}
+
+    def wait(self) -> None:
+        """Return when every worker has loaded what it needs. Raises EngineError where one ends before."""
+        try:
+            ray.get([actor.ready.remote() for actor in self._actors.values()])
+        except RayError as error:
+            raise EngineError(
+                f"a worker does not start ({' '.join(str(error).split())[-300:]})", field="ray"
+            ) from error
 
     def done(self, keys: Iterable[Key]) -> Iterator[Record]:
         """The records of all keys, as they come. A worker that dies is replaced; an object that ends its worker three times has failed.

@@ -29,7 +29,7 @@ from datetime import datetime, timezone
 
 from perigee.archive.catalogue import collection_of
 from perigee.archive.records import Record
-from perigee.archive.stores import Key, keys_of
+from perigee.archive.stores import Key, keys_of, read, store_of, write
 from perigee.archive.work import Work, Worker
 
 WHEN = datetime(2026, 5, 4, 10, 30, tzinfo=timezone.utc)
@@ -155,22 +155,21 @@ def s3():
     server.wait()
 
 
-def put(address, key, data):
-    urllib.request.urlopen(urllib.request.Request(f"{address}/scenes/{key}", data, method="PUT")).close()
+def put(key, data):
+    write(store_of("s3://scenes"), key, data)
 
 
-def get(address, key):
-    with urllib.request.urlopen(f"{address}/scenes/{key}") as answer:
-        return answer.read()
+def get(key):
+    return read(Key("s3://scenes", key))
 
 
 def test_object_stores_are_read_and_written(s3, tmp_path):
     for number in range(4):
-        put(s3, f"raw/2026/{number}.peri", stream(number))
+        put(f"raw/2026/{number}.peri", stream(number))
     assert "4 made" in archive("decode", "s3://scenes/raw", "s3://scenes/products/a", "--workers", 1)
-    with rasterio.MemoryFile(get(s3, "products/a/raw/2026/3.tif")) as file, file.open() as found:
+    with rasterio.MemoryFile(get("products/a/raw/2026/3.tif")) as file, file.open() as found:
         assert np.array_equal(found.read(), perigee.decode(stream(3)).samples)
-    collection = json.loads(get(s3, "products/a/collection.json"))
+    collection = json.loads(get("products/a/collection.json"))
     assert [link["href"] for link in collection["links"] if link["rel"] == "item"] == [
         f"./raw/2026/{n}.json" for n in range(4)
     ]
