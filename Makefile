@@ -30,7 +30,8 @@ test: $(VENV)/dev-ready
 # What needs more than the ordinary tests: a browser, GDAL's programs and an archive's engine. Installs Debian packages, so that it needs root.
 test-more: $(VENV)/dev-ready
 	apt-get install -y -q chromium gdal-bin > /dev/null
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[archive]' 'playwright>=1.45' 'moto[server]>=5'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[archive]' 'playwright>=1.45' 'pystac>=1.10' jsonschema
+	$(PYTHON) -m venv build/moto && build/moto/bin/python -m pip install --quiet --disable-pip-version-check 'moto[server]>=5'
 	mkdir -p build/page && cd build/page && npm pack --silent axe-core@4.14.1 && tar xzf axe-core-4.14.1.tgz
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/page tests/archive tests/ground/test_scenes.py
 

@@ -33,13 +33,13 @@ BUCKET = "archive"
 WORKERS = 2
 
 
-def start_s3() -> subprocess.Popen[bytes]:
-    """An S3 server on loopback with an empty bucket, to which the environment then points."""
+def start_s3(python: Path) -> subprocess.Popen[bytes]:
+    """An S3 server on loopback with an empty bucket, to which the environment then points; ``python`` has moto."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     server = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [str(python), "-m", "moto.server", "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     address = f"http://127.0.0.1:{port}"
     os.environ |= {
@@ -128,9 +128,12 @@ def main() -> None:
     parser.add_argument(
         "--qualities", type=float, nargs="+", default=[20, 40, 60, 80], help="qualities (default %(default)s)"
     )
+    parser.add_argument(
+        "--moto", type=Path, default=Path("build/moto/bin/python"), help="Python that has moto (default %(default)s)"
+    )
     parser.add_argument("--out", type=Path, default=Path("build/archive.json"), help="JSON report")
     args = parser.parse_args()
-    server = start_s3()
+    server = start_s3(args.moto)
     try:
         fill(args.data, args.qualities, args.count)
         keys = keys_of(f"s3://{BUCKET}/raw", (".peri",))

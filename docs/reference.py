@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from perigee.archive import cli as archive
 from perigee.engines import cli as export_engine
 from perigee.export import cli as export_profile
 from perigee.export import compensation_cli as export_compensator
@@ -25,7 +26,7 @@ from perigee.training import compensation_cli as train_compensator
 from perigee.training import components_cli as train_components
 from perigee.training import enhancement_cli as train_enhancer
 
-EXAMPLE = """Where the service was started with `--auth-token-file`, every request but those to `/healthz` and `/readyz` must
+EXAMPLE = """Where the service was started with `--auth-token-file`, every request but those to `/healthz`, `/readyz` and the page's own files must
 carry `Authorization: Bearer TOKEN`, or it is answered with 401. Every error is a problem document, `application/problem+json`.
 
 ```sh
@@ -33,6 +34,8 @@ curl --data-binary @TILE.peri -H 'Content-Type: application/octet-stream' 'local
 curl --data-binary @TILE.peri -H 'Content-Type: application/octet-stream' localhost:8080/jobs      # names the job: "id"
 curl localhost:8080/jobs/ID                                                                        # its state
 curl localhost:8080/jobs/ID/result -o PRODUCT.tif                                                  # its product, once it is done
+curl -T TILE.peri -H 'Content-Type: application/octet-stream' localhost:8080/scenes/TILE           # keeps it as a scene
+gdalinfo /vsicurl/http://localhost:8080/scenes/TILE.tif                                            # which GDAL and QGIS read
 ```"""
 FOLDER = Path(__file__).resolve().parent
 MADE = "<!-- Made by docs/reference.py; change the parsers or the routes instead. -->"
@@ -43,6 +46,7 @@ PARSERS = (
     ground_enhance.build_parser,
     ground_serve.build_parser,
     ground_serve.build_doctor_parser,
+    archive.build_parser,
     export_engine.build_parser,
     train.build_parser,
     export_profile.build_parser,
@@ -81,17 +85,28 @@ def _usage(parser: argparse.ArgumentParser) -> str:
     return parser.format_usage().removeprefix("usage: ").replace(" [-h] [--version]", "").strip()
 
 
+def _with_kinds(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
+    """A parser, and those of the kinds of work that its command has."""
+    kinds = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
+    return [parser, *(kind for action in kinds for kind in action.choices.values())]
+
+
 def cli_page() -> str:
     """All commands with their arguments as Markdown."""
     lines = ["# Commands", "", MADE, ""]
     lines.append(
         "Every command explains itself with `--help` and names its release with `--version`. Exit codes are those of `sysexits.h`."
     )
-    for build in PARSERS:
-        parser = build()
+    for parser in [one for build in PARSERS for one in _with_kinds(build())]:
         lines += ["", f"## {parser.prog}", "", parser.description or "", "", "```text", _usage(parser), "```", ""]
         lines += ["| argument | meaning |", "| --- | --- |"]
         for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                lines += [
+                    f"| `{name}` | {_cell(kind.help)} |"
+                    for name, kind in zip(action.choices, action._choices_actions, strict=True)
+                ]
+                continue
             if action.help == argparse.SUPPRESS or {"--help", "--version"} & set(action.option_strings):
                 continue
             lines.append(f"| {_cell(_name(action))} | {_cell(_help(parser, action))} |")

@@ -7,7 +7,18 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS = ["bitstream", "support", "onboard", "engines", "ground", "models", "training", "export", "benchmarks"]
+ROOMS = [
+    "archive",
+    "bitstream",
+    "support",
+    "onboard",
+    "engines",
+    "ground",
+    "models",
+    "training",
+    "export",
+    "benchmarks",
+]
 
 
 def main() -> int:
@@ -27,6 +38,7 @@ def main() -> int:
         str(p.relative_to(ROOT)) for p in (ROOT / "profiles").rglob("*") if p.suffix in {".onnx", ".npz", ".json"}
     }
     wanted |= {str(p.relative_to(ROOT)) for p in (ROOT / "benchmarks" / "sample").iterdir()}
+    wanted |= {str(p.relative_to(ROOT)) for p in (ROOT / "ground" / "service" / "static").rglob("*") if p.is_file()}
     missing = sorted(wanted - packed)
     strange = sorted(
         name
