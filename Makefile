@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
 
-.PHONY: demo test test-more test-aarch64 check check-native bench clean
+.PHONY: demo test more-ready test-more test-aarch64 check check-native bench clean
 
 # The demo flies and lands without torch.
 $(VENV)/demo-ready: pyproject.toml $(wildcard bitstream/csrc/*)
@@ -27,12 +27,14 @@ demo: $(VENV)/demo-ready
 test: $(VENV)/dev-ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
-# What needs more than the ordinary tests: a browser, GDAL's programs and an archive's engine. Installs Debian packages, so that it needs root.
-test-more: $(VENV)/dev-ready
+# What needs more than the ordinary tests: a browser, GDAL's programs, an archive's engine and an S3 server. Debian's packages need root.
+more-ready: $(VENV)/dev-ready
 	apt-get install -y -q chromium gdal-bin > /dev/null
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[archive]' 'playwright>=1.45' 'pystac>=1.10' jsonschema
 	$(PYTHON) -m venv build/moto && build/moto/bin/python -m pip install --quiet --disable-pip-version-check 'moto[server]>=5'
 	mkdir -p build/page && cd build/page && npm pack --silent axe-core@4.14.1 && tar xzf axe-core-4.14.1.tgz
+
+test-more:
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/page tests/archive tests/ground/test_scenes.py
 
 # The same symbols on an emulated arm64 Debian, in an hour or less; needs root and says what else.

@@ -12,7 +12,6 @@ import multiprocessing
 import os
 import socket
 import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 """Work on archives: an S3 server on loopback and folders, workers and drivers that are killed, objects that are broken.
 
-Needs the extra ``archive`` and moto: ``make test-more`` installs them.
+Needs the extra ``archive`` and moto: ``make more-ready`` installs them.
 """
 
 import json
@@ -23,8 +23,8 @@ import perigee
 from perigee.bitstream.errors import OrderError
 from perigee.bitstream.metadata import Acquisition, Metadata
 
-pytest.importorskip("ray", reason="the extra archive is not installed: make test-more")
-pytest.importorskip("obstore", reason="the extra archive is not installed: make test-more")
+pytest.importorskip("ray", reason="the extra archive is not installed: make more-ready")
+pytest.importorskip("obstore", reason="the extra archive is not installed: make more-ready")
 
 from datetime import datetime, timezone
 
@@ -133,7 +133,7 @@ def test_streams_become_cogs_with_items_and_a_collection(streams, tmp_path):
 def s3():
     """An S3 server on loopback: its environment, and a function that lists the keys of its bucket."""
     if not MOTO.exists():
-        pytest.skip("moto is not installed: make test-more")
+        pytest.skip("moto is not installed: make more-ready")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -1,6 +1,6 @@
 """The page in a real browser that reaches nothing but the service: what a user does, with the mouse and with the keyboard.
 
-Needs Chromium and playwright, and for accessibility axe-core: ``make test-page`` installs them.
+Needs Chromium and playwright, and for accessibility axe-core: ``make more-ready`` installs them.
 """
 
 import contextlib
@@ -17,11 +17,11 @@ from PIL import Image
 import perigee
 from perigee.bitstream.metadata import Acquisition, Metadata
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: make test-page")
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: make more-ready")
 CHROMIUM = shutil.which("chromium")
 AXE = Path(os.environ.get("PERIGEE_AXE", "build/page/package/axe.min.js"))
 SHOTS = Path(os.environ.get("PERIGEE_SCREENSHOTS", "build/page/screenshots"))
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed: make test-page")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed: make more-ready")
 SAMPLE = Path(__file__).resolve().parents[2] / "benchmarks" / "sample"
 TOKEN = "a token of enough letters"
 PLACE = Metadata(
@@ -270,7 +270,7 @@ def test_the_token_is_asked_for_once(browser, folder, tmp_path, ground_serve):
         context.close()
 
 
-@pytest.mark.skipif(not AXE.is_file(), reason="axe-core is not there: make test-page")
+@pytest.mark.skipif(not AXE.is_file(), reason="axe-core is not there: make more-ready")
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_no_barrier(browser, address, scheme):
     with opened(browser, address, scheme, bypass_csp=True) as page:
