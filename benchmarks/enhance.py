@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import argparse
 import csv
+import re
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,15 +31,19 @@ from perigee.benchmarks.metrics import Lpips, bd_rate, ms_ssim
 from perigee.benchmarks.multiband import components_by_jpeg2000, range_psnr, ranges_of
 from perigee.bitstream.arrays import Pixels, Samples
 from perigee.bitstream.errors import CompensationError
+from perigee.engines.enhancer import WINDOW
 from perigee.ground.coded_file import CodedFile
+from perigee.ground.enhancement import EnhancedSource
 from perigee.ground.enhancing import Wish, open_enhanced
 from perigee.ground.library import NONE, Library
 from perigee.ground.orders import Order, open_source
 from perigee.ground.regions import Region
-from perigee.ground.source import ImageSource, Trusted
+from perigee.ground.source import Decoded, ImageSource, Trusted
+from perigee.ground.windows import STRIDE
 
 RATES = (0.08, 0.14, 0.22, 0.34, 0.5, 0.75, 1.1, 1.7, 2.5, 4.0)  # bits per pixel
 VARIANT_RATES = (0.22, 0.5, 1.1)
+SEAM_MOVE = 96  # pixels: half the stride of the windows
 QUALITIES = (30, 45, 60, 75, 90)
 STREAM_QUALITIES = (20, 35, 50, 65, 80)
 BANDS_LEVELS = tuple(range(30, 86, 6))  # dB of OpenJPEG's own scale
@@ -193,6 +198,58 @@ def band_gains_of(path: Path, bench: Bench) -> Iterable[Gain]:
             )
 
 
+class Moved:
+    """An image source from so many rows and columns below and right of its corner."""
+
+    def __init__(self, source: ImageSource, offset: int) -> None:
+        self._source, self._offset = source, offset
+        self.width, self.height = source.width - offset, source.height - offset
+        self.bands, self.dtype = source.bands, source.dtype
+        self.metadata, self.report = source.metadata, source.report
+        self.incomplete, self.has_gaps = source.incomplete, source.has_gaps
+        self.settle, self.provenance = source.settle, source.provenance
+
+    def blocks(
+        self, region: Region | None = None, bands: Sequence[int] | None = None
+    ) -> Iterator[tuple[Region, Decoded]]:
+        """As the source."""
+        whole, move = region or Region(0, 0, self.height, self.width), self._offset
+        for place, block in self._source.blocks(whole._replace(top=whole.top + move, left=whole.left + move), bands):
+            yield place._replace(top=place.top - move, left=place.left - move), block
+
+
+def seam_ratio(path: Path, bench: Bench, rate: float) -> float:
+    """Squared error of a JPEG 2000 file's enhanced image within 4 pixels of the borders of its windows, over that of the same pixels where the
+    windows begin elsewhere; 1 means that no border can be told."""
+    pixels = read_rgb(path).astype(np.float64)
+    with tempfile.TemporaryDirectory() as folder:
+        codec, setting, file = next(f for f in files_of(read_rgb(path), Path(folder), False) if f[1] == rate)
+        assert codec == "jpeg2000" and setting == rate
+        coded = CodedFile(file)
+        enhancer = bench.library.enhancer(bench.method)
+        first = np.square(samples_of(EnhancedSource(coded, enhancer, coded.coding)) - pixels).sum(2)
+        moved = Moved(coded, SEAM_MOVE)
+        second = np.square(
+            samples_of(EnhancedSource(moved, enhancer, coded.coding)) - pixels[SEAM_MOVE:, SEAM_MOVE:]
+        ).sum(2)
+    rows, cols = second.shape
+    borders = [[is_border(at + SEAM_MOVE) and not is_border(at, 16) for at in range(count)] for count in (rows, cols)]
+    chosen = np.zeros(second.shape, bool)
+    chosen[np.array(borders[0])], chosen[:, np.array(borders[1])] = True, True
+    inside = first[SEAM_MOVE:, SEAM_MOVE:]
+    return float(inside[chosen].sum() / second[chosen].sum())
+
+
+def is_border(at: int, reach: int = 4) -> bool:
+    """Whether a row or column lies so close to where a window begins or ends."""
+    return any(
+        abs(at - edge) <= reach
+        for start in range(0, at + WINDOW, STRIDE)
+        for edge in (start, start + WINDOW)
+        if start or edge != start
+    )
+
+
 def summary(gains: list[Gain]) -> list[dict[str, Any]]:
     """A row for each folder and codec."""
     rows = []
@@ -247,12 +304,35 @@ def by_setting(gains: list[Gain]) -> list[dict[str, Any]]:
     return rows
 
 
+def by_kind(gains: list[Gain]) -> list[dict[str, Any]]:
+    """The median gain of JPEG 2000 by the kind of land, as the names of the images have it, at low and at middle rates."""
+    rows = []
+    kinds: dict[tuple[str, str], list[Gain]] = {}
+    for gain in gains:
+        if gain.codec == "jpeg2000":
+            kinds.setdefault((gain.folder, re.sub(r"[\d_]+$", "", gain.image)), []).append(gain)
+    for (folder, kind), own in sorted(kinds.items()):
+        ranges = {"0.08 to 0.34 bpp": (0.0, 0.4), "0.5 to 1.1 bpp": (0.4, 1.4)}
+        told = {
+            name: [g.enhanced - g.psnr for g in own if low <= g.setting < high] for name, (low, high) in ranges.items()
+        }
+        images = len({g.image for g in own})
+        rows.append(
+            {"set": folder, "kind": kind, "images": images}
+            | {f"dB, {n}": f"{np.median(v):+.2f}" for n, v in told.items()}
+        )
+    return rows
+
+
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, action="append", default=[], help="folder of RGB images (repeatable)")
     parser.add_argument(
         "--bands", type=Path, action="append", default=[], help="folder of multi-band GeoTIFFs (repeatable)"
+    )
+    parser.add_argument(
+        "--seams", type=Path, action="append", default=[], help="an image whose seams are measured (repeatable)"
     )
     parser.add_argument("--lpips", type=Path, metavar="MODEL", help="ONNX model of LPIPS")
     parser.add_argument("--method", default="restore", help="enhancer: name or folder (default restore)")
@@ -277,6 +357,14 @@ def main() -> None:
         writer.writerows(asdict(gain) for gain in gains)
     rows = summary(gains)
     print(table(rows, list(rows[0])))
+    for path in args.seams:
+        ratios = {rate: seam_ratio(path, bench, rate) for rate in VARIANT_RATES}
+        print(
+            f"seam ratio of {path.stem}:", ", ".join(f"{ratio:.3f} at {rate:g} bpp" for rate, ratio in ratios.items())
+        )
+    kinds = by_kind(gains)
+    if kinds:
+        print(table(kinds, list(kinds[0])))
     settings = by_setting(gains)
     print(table(settings, list(settings[0])))
     write_report(args.out / "summary.json", rows)
