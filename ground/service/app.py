@@ -73,7 +73,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         description="Decodes Perigee streams to Cloud-Optimised GeoTIFF, PNG or JSON. Errors are problem documents (RFC 9457).",
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
     )
-    app.state.workers = workers
+    app.state.workers, app.state.scenes = workers, scenes
     problems.install(app)
     service = Service(settings, library, metrics, jobs, workers)
     app.include_router(routes_of(service))

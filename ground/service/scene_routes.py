@@ -82,10 +82,16 @@ def _add_keeping(router: APIRouter, service: Service, scenes: Scenes) -> None:
         responses=ANSWERS | {403: problem("The scenes of this service cannot be changed")},
         response_description="The scene, as under /scenes/{name}",
     )
-    async def put(name: str, request: Request) -> JSONResponse:
+    async def put(
+        name: str,
+        request: Request,
+        damaged: Annotated[
+            bool, Query(description="keep a damaged stream as well, of which what is sound is shown")
+        ] = False,
+    ) -> JSONResponse:
         """Keep a stream as a scene, in place of another of that name. 507 where the quota is used up."""
         data = await service.upload(request)
-        found = await _read(service, lambda: scenes.put(name, data))
+        found = await _read(service, lambda: scenes.put(name, data, damaged))
         return JSONResponse(found, 201, {"Location": f"/scenes/{name}"})
 
     @router.delete("/{name}", status_code=204, responses={403: problem("The scenes of this service cannot be changed")})
@@ -177,7 +183,7 @@ def _add_pictures(router: APIRouter, service: Service, scenes: Scenes) -> None:
     )
     async def statistics(name: str) -> JSONResponse:
         """The 2nd and 98th percentile, least and largest value of each band, of a small overview."""
-        return to_json(await _read(service, lambda: rendering.statistics(scenes.opened(name))))
+        return to_json(await _read(service, lambda: rendering.statistics(scenes.shown(name))))
 
     @router.get("/{name}/preview.png", response_class=Response, responses=kinds | ANSWERS)
     async def preview(
@@ -190,7 +196,7 @@ def _add_pictures(router: APIRouter, service: Service, scenes: Scenes) -> None:
         """A picture of the whole scene."""
 
         def made() -> bytes:
-            scene = scenes.opened(name)
+            scene = scenes.shown(name)
             tiles = scene.tiff.tiles
             fitting = [number for number, extent in enumerate(tiles.levels) if max(extent) <= min(size, tiles.side)]
             level = fitting[0] if fitting else len(tiles.levels) - 1
@@ -212,7 +218,7 @@ def _add_pictures(router: APIRouter, service: Service, scenes: Scenes) -> None:
         """A tile of a level, of which 0 is the full size: a square of ``tile_side`` pixels, transparent beyond the scene."""
 
         def made() -> bytes:
-            scene = scenes.opened(name, compensation)
+            scene = scenes.shown(name, compensation)
             return drawn(scene, level, row, col, bands, low, high, scene.tiff.tiles.side)
 
         picture = await _read(service, made, compensation)
@@ -224,7 +230,7 @@ def _add_pictures(router: APIRouter, service: Service, scenes: Scenes) -> None:
         changed, blue where it was not."""
 
         def made() -> bytes:
-            scene = scenes.opened(name, compensation)
+            scene = scenes.shown(name, compensation)
             _check_tile(scene.tiff.tiles, 0, row, col)
             return rendering.trust_picture(scene, scene.tiff.tiles.extent(0, row, col), scene.tiff.tiles.side)
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from perigee.bitstream.errors import PerigeeError
+from perigee.bitstream.errors import BitstreamError, PerigeeError
 from perigee.ground.dataset import virtual_tiff
 from perigee.ground.inspection import inspect_bytes
 from perigee.ground.library import NONE, Library
@@ -122,13 +122,13 @@ class Scenes:
             if key in described
         }
 
-    def put(self, name: str, data: bytes) -> dict[str, Any]:
+    def put(self, name: str, data: bytes, damaged: bool = False) -> dict[str, Any]:
         """Keep a stream under a name, in place of another of that name. Raises a BitstreamError or UnknownProfileError for one that cannot be
-        decoded."""
+        decoded; with ``damaged`` only where nothing of it can be."""
         path = self._path(name)
         self._check_writable()
         self.expire()
-        self._open(data, Order(unknown_crs="keep"), None)
+        self._open(data, Order(unknown_crs="keep", damaged=damaged), None)
         with self._lock:
             others = sum(p.stat().st_size for p in self._files() if p != path)
             if others + len(data) > self._limits.quota_bytes:
@@ -170,6 +170,13 @@ class Scenes:
         """The stream's file."""
         return self._existing(name)
 
+    def shown(self, name: str, compensation: str = NONE) -> Opened:
+        """A scene for looking at: as :meth:`opened`, and of a damaged stream what is sound."""
+        try:
+            return self.opened(name, compensation)
+        except BitstreamError:
+            return self.opened(name, compensation, damaged=True)
+
     def opened(self, name: str, compensation: str = NONE, damaged: bool = False) -> Opened:
         """A scene that can be read, compensated where that is asked for. Raises what ``orders.open_source`` raises."""
         path = self._existing(name)
@@ -203,8 +210,9 @@ class Scenes:
         if known is not None and known[0] == stamp:
             return known[1]
         data = read_bounded(path)
-        tiles = self.opened(name).tiff.tiles
-        found = {"id": name, "bytes": len(data), "created": round(status.st_mtime, 3)} | inspect_bytes(data)
+        tiles = self.shown(name).tiff.tiles
+        described = inspect_bytes(data, damaged=True)
+        found = {"id": name, "bytes": len(data), "created": round(status.st_mtime, 3)} | described
         found |= item_place(tiles.source, view_of(tiles.source))
         found["provenance"] = tiles.source.provenance()
         found["compensations"] = self._library.additions(bytes.fromhex(str(found["contract"])))

@@ -196,7 +196,13 @@ def test_damage_is_told_where_it_is_read(address, folder, stream):
     data[len(data) // 2] ^= 1
     (folder / "hurt.peri").write_bytes(data)
     listed = json.loads(ask(address, "/scenes")[2])["scenes"]
-    assert next(s for s in listed if s["id"] == "hurt")["error"]
+    assert next(s for s in listed if s["id"] == "hurt")["width"] == 1500
+    described = json.loads(ask(address, "/scenes/hurt")[2])
+    assert described["damage"] and "PERIGEE_DAMAGE" in described["provenance"]
+    assert ask(address, "/scenes/hurt/preview.png")[0] == ask(address, "/scenes/hurt/tiles/0/1/1.png")[0] == 200
+    assert ask(address, "/scenes/again", "PUT", bytes(data))[0] == 422
+    assert ask(address, "/scenes/again?damaged=true", "PUT", bytes(data))[0] == 201
+    ask(address, "/scenes/again", "DELETE")
     assert ask(address, "/scenes/hurt.tif", Range="bytes=0-9")[0] == 422
     assert ask(address, "/scenes/hurt.tif?damaged=true", Range="bytes=0-9")[0] == 206
     (folder / "hurt.peri").unlink()

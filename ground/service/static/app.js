@@ -70,7 +70,7 @@ async function take(file) {
   const bar = at("upload");
   bar.hidden = false;
   try {
-    await upload(`/scenes/${encodeURIComponent(id)}`, file, (share) => { bar.value = share; });
+    await upload(`/scenes/${encodeURIComponent(id)}?damaged=true`, file, (share) => { bar.value = share; });
   } finally {
     bar.hidden = true;
     at("file").value = "";
@@ -161,6 +161,7 @@ function fromView() {
 function wanted(format) {
   const area = ["top", "left-px", "rows", "cols"].map((id) => at(id).value).join(",");
   const given = { window: area, compensation: at("added").value, format };
+  if (scene.damage?.length) given.damaged = "true";
   if (format === "png") given.bands = chosenBands().join(",");
   return new URLSearchParams(given).toString();
 }
