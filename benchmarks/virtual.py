@@ -1,7 +1,8 @@
 """What reading a large stream as a GeoTIFF decodes: ``python -m perigee.benchmarks.virtual --data FOLDER``.
 
-A scene of tiles is encoded, opened by ``perigee.open`` and served by HTTP; a window is read by rasterio, and through ``/vsicurl/`` by gdalwarp where GDAL's programs
-are installed. Told are the segments and synthesis windows that each step decodes, its seconds, and whether its samples are those of ``ground-decode``.
+A scene of tiles is encoded, opened by ``perigee.open`` and served by HTTP; a window is read by rasterio, and through ``/vsicurl/`` by gdalwarp
+where GDAL's programs are installed. Told are the segments and synthesis windows that each step decodes, its seconds, and whether its samples are
+those of ``ground-decode``.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ class Counted:
             counted.windows += 1
             return counted._region(decoder, *args, **kwargs)
 
-        SceneDecoder.symbols, SceneDecoder.region = symbols, region  # type: ignore[method-assign]
+        SceneDecoder.symbols = symbols  # type: ignore[method-assign]
+        SceneDecoder.region = region  # type: ignore[method-assign,assignment]
         self._start = time.perf_counter()
         return self
 

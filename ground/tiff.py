@@ -33,7 +33,7 @@ TILE_WIDTH, TILE_LENGTH, TILE_OFFSETS, TILE_BYTES = 322, 323, 324, 325
 IN_STRIPS = (273, 278, 279)
 CLASSIC_MAX_BYTES = (1 << 32) - (1 << 16)
 TAGS_MAX_BYTES = 64 << 20
-ALIGNED = 4096  # bytes, of the first tile
+ALIGNED = 1 << 16  # bytes, of the first tile: what programs read at once to see the directories holds no tile
 
 Tags = dict[int, tuple[int, int, bytes]]  # by number: type, count and little-endian values
 

@@ -64,7 +64,7 @@ def test_only_what_is_touched_is_decoded(stream, library, decoded):
     units = []
     symbols = tiff.tiles.source.symbols
     tiff.tiles.source.symbols = lambda unit, passes=None: units.append(unit) or symbols(unit, passes)
-    header = tiff.read(0, 4096)
+    header = tiff.read(0, 65_536)
     assert header[:4] == b"II*\0" and not units and tiff.tiles.windows_decoded == 0
     block = tiff.tiles.tile(0, 2, 4)
     assert np.array_equal(block.samples, decoded[:, 1024:1500, 2048:2300])
@@ -145,7 +145,7 @@ def test_a_large_scene_is_a_bigtiff_whose_offsets_name_its_tiles():
     header, starts, size = header_of(
         [directory, Directory(35_000, 35_000, 512, 512 * 512, tags | {254: number(LONG, 1)})]
     )
-    assert header[:4] == b"II+\0" and starts[0] % 4096 == 0 and len(header) == starts[0]
+    assert header[:4] == b"II+\0" and starts[0] % 65_536 == 0 and len(header) == starts[0]
     assert starts[1] - starts[0] == 137 * 137 * 512 * 512 and size == starts[1] + 69 * 69 * 512 * 512
 
 
