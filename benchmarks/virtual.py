@@ -52,7 +52,7 @@ class Counted:
             counted.windows += 1
             return counted._region(decoder, *args, **kwargs)
 
-        SceneDecoder.symbols = symbols  # type: ignore[method-assign]
+        SceneDecoder.symbols = symbols  # type: ignore[method-assign,assignment]
         SceneDecoder.region = region  # type: ignore[method-assign,assignment]
         self._start = time.perf_counter()
         return self

@@ -215,7 +215,7 @@ class ComponentDecoder(StreamSource):
         with are dropped; those on both sides of a stripe's edge are decoded twice, so that memory does not grow with the scene."""
         whole = region or Region(0, 0, self.height, self.width)
         margin = MARGIN * BLOCK if self._synthesis else 0
-        windows = list(self._windows(whole))
+        windows = self.windows(whole)
         with self._ahead.threads(self.engine.threads):
             for window, following in zip(windows, [*windows[1:], None], strict=True):
                 at_top = window.top == whole.top
@@ -225,12 +225,15 @@ class ComponentDecoder(StreamSource):
                         self._begin(needed, margin)
                 yield window, self.region(window, bands)
 
-    def _windows(self, whole: Region) -> Iterator[Region]:
+    def windows(self, whole: Region) -> list[Region]:
+        """The windows of a region, in the order in which :meth:`blocks` gives them."""
         side = self.header.patch_side
         high, wide = side * (WINDOW_ROWS if self.bands <= FEW_BANDS else WINDOW_ROWS_MANY_BANDS), side * WINDOW_COLUMNS
-        for left in range(whole.left // wide * wide, whole.right, wide):
-            for top in range(whole.top // high * high, whole.bottom, high):
-                yield Region(top, left, high, wide).intersection(whole)
+        return [
+            Region(top, left, high, wide).intersection(whole)
+            for left in range(whole.left // wide * wide, whole.right, wide)
+            for top in range(whole.top // high * high, whole.bottom, high)
+        ]
 
     def _begin(self, window: Region, margin: int) -> None:
         """Have the patches of a window decoded by threads."""

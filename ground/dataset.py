@@ -17,9 +17,14 @@ from perigee.ground.virtual import VirtualFile, VirtualTiff
 
 
 def virtual_tiff(
-    data: bytes, library: Library, order: Order | None = None, cache: Cache | None = None, owner: object = None
+    data: bytes,
+    library: Library,
+    order: Order | None = None,
+    cache: Cache | None = None,
+    owner: object = None,
+    samples_most: int | None = None,
 ) -> VirtualTiff:
-    """A stream as a virtual GeoTIFF; overviews of what is not compensated are quick looks.
+    """A stream as a virtual GeoTIFF; overviews of what is not compensated are quick looks, made of ``samples_most`` samples a tile.
 
     Raises what ``orders.open_source`` raises, MetadataError for a CRS that the order refuses, and OutputError.
     """
@@ -27,7 +32,7 @@ def virtual_tiff(
     source = open_source(order, data, library)
     quick = Order(damaged=order.damaged, effort=FAST)
     overview = open_source(quick, data, library) if order.compensation == "none" and order.effort == FULL else source
-    return VirtualTiff(source, overview, order.unknown_crs, cache, owner)
+    return VirtualTiff(source, overview, order.unknown_crs, cache, owner, samples_most)
 
 
 class _Container(FileContainer):  # type: ignore[misc]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from perigee.bitstream import format as fmt
 from perigee.bitstream.component_profile import ComponentProfile, find_component_profile, load_component_profile
-from perigee.bitstream.errors import Fault, ProfileError, UnknownProfileError
+from perigee.bitstream.errors import CompensationError, Fault, ProfileError, UnknownProfileError
 from perigee.bitstream.manifest import COMPENSATOR, COMPONENTS, PROFILE, kind_of, manifests_in, read_manifest
 from perigee.bitstream.profile import Profile, find_profile, load_profile, shipped_profiles
 from perigee.bitstream.version2 import ComponentStream
@@ -185,6 +185,15 @@ class Library:
             coding = coding_of_stream(stream, size_bytes, decoder.engine.profile)
             hold = held_to_symbols(decoder)
             return EnhancedSource(decoder, self.enhancer(name), coding, wanted.strength, wanted.seed, hold)
+        if name not in known_folders(self.folders):
+            accepted = ", ".join([NONE, *self.additions(contract)])
+            raise CompensationError(
+                f"compensation {name!r}: accepted are {accepted}",
+                Fault.NAME,
+                field="compensation",
+                expected=accepted,
+                found=name,
+            )
         compensator = self.compensator(name, stream.header.contract)
         wanted = replace(wanted or Compensation(), method=method or None)
         return CompensatedSource(decoder, compensator, wanted, runs_limit, progress)

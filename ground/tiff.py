@@ -94,8 +94,10 @@ def first_directory(path: Path) -> Tags:
 
 def header_of(directories: list[Directory]) -> tuple[bytes, list[int], int]:
     """The bytes in front of the tiles, the offset of each directory's first tile, and the size of the whole file in bytes."""
-    big = sum(d.tiles * d.tile_bytes for d in directories) > CLASSIC_MAX_BYTES
-    length = len(_written(directories, [0] * len(directories), big))
+    data = sum(d.tiles * d.tile_bytes for d in directories)
+    big, length = False, len(_written(directories, [0] * len(directories), False)) if data <= CLASSIC_MAX_BYTES else 0
+    if not length or length + ALIGNED + data > CLASSIC_MAX_BYTES:
+        big, length = True, len(_written(directories, [0] * len(directories), True))
     starts, at = [], -(-length // ALIGNED) * ALIGNED
     for directory in directories:
         starts.append(at)

@@ -13,6 +13,7 @@ from collections.abc import Callable
 import numpy as np
 
 from perigee.bitstream.arrays import Samples
+from perigee.bitstream.errors import TooLargeError
 from perigee.ground.regions import Region
 from perigee.ground.source import Decoded, ImageSource
 from perigee.ground.views import SCALES, View, blocks_of, reduce_block
@@ -44,7 +45,9 @@ class Cache:
             if key not in self._kept:
                 self._kept[key] = block
                 self.bytes += _size(block)
-            while self.bytes > self._limit and self._kept:
+            while (
+                self.bytes > self._limit and len(self._kept) > 1
+            ):  # a single one stays, however large: it is what is being read
                 _, dropped = self._kept.popitem(last=False)
                 self.bytes -= _size(dropped)
 
@@ -77,12 +80,15 @@ class Tiles:
         overview: ImageSource | None = None,
         cache: Cache | None = None,
         owner: object = None,
+        samples_most: int | None = None,
     ) -> None:
-        """``windows`` are those in which the source is decoded where a region is touched; ``overview`` gives the reduced levels."""
+        """``windows`` are those in which the source is decoded where a region is touched; ``overview`` gives the reduced levels, of which a tile may
+        be made of ``samples_most`` samples of the source."""
         self.source, self.side, self._windows = source, side, windows
         self._overview = overview or source
         self._cache, self._owner = cache or Cache(), owner
         self._lock = threading.Lock()  # one thread decodes at a time
+        self._samples_most = samples_most
         self.windows_decoded = 0
         self.levels = [(source.height, source.width)]
         while max(self.levels[-1]) > side:
@@ -94,8 +100,20 @@ class Tiles:
         rows, cols = self.levels[level]
         return Region(row * self.side, col * self.side, self.side, self.side).intersection(Region(0, 0, rows, cols))
 
+    def alone(self) -> threading.Lock:
+        """A lock for whoever uses the source beside the tiles."""
+        return self._lock
+
     def tile(self, level: int, row: int, col: int) -> Decoded:
-        """A tile, which may be smaller at the far edges. Raises what the source raises."""
+        """A tile, which may be smaller at the far edges. Raises TooLargeError, and what the source raises."""
+        samples = self.extent(level, row, col).pixels * 4**level * self.source.bands
+        if self._samples_most is not None and level and samples > self._samples_most:
+            raise TooLargeError(
+                f"a tile of level {level} is made of {samples} samples; accepted are up to {self._samples_most}: ask for a lower level",
+                field="level",
+                expected=f"at most {self._samples_most} samples",
+                found=samples,
+            )
         key = (self._owner, "tile", level, row, col)
         found = self._cache.get(key)
         if found is None:

@@ -10,6 +10,7 @@ import tempfile
 from bisect import bisect_right
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -74,8 +75,11 @@ class VirtualTiff:
         unknown_crs: str = "refuse",
         cache: Cache | None = None,
         owner: object = None,
+        samples_most: int | None = None,
     ) -> None:
-        """``overview`` is a source of the same scene that makes reduced tiles sooner; ``cache`` may be shared with others, under ``owner``.
+        """``samples_most`` bounds what a reduced tile is made of.
+
+        ``overview`` is a source of the same scene that makes reduced tiles sooner; ``cache`` may be shared with others, under ``owner``.
 
         Raises MetadataError for a CRS that is refused, and OutputError where there is no room for a temporary file of some kilobytes.
         """
@@ -85,7 +89,7 @@ class VirtualTiff:
             tags = first_directory(path)
         bands, itemsize = self._layout.count, np.dtype(source.dtype).itemsize
         side = SIDE if bands * itemsize <= PIXEL_BYTES else SIDE_MANY
-        self.tiles = Tiles(source, side, aligned_windows(source), overview, cache, owner)
+        self.tiles = Tiles(source, side, aligned_windows(source), overview, cache, owner, samples_most)
         self._masked = needs_mask(source, self._layout)
         self._directories, self._kinds = self._all(tags, bands * itemsize)
         self._header, self._starts, self.size = header_of(self._directories)
@@ -162,11 +166,12 @@ class VirtualFile(io.RawIOBase):
         """As of any file."""
         return self._at
 
-    def read(self, size: int = -1) -> bytes:
+    def readinto(self, buffer: Any) -> int:
         """As of any file; raises OSError where the stream cannot be decoded."""
         try:
-            out = self._tiff.read(self._at, self._tiff.size - self._at if size is None or size < 0 else size)
+            out = self._tiff.read(self._at, len(buffer))
         except PerigeeError as error:
             raise OSError(str(error)) from error
+        buffer[: len(out)] = out
         self._at += len(out)
-        return out
+        return len(out)

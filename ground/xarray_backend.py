@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import xarray
-from rasterio.io import DatasetReader
-from xarray.backends import BackendArray, BackendEntrypoint
+from xarray.backends import BackendArray, BackendEntrypoint, CachingFileManager
+from xarray.backends.locks import SerializableLock
 from xarray.core import indexing
 
 import perigee
@@ -18,10 +18,11 @@ SUFFIX = ".peri"
 
 
 class _Pixels(BackendArray):
-    """The bands of an open dataset, read when they are indexed."""
+    """The bands of a dataset, read when they are indexed: by one thread at a time, and opened again in another process."""
 
-    def __init__(self, dataset: DatasetReader) -> None:
-        self._dataset = dataset
+    def __init__(self, manager: CachingFileManager[Any]) -> None:
+        self._manager, self._lock = manager, SerializableLock()
+        dataset = manager.acquire()
         self.shape, self.dtype = (dataset.count, dataset.height, dataset.width), np.dtype(dataset.dtypes[0])
 
     def __getitem__(self, key: Any) -> Any:
@@ -36,7 +37,8 @@ class _Pixels(BackendArray):
         if not (bands.size and rows.size and cols.size):
             return np.empty((bands.size, rows.size, cols.size), self.dtype)[squeezed]
         window = ((int(rows.min()), int(rows.max()) + 1), (int(cols.min()), int(cols.max()) + 1))
-        samples = self._dataset.read((bands + 1).tolist(), window=window)
+        with self._lock:
+            samples = self._manager.acquire().read((bands + 1).tolist(), window=window)
         return samples[np.ix_(np.arange(bands.size), rows - rows.min(), cols - cols.min())][squeezed]
 
 
@@ -63,8 +65,9 @@ class PerigeeBackend(BackendEntrypoint):
         self, filename_or_obj: Any, *, drop_variables: str | Iterable[str] | None = None, **options: Any
     ) -> xarray.Dataset:
         """The stream as a dataset. Raises what :func:`perigee.open` raises."""
-        dataset = perigee.open(os.fspath(filename_or_obj), **options)
-        data = xarray.Variable(("band", "y", "x"), indexing.LazilyIndexedArray(_Pixels(dataset)), dataset.tags())
+        manager = CachingFileManager(perigee.open, os.path.abspath(os.fspath(filename_or_obj)), kwargs=options)
+        dataset = manager.acquire()
+        data = xarray.Variable(("band", "y", "x"), indexing.LazilyIndexedArray(_Pixels(manager)), dataset.tags())
         if dataset.nodata is not None:
             data.attrs["_FillValue"] = dataset.nodata
         coordinates: dict[str, Any] = {"band": np.arange(1, dataset.count + 1)}
@@ -79,7 +82,7 @@ class PerigeeBackend(BackendEntrypoint):
             coordinates["spatial_ref"] = xarray.Variable((), 0, place)
             data.attrs["grid_mapping"] = "spatial_ref"
         out = xarray.Dataset({"band_data": data}, coordinates)
-        out.set_close(dataset.close)
+        out.set_close(manager.close)
         return out.drop_vars([] if drop_variables is None else drop_variables)
 
     def guess_can_open(self, filename_or_obj: Any) -> bool:

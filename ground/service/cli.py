@@ -12,6 +12,7 @@ import sys
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from perigee.bitstream.errors import Fault, ProfileError
 from perigee.engines.backend import CPU_BACKEND
@@ -84,7 +85,8 @@ def build_parser() -> Parser:
         type=positive,
         default=400,
         metavar="N",
-        help="largest decoded view in millions of samples, pixels times bands (default %(default)s)",
+        help="largest decoded view in millions of samples, pixels times bands; a reduced tile of a scene may be made of four times as many "
+        "(default %(default)s)",
     )
     parser.add_argument(
         "--shutdown-seconds",
@@ -144,6 +146,7 @@ def build_parser() -> Parser:
         "--cors-origin",
         action="append",
         default=[],
+        type=_origin,
         metavar="ORIGIN",
         help="let pages of this origin, such as https://maps.example.org, use the service (repeatable; default: none)",
     )
@@ -177,6 +180,23 @@ def _doctor(argv: list[str]) -> int:
         return tell("ground-serve doctor", examine(args.device, args.threads), args.json)
 
     return run(PROGRAM, "ground", body)
+
+
+def _origin(text: str) -> str:
+    """An origin without a path, as browsers send it. Raises ArgumentTypeError."""
+    try:
+        parts = urlsplit(text)
+    except ValueError:
+        parts = urlsplit("")
+    if (
+        parts.scheme not in ("http", "https")
+        or not parts.hostname
+        or parts.path not in ("", "/")
+        or parts.query
+        or parts.fragment
+    ):
+        raise argparse.ArgumentTypeError(f"{text!r} is no origin such as https://maps.example.org")
+    return f"{parts.scheme}://{parts.netloc.lower()}"
 
 
 def _port(text: str) -> int:
@@ -243,10 +263,17 @@ def _serve(args: argparse.Namespace) -> int:
         decoded_samples=args.max_megasamples * 1_000_000,
         waiting=args.queue,
         token=token,
-        hosts=tuple(args.host_name) or (LOOPBACK_NAMES if _loopback(args.host) else ()),
+        hosts=tuple(name.lower().rstrip(".") for name in args.host_name)
+        or (LOOPBACK_NAMES if _loopback(args.host) else ()),
         cors_origins=tuple(args.cors_origin),
         scenes=args.scenes,
-        scene_limits=SceneLimits(args.scenes_gib << 30, args.scenes_days, args.scenes_read_only, args.cache_mib << 20),
+        scene_limits=SceneLimits(
+            args.scenes_gib << 30,
+            args.scenes_days,
+            args.scenes_read_only,
+            args.cache_mib << 20,
+            4_000_000 * args.max_megasamples,
+        ),
         jobs=args.jobs,
         write_s=args.write_seconds,
         shutdown_s=args.shutdown_seconds,

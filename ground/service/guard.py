@@ -53,11 +53,11 @@ def install(app: FastAPI, settings: Settings, metrics: Metrics) -> None:
 def _refused(request: Request, settings: Settings) -> Problem | None:
     """Why a request is not answered, None where it is."""
     host = request.headers.get("host", "")
-    name = urlsplit(f"//{host}").hostname or ""
+    name = _host_of(f"//{host}")[0]
     if settings.hosts and name not in settings.hosts:
         return Problem(421, f"Host: {host}; this service answers as {', '.join(settings.hosts)}")
     origin = request.headers.get("origin")
-    own = origin is None or urlsplit(origin).netloc == host or origin in settings.cors_origins
+    own = origin is None or _host_of(origin)[1] == host.lower() or origin in settings.cors_origins
     foreign = (
         request.headers.get("sec-fetch-site") in ("cross-site", "same-site") and origin not in settings.cors_origins
     )
@@ -70,6 +70,15 @@ def _refused(request: Request, settings: Settings) -> Problem | None:
     if scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), settings.token.encode()):
         return None
     return Problem(401, "send Authorization: Bearer <token>", {"WWW-Authenticate": "Bearer"})
+
+
+def _host_of(address: str) -> tuple[str, str]:
+    """The name of an address, and the name with its port as it was given; both empty where it is none."""
+    try:
+        parts = urlsplit(address)
+        return (parts.hostname or "").rstrip("."), parts.netloc.lower()
+    except ValueError:
+        return "", ""
 
 
 def _route(app: FastAPI, request: Request) -> str:

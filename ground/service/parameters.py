@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Annotated
 
 from fastapi import Query, Request
@@ -15,6 +14,9 @@ from perigee.ground.orders import FULL, Order
 from perigee.ground.service.problems import Problem
 
 OFFERED = {"image/tiff": "tif", "image/png": "png", "application/json": "json"}  # in the service's order of preference
+
+
+NUMBER_MAX = 1e30
 
 
 def _quality(parameters: list[str]) -> float:
@@ -65,15 +67,15 @@ def _wanted_format(request: Request, chosen: str | None) -> str:
 
 
 def numbers(text: str | None, name: str) -> tuple[float, ...] | None:
-    """A parameter that is a list of finite numbers. Raises OrderError."""
+    """A parameter that is a list of numbers. Raises OrderError."""
     if text is None:
         return None
     try:
         values = tuple(float(part) for part in text.split(","))
     except ValueError:
         values = ()
-    if not values or not all(math.isfinite(value) for value in values):
-        wanted = "a list of numbers with commas between"
+    if not values or not all(abs(value) <= NUMBER_MAX for value in values):
+        wanted = f"a list of numbers up to {NUMBER_MAX:g} with commas between"
         raise OrderError(f"{name}={text}: expected {wanted}", field=name, expected=wanted, found=text)
     return values
 

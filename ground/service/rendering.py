@@ -8,7 +8,7 @@ from typing import Any
 import imagecodecs
 import numpy as np
 
-from perigee.bitstream.arrays import FloatArray
+from perigee.bitstream.arrays import BoolArray, FloatArray
 from perigee.bitstream.errors import OrderError
 from perigee.ground.regions import Region
 from perigee.ground.service.scenes import Opened
@@ -70,7 +70,7 @@ def limits_of(
     ends = np.array([[0.0, 255.0]] * len(bands))
     if scene.source.dtype != "uint8" and (low is None or high is None):
         found = statistics(scene)
-        ends = np.array([[found[b]["low"] or 0.0, found[b]["high"] or 1.0] for b in bands])
+        ends = np.array([[0.0, 1.0] if found[b]["low"] is None else [found[b]["low"], found[b]["high"]] for b in bands])
     for place, values in enumerate((low, high)):
         if values is not None:
             ends[:, place] = values
@@ -82,21 +82,21 @@ def picture(scene: Opened, block: Decoded, bands: Sequence[int], ends: FloatArra
     palette = scene.source.metadata.palette
     samples = block.samples[list(bands)]
     if palette and list(bands) == [0]:
-        table = np.array(palette, np.uint32).reshape(-1, 3)
-        table = (table // 257 if table.max() > 255 else table).astype(np.uint8)
+        table = np.frombuffer(palette, np.uint8).reshape(-1, 3)
         colours = table[np.minimum(samples[0], len(table) - 1)].transpose(2, 0, 1)
     else:
         low, high = ends[:, 0, None, None], ends[:, 1, None, None]
         scaled = (np.nan_to_num(samples.astype(np.float32)) - low) / np.maximum(high - low, 1e-9)
         colours = np.rint(np.clip(scaled, 0, 1) * 255).astype(np.uint8)
     colours = np.broadcast_to(colours, (3, *colours.shape[1:]))
-    alpha = np.where(block.valid[list(bands)].all(0), 255, 0).astype(np.uint8)
-    if block.alpha is not None and block.alpha.dtype == np.uint8:
-        alpha = np.minimum(alpha, block.alpha)
+    opacity = block.opacity(scene.source.metadata.nbits)
+    most = 1 if opacity.dtype.kind == "f" else np.iinfo(opacity.dtype).max
+    shown = block.valid[list(bands)].all(0) & np.isfinite(samples).all(0)
+    alpha = np.where(shown, np.rint(opacity * (255 / most)), 0).astype(np.uint8)
     return _png(np.concatenate([colours, alpha[None]]), side)
 
 
-def trust_picture(scene: Opened, region: Region, side: int) -> bytes:
+def trust_picture(scene: Opened, region: Region, valid: BoolArray, side: int) -> bytes:
     """A PNG of a square tile that lies over a picture at full size: the stronger its colour, the wider the 90 % interval; red where the image was
     changed, blue where it was not. Raises OrderError or CompensationError where nothing is known of the errors."""
     source = scene.source
@@ -105,8 +105,10 @@ def trust_picture(scene: Opened, region: Region, side: int) -> bytes:
             "how far to trust an image is told by what estimates it: ask for compensation", field="compensation"
         )
     source.check_interval()
-    share = np.clip(source.half_width(0, region) / TRUST_FULL, 0, 1)
-    changed = source.generated_in(0, region)
+    with scene.tiff.tiles.alone():
+        share = np.clip(source.half_width(0, region) / TRUST_FULL, 0, 1)
+        changed = source.generated_in(0, region)
+    share *= valid
     colours = np.empty((4, region.rows, region.cols), np.uint8)
     for number in range(3):
         colours[number] = np.where(changed, TRUST_COLOUR[number], CHANGED_COLOUR[number])
@@ -115,6 +117,8 @@ def trust_picture(scene: Opened, region: Region, side: int) -> bytes:
 
 
 def _png(planes: np.ndarray, side: int | None) -> bytes:
+    if planes.shape[1:] == (1, 1):  # which the encoder refuses
+        planes = planes.repeat(2, 1).repeat(2, 2)
     if side is not None:
         planes = np.pad(planes, ((0, 0), (0, side - planes.shape[1]), (0, side - planes.shape[2])))
     return bytes(imagecodecs.png_encode(np.ascontiguousarray(planes.transpose(1, 2, 0)), level=1))

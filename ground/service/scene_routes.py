@@ -6,9 +6,10 @@ import re
 from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any, TypeVar
 
+import numpy as np
 from anyio import to_thread
 from fastapi import APIRouter, Depends, Query, Request, Response
-from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse, StreamingResponse
 
 from perigee.bitstream.errors import OrderError
 from perigee.ground.library import NONE
@@ -23,7 +24,7 @@ from perigee.ground.tiles import Tiles
 PART_BYTES = 1 << 20  # of an answer that is made at once
 RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 TIFF_TYPE, STREAM_TYPE, PNG_TYPE = "image/tiff; application=geotiff", "application/vnd.perigee", "image/png"
-PREVIEW_MAX = 2048
+PREVIEW_MAX, DIGITS_MAX = 2048, 18
 NO_SCENE: dict[int | str, dict[str, Any]] = {404: problem("There is no such scene")}
 Bands = Annotated[str | None, Query(description="one or three band numbers from 1", examples=["3,2,1"])]
 Ends = Annotated[str | None, Query(description="a sample value for all bands, or one for each")]
@@ -32,7 +33,8 @@ T = TypeVar("T")
 
 
 def byte_range(header: str | None, size: int) -> tuple[int, int] | None:
-    """First byte and number of bytes that a Range header asks for (RFC 9110, section 14); None for everything. Raises Problem 416."""
+    """First byte and number of bytes that a Range header asks for (RFC 9110, section 14); None for everything. Raises Problem 416, also for
+    several ranges."""
     if header is None or not header.startswith("bytes="):
         return None  # a unit that is not known is ignored
     match = RANGE.fullmatch(header.replace(" ", ""))
@@ -40,8 +42,10 @@ def byte_range(header: str | None, size: int) -> tuple[int, int] | None:
     unsatisfiable = Problem(
         416, f"Range: {header}; accepted is one range of bytes within {size}", {"Content-Range": f"bytes */{size}"}
     )
-    if not (first or last) or max(len(first), len(last)) > 18:
+    first, last = first.lstrip("0") or first[-1:], last.lstrip("0") or last[-1:]
+    if not (first or last) or len(first) > DIGITS_MAX:
         raise unsatisfiable
+    last = last if len(last) <= DIGITS_MAX else str(size)
     start = int(first) if first else max(size - int(last), 0)
     end = min(int(last) + 1, size) if first and last else size
     if start >= end:
@@ -120,8 +124,11 @@ def _add_reading(router: APIRouter, service: Service, scenes: Scenes) -> None:
         scene = await _read(service, lambda: scenes.opened(name, compensation, damaged), compensation)
         size, tag = scene.tiff.size, f'"{scene.digest}"'
         head = {"Accept-Ranges": "bytes", "ETag": tag, "Cache-Control": "private, max-age=0, must-revalidate"}
-        if request.headers.get("if-none-match") in (tag, "*"):
+        known = [one.strip().removeprefix("W/") for one in request.headers.get("if-none-match", "").split(",")]
+        if tag in known or "*" in known:
             return Response(status_code=304, headers=head)
+        if request.method == "HEAD":
+            return Response(status_code=200, headers=head | {"Content-Length": str(size)}, media_type=TIFF_TYPE)
         stale = request.headers.get("if-range") not in (None, tag)
         found = None if stale else byte_range(request.headers.get("range"), size)
         start, length = found or (0, size)
@@ -129,8 +136,6 @@ def _add_reading(router: APIRouter, service: Service, scenes: Scenes) -> None:
         if found is not None:
             head["Content-Range"] = f"bytes {start}-{start + length - 1}/{size}"
         status = 200 if found is None else 206
-        if request.method == "HEAD":
-            return Response(status_code=200, headers=head | {"Content-Length": str(size)}, media_type=TIFF_TYPE)
         # The first part comes before the head is sent, so that what cannot be decoded is told by a status.
         first = await _read(service, lambda: scene.tiff.read(start, min(PART_BYTES, length)), compensation)
 
@@ -139,17 +144,21 @@ def _add_reading(router: APIRouter, service: Service, scenes: Scenes) -> None:
         async def parts() -> AsyncIterator[bytes]:
             yield first
             at, end = start + len(first), start + length
-            while at < end:
-                part = await to_thread.run_sync(scene.tiff.read, at, min(PART_BYTES, end - at), limiter=limiter)
-                at += len(part)
-                yield part
+            if at == end:
+                return
+            with service.readings.place():
+                while at < end:
+                    part = await to_thread.run_sync(scene.tiff.read, at, min(PART_BYTES, end - at), limiter=limiter)
+                    at += len(part)
+                    yield part
 
         return StreamingResponse(parts(), status, head, TIFF_TYPE)
 
     @router.get("/{name}.peri", response_class=Response, responses={200: {"content": {STREAM_TYPE: {}}}})
     def stream(name: str) -> Response:
         """The stream itself."""
-        return FileResponse(scenes.path(name), media_type=STREAM_TYPE, filename=f"{name}.peri")
+        kept = {"Content-Disposition": f'attachment; filename="{name}.peri"'}
+        return Response(scenes.data(name), media_type=STREAM_TYPE, headers=kept)
 
     @router.get(
         "/{name}", response_description="What /inspect says, with footprint, levels and tile_side", responses=ANSWERS
@@ -232,10 +241,14 @@ def _add_pictures(router: APIRouter, service: Service, scenes: Scenes) -> None:
         def made() -> bytes:
             scene = scenes.shown(name, compensation)
             _check_tile(scene.tiff.tiles, 0, row, col)
-            return rendering.trust_picture(scene, scene.tiff.tiles.extent(0, row, col), scene.tiff.tiles.side)
+            tiles = scene.tiff.tiles
+            valid = np.asarray(tiles.tile(0, row, col).valid.all(0))
+            return rendering.trust_picture(scene, tiles.extent(0, row, col), valid, tiles.side)
 
         return Response(
-            await _read(service, made), media_type=PNG_TYPE, headers={"Cache-Control": "private, max-age=60"}
+            await _read(service, made, compensation),
+            media_type=PNG_TYPE,
+            headers={"Cache-Control": "private, max-age=60"},
         )
 
 

@@ -11,11 +11,13 @@ import re
 import threading
 import time
 from collections import OrderedDict
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from perigee.bitstream.errors import BitstreamError, PerigeeError
+import perigee
+from perigee.bitstream.errors import BitstreamError, OrderError, PerigeeError
 from perigee.ground.dataset import virtual_tiff
 from perigee.ground.inspection import inspect_bytes
 from perigee.ground.library import NONE, Library
@@ -37,12 +39,14 @@ DAY_S = 86_400
 
 @dataclass(frozen=True)
 class SceneLimits:
-    """How much is kept: bytes of all streams, days since a scene was put (None: for ever), and whether scenes may be put and deleted."""
+    """How much is kept: bytes of all streams, days since a scene was put (None: for ever), and whether scenes may be put and deleted; bytes of
+    decoded tiles, and how many samples of a scene a reduced tile may be made of."""
 
     quota_bytes: int = 8 << 30
     days: float | None = None
     read_only: bool = False
     cache_bytes: int = CACHE_BYTES
+    overview_samples: int = 1_600_000_000
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,10 @@ class Opened:
     def source(self) -> ImageSource:
         """The image source at full size."""
         return self.tiff.tiles.source
+
+
+def _missing(name: str) -> Problem:
+    return Problem(404, f"there is no scene {name!r}", field="name")
 
 
 class Scenes:
@@ -78,9 +86,16 @@ class Scenes:
 
     def _existing(self, name: str) -> Path:
         path = self._path(name)
-        if path.is_symlink() or not path.is_file():
-            raise Problem(404, f"there is no scene {name!r}", field="name")
+        if path.is_symlink() or not path.is_file() or self._is_over(path):
+            raise _missing(name)
         return path
+
+    def _is_over(self, path: Path) -> bool:
+        """Whether a scene's time is over."""
+        try:
+            return self._limits.days is not None and path.stat().st_mtime < time.time() - self._limits.days * DAY_S
+        except FileNotFoundError:
+            return True
 
     def _files(self) -> list[Path]:
         found = [p for p in self._folder.glob(f"*{SUFFIX}") if p.is_file() and not p.is_symlink()]
@@ -90,10 +105,9 @@ class Scenes:
         """Delete the scenes whose time is over."""
         if self._limits.days is None or self._limits.read_only:
             return
-        oldest = time.time() - self._limits.days * DAY_S
         with self._lock:
             for path in self._files():
-                if path.stat().st_mtime < oldest:
+                if self._is_over(path):
                     self._remove(path.stem, path)
 
     def all(self, offset: int = 0, limit: int = 100) -> dict[str, Any]:
@@ -104,15 +118,25 @@ class Scenes:
         for path in files[offset : offset + limit]:
             try:
                 listed.append(self._summary(path))
+            except Problem:  # deleted meanwhile
+                continue
             except (PerigeeError, OSError) as error:  # put there by hand
                 listed.append({"id": path.stem, "error": str(error)})
         return {
             "scenes": listed,
             "count": len(files),
-            "bytes": sum(path.stat().st_size for path in files),
+            "bytes": self._bytes_of(files),
             "quota_bytes": self._limits.quota_bytes,
             "read_only": self._limits.read_only,
         }
+
+    def _bytes_of(self, files: list[Path]) -> int:
+        """The size of files, of which some may go meanwhile."""
+        total = 0
+        for path in files:
+            with suppress(FileNotFoundError):
+                total += path.stat().st_size
+        return total
 
     def _summary(self, path: Path) -> dict[str, Any]:
         described = self.described(path.stem)
@@ -130,7 +154,7 @@ class Scenes:
         self.expire()
         self._open(data, Order(unknown_crs="keep", damaged=damaged), None)
         with self._lock:
-            others = sum(p.stat().st_size for p in self._files() if p != path)
+            others = self._bytes_of([p for p in self._files() if p != path])
             if others + len(data) > self._limits.quota_bytes:
                 raise Problem(
                     507,
@@ -164,11 +188,23 @@ class Scenes:
 
     def data(self, name: str) -> bytes:
         """The stream itself."""
-        return read_bounded(self._existing(name))
+        return self._read(name)[0]
 
-    def path(self, name: str) -> Path:
-        """The stream's file."""
-        return self._existing(name)
+    def _read(self, name: str) -> tuple[bytes, tuple[int, int]]:
+        """A stream, and what changes when its file does."""
+        path = self._existing(name)
+        try:
+            status = path.stat()
+            return read_bounded(path), (status.st_mtime_ns, status.st_size)
+        except FileNotFoundError as error:  # deleted a moment ago
+            raise _missing(name) from error
+
+    def _stamp(self, name: str) -> tuple[int, int]:
+        try:
+            status = self._existing(name).stat()
+        except FileNotFoundError as error:
+            raise _missing(name) from error
+        return status.st_mtime_ns, status.st_size
 
     def shown(self, name: str, compensation: str = NONE) -> Opened:
         """A scene for looking at: as :meth:`opened`, and of a damaged stream what is sound."""
@@ -179,40 +215,50 @@ class Scenes:
 
     def opened(self, name: str, compensation: str = NONE, damaged: bool = False) -> Opened:
         """A scene that can be read, compensated where that is asked for. Raises what ``orders.open_source`` raises."""
-        path = self._existing(name)
         with self._lock:
-            status = path.stat()
-            stamp = (status.st_mtime_ns, status.st_size)
             key = (name, compensation, damaged)
-            if key in self._opened and self._opened[key][0] == stamp:
+            if key in self._opened and self._opened[key][0] == self._stamp(name):
                 self._opened.move_to_end(key)
                 return self._opened[key][1]
-            found = self._open(
-                read_bounded(path), Order(compensation=compensation, damaged=damaged, unknown_crs="keep"), self._cache
-            )
+            data, stamp = self._read(name)
+            self._check_addition(data, compensation)
+            found = self._open(data, Order(compensation=compensation, damaged=damaged, unknown_crs="keep"), self._cache)
             self._opened[key] = (stamp, found)
             while len(self._opened) > OPEN_SCENES:
                 _, (_, dropped) = self._opened.popitem(last=False)
                 self._cache.forget(dropped.digest)
             return found
 
+    def _check_addition(self, data: bytes, compensation: str) -> None:
+        """Raise OrderError for a compensation that the stream's profile does not have."""
+        if compensation == NONE:
+            return
+        contract = str(inspect_bytes(data, damaged=True).get("contract", ""))
+        accepted = [NONE, *self._library.additions(bytes.fromhex(contract))]
+        if compensation.partition(":")[0] not in accepted:
+            raise OrderError(
+                f"compensation={compensation}: accepted for this scene are {', '.join(accepted)}",
+                field="compensation",
+                expected=", ".join(accepted),
+                found=compensation,
+            )
+
     def _open(self, data: bytes, order: Order, cache: Cache | None) -> Opened:
-        digest = hashlib.sha256(data + f" {order.compensation} {order.damaged}".encode()).hexdigest()[:32]
-        return Opened(virtual_tiff(data, self._library, order, cache, digest), digest)
+        made_by = f"{perigee.__version__} {self._library.backend.engine_name} {order.compensation} {order.damaged}"
+        digest = hashlib.sha256(data + made_by.encode()).hexdigest()[:32]
+        return Opened(virtual_tiff(data, self._library, order, cache, digest, self._limits.overview_samples), digest)
 
     def described(self, name: str) -> dict[str, Any]:
         """What a stream says of itself, its footprint in longitude and latitude, and the levels of its tiles."""
-        path = self._existing(name)
-        status = path.stat()
-        stamp = (status.st_mtime_ns, status.st_size)
+        stamp = self._stamp(name)
         with self._lock:
             known = self._described.get(name)
         if known is not None and known[0] == stamp:
             return known[1]
-        data = read_bounded(path)
+        data, stamp = self._read(name)
         tiles = self.shown(name).tiff.tiles
         described = inspect_bytes(data, damaged=True)
-        found = {"id": name, "bytes": len(data), "created": round(status.st_mtime, 3)} | described
+        found = {"id": name, "bytes": len(data), "created": round(stamp[0] / 1e9, 3)} | described
         found |= item_place(tiles.source, view_of(tiles.source))
         found["provenance"] = tiles.source.provenance()
         found["compensations"] = self._library.additions(bytes.fromhex(str(found["contract"])))

@@ -1,7 +1,10 @@
 """A stream as a GeoTIFF that exists nowhere: the samples of ``ground-decode``, decoded only where they are read, by every library."""
 
 import contextlib
+import io
 import os
+import pickle
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +25,7 @@ from perigee.ground.orders import Order
 from perigee.ground.tiff import LONG, Directory, first_directory, header_of, number
 from perigee.ground.tiler import PerigeeReader
 from perigee.ground.tiles import Cache
+from perigee.ground.virtual import VirtualFile
 
 SHARED = Path(os.environ.get("PERIGEE_SHARED", Path(__file__).resolve().parents[3] / "shared"))
 GEOTIFFS = sorted((SHARED / "data" / "geotiff").glob("*.tif"))
@@ -129,6 +133,17 @@ def test_every_kind_of_geotiff_is_the_product_of_ground_decode(source, tmp_path,
         assert found.tags() == wanted.tags()
 
 
+@pytest.mark.parametrize("bands", [2, 5])
+def test_wide_scenes_of_components_are_the_decoder_s_as_well(bands):
+    """What the synthesis adds depends on its windows, which are wider than those of colour."""
+    rng = np.random.default_rng(2)
+    y, x = np.mgrid[:600, :1350]
+    planes = np.stack([np.sin(y / 9 + k) + np.cos(x / 13 + k) + 2 for k in range(bands)]) / 4 * 3000
+    data = perigee.encode((planes + rng.normal(0, 90, planes.shape)).clip(0, 9999).astype(np.uint16), 35)
+    with perigee.open(data) as dataset:
+        assert np.array_equal(dataset.read(), perigee.decode(data).samples)
+
+
 def test_a_masked_scene_has_masks_at_all_sizes(library, image):
     valid = np.ones((1500, 2300), bool)
     valid[:, 1200:] = False
@@ -147,6 +162,11 @@ def test_a_large_scene_is_a_bigtiff_whose_offsets_name_its_tiles():
     )
     assert header[:4] == b"II+\0" and starts[0] % 65_536 == 0 and len(header) == starts[0]
     assert starts[1] - starts[0] == 137 * 137 * 512 * 512 and size == starts[1] + 69 * 69 * 512 * 512
+
+
+def test_directories_that_take_the_file_beyond_four_gigabytes_make_it_a_bigtiff():
+    rows = [Directory(512 * 14563, 512, 512, size, {}) for size in (262_144, 32_768)]
+    assert header_of(rows)[0][:4] == b"II+\0" and header_of(rows[:1])[0][:4] == b"II*\0"
 
 
 @settings(max_examples=30, deadline=None)
@@ -205,6 +225,28 @@ def test_xarray_opens_streams_lazily(path, decoded):
         assert np.array_equal(part.values, decoded[[2, 0], 100:160:7][:, :, [5, 1, 900]])
         assert int(scene.band_data[1, 700, 800]) == decoded[1, 700, 800]
         assert "32633" in scene.spatial_ref.attrs["crs_wkt"] or "UTM zone 33N" in scene.spatial_ref.attrs["crs_wkt"]
+
+
+def test_xarray_is_read_by_many_threads_and_by_other_processes(path, decoded):
+    with xarray.open_dataset(path) as scene:
+        places = [(y, x) for y in range(0, 1500, 250) for x in range(0, 2300, 460)]
+
+        def equal(place):
+            y, x = place
+            part = scene.band_data[:, y : y + 250, x : x + 460].values
+            return np.array_equal(part, decoded[:, y : y + 250, x : x + 460])
+
+        with ThreadPoolExecutor(4) as pool:
+            assert all(pool.map(equal, places * 3))
+        again = pickle.loads(pickle.dumps(scene))
+        assert np.array_equal(again.band_data[0, :9, :9].values, decoded[0, :9, :9])
+        again.close()
+
+
+def test_a_virtual_file_is_a_file(stream, library):
+    tiff = virtual_tiff(stream, library)
+    with io.BufferedReader(VirtualFile(tiff)) as file:
+        assert file.read(4) == b"II*\0" and file.seek(-3, 2) == tiff.size - 3 and len(file.read()) == 3
 
 
 def test_rio_tiler_and_titiler_make_tiles(path, decoded):

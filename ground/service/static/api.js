@@ -17,14 +17,16 @@ function headers(more) {
 let asking = null;
 
 function askToken() {
-  asking ??= new Promise((resolve) => {
+  asking ??= new Promise((resolve, reject) => {
     const dialog = document.getElementById("ask");
     const field = document.getElementById("token");
     dialog.addEventListener("close", () => {
-      sessionStorage.setItem(KEPT, field.value.trim());
-      field.value = "";
+      const token = dialog.returnValue === "ok" ? field.value.trim() : "";
+      if (token) sessionStorage.setItem(KEPT, token);
+      field.value = dialog.returnValue = "";
       asking = null;
-      resolve();
+      if (token) resolve();
+      else reject(new ServiceError(401, "The service wants a token: load the page again to give one."));
     }, { once: true });
     dialog.showModal();
   });
@@ -68,10 +70,7 @@ export function upload(path, file, progress) {
     asked.upload.onprogress = (event) => event.lengthComputable && progress(event.loaded / event.total);
     asked.onerror = () => reject(new ServiceError(0, "the service cannot be reached"));
     asked.onload = async () => {
-      if (asked.status === 401) {
-        await askToken();
-        return resolve(upload(path, file, progress));
-      }
+      if (asked.status === 401) return askToken().then(() => resolve(upload(path, file, progress)), reject);
       let body = {};
       try { body = JSON.parse(asked.responseText); } catch { /* no JSON: the status says enough */ }
       if (asked.status < 300) resolve(body);

@@ -141,10 +141,10 @@ function stretch(plain = false) {
 
 function show() {
   if (!scene) return;
-  const common = { bands: chosenBands().join(","), low: at("low").value || "0", high: at("high").value || "1" };
+  const common = { bands: chosenBands().join(","), low: at("low").value || "0", high: at("high").value || "1", v: scene.created };
   const query = (compensation) => new URLSearchParams({ ...common, compensation }).toString();
   const [left, right] = [at("left"), at("right")];
-  const trust = at("trust").checked && right.value !== "none" ? new URLSearchParams({ compensation: right.value }).toString() : null;
+  const trust = at("trust").checked && right.value !== "none" ? new URLSearchParams({ compensation: right.value, v: scene.created }).toString() : null;
   viewer.show(query(left.value), query(right.value), trust);
   at("compare").hidden = left.value === right.value;
   at("left-label").textContent = left.selectedOptions[0].text;
