@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -23,6 +24,29 @@ SOURCE = (
     "each line), or a STAC collection or item (.json)"
 )
 FAILURES_TOLD = 20
+WORKERS_MAX = 1024
+
+
+def _number(text: str, low: float, high: float, wanted: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not low <= value <= high:
+        raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
+    return value
+
+
+def _quality(text: str) -> float:
+    return _number(text, 0, 100, "a quality from 0 to 100")
+
+
+def _bound(text: str) -> float:
+    return _number(text, 0, 1e9, "a largest error of 0 or more")
+
+
+def _share(text: str) -> float:
+    return _number(text, 0.01, 1, "a share of a GPU from 0.01 to 1")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -32,8 +56,8 @@ def build_parser() -> argparse.ArgumentParser:
         description="Work on archives: each object becomes a product with a STAC item beside it, and a product that is there already from the "
         "same bytes in the same way is not made again, so that a run which was interrupted goes on when the command is repeated. Credentials "
         "and endpoints of object stores come from the environment, such as AWS_ENDPOINT_URL.",
-        epilog="Exit codes: 0 everything is made, 64 usage or unusable source, 65 some objects failed (see --report), 69 Ray or an engine is "
-        "unavailable, 73 output cannot be written, 78 unusable profile.",
+        epilog="Exit codes: 0 everything is made, 64 usage or unusable source, 65 some objects failed (see --report), 66 input missing, 69 Ray or an "
+        "engine is unavailable, 73 output cannot be written, 74 I/O error, 78 unusable profile.",
     )
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="decode|enhance|encode")
     decode = kinds.add_parser(
@@ -66,9 +90,11 @@ def build_parser() -> argparse.ArgumentParser:
         "encode", help="GeoTIFFs to streams", description="Encode GeoTIFFs to streams, as onboard-encode does."
     )
     _add_common(encode)
-    encode.add_argument("--quality", type=float, default=50.0, metavar="0..100", help="quality (default %(default)g)")
     encode.add_argument(
-        "--max-error", type=float, metavar="X", help="largest error of any sample instead; 0 is lossless"
+        "--quality", type=_quality, default=50.0, metavar="0..100", help="quality (default %(default)g)"
+    )
+    encode.add_argument(
+        "--max-error", type=_bound, metavar="X", help="largest error of any sample instead; 0 is lossless"
     )
     encode.add_argument("--profile", default="auto", metavar="NAME|DIR", help="profile (default %(default)s)")
     return parser
@@ -85,10 +111,10 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         "--workers",
         type=positive,
         metavar="N",
-        help="worker processes (default: one for each core, or for each GPU with --gpus)",
+        help="worker processes (default: as many as this machine or the cluster has room for)",
     )
     add("--threads", type=positive, default=1, metavar="N", help="CPU threads of each worker (default %(default)s)")
-    add("--gpus", type=float, default=0.0, metavar="X", help="share of a GPU that each worker takes (default: none)")
+    add("--gpus", type=_share, default=0.0, metavar="X", help="share of a GPU that each worker takes (default: none)")
     add(
         "--engine",
         default="auto",
@@ -98,7 +124,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     add(
         "--ray-address",
         metavar="ADDRESS",
-        help="a running Ray cluster: auto, or ray://HOST:PORT (default: Ray on this machine alone)",
+        help="a running Ray cluster of which this machine is a node: auto, or HOST:PORT (default: Ray on this machine alone)",
     )
     add(
         "--profiles",
@@ -145,6 +171,7 @@ def _ordered(args: argparse.Namespace) -> dict[str, Any]:
     if args.kind == ENCODE:
         return {"encoding": Encoding(args.quality, args.max_error, args.profile)}
     compensation = args.method if args.kind == ENHANCE else args.compensation
+    _check_addition(compensation, args.profiles)
     common = {
         "bands": tuple(args.bands) if args.bands else None,
         "scale": args.scale,
@@ -158,24 +185,44 @@ def _ordered(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def _check_addition(name: str, folders: list[str]) -> None:
+    """Raise CompensationError for a compensator or enhancer that is not there."""
+    from perigee.bitstream.errors import CompensationError, Fault
+    from perigee.engines.enhancer import known_enhancers
+    from perigee.ground.compensation.compensator import known_folders
+
+    places = tuple(Path(folder) for folder in folders)
+    known = ["none", *known_folders(places), *known_enhancers(places)]
+    if name.partition(":")[0] not in known:
+        accepted = ", ".join(known)
+        raise CompensationError(
+            f"{name}: accepted are {accepted}", Fault.NAME, field="compensation", expected=accepted, found=name
+        )
+
+
 def _work(args: argparse.Namespace) -> int:
+    from perigee.archive.catalogue import before_of
     from perigee.archive.pool import Pool
     from perigee.archive.records import Report
-    from perigee.archive.stores import keys_of, split_address
-    from perigee.archive.work import SUFFIXES, Work
+    from perigee.archive.sources import keys_of
+    from perigee.archive.stores import split_address
+    from perigee.archive.work import SUFFIXES, Work, Worker
     from perigee.bitstream.errors import OrderError
 
     address, prefix = split_address(args.destination)
-    if address.startswith("http"):
-        raise OrderError(f"{args.destination}: HTTP cannot be written to", field="destination", found=args.destination)
-    work = Work(
-        args.kind, address, prefix.rstrip("/"), profiles=tuple(args.profiles), again=args.again, **_ordered(args)
-    )
+    work = Work(args.kind, address, prefix, profiles=tuple(args.profiles), again=args.again, **_ordered(args))
     keys = keys_of(args.source, SUFFIXES[args.kind])
+    Worker(work, args.threads)  # so that what no worker could do is told at once
+    before_of(work)
     if args.retry:
         failed = _failed_in(args.retry)
         keys = [key for key in keys if key.path in failed]
-    workers = args.workers or (max(1, int(1 / args.gpus)) if args.gpus else max(1, usable_cores() // args.threads))
+        if not keys:
+            raise OrderError(
+                f"none of the objects of {args.source} has failed in {args.retry}", field="retry", found=str(args.retry)
+            )
+    here = max(1, usable_cores() // args.threads)
+    workers = args.workers or (WORKERS_MAX if args.gpus or args.ray_address else here)
     report = Report(args.report)
     with Pool(
         work,

@@ -6,9 +6,9 @@ import json
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from perigee.support.files import replacing
+from perigee.bitstream.errors import OutputError
 
 MADE, KEPT, FAILED = "made", "kept", "failed"
 
@@ -34,25 +34,40 @@ class Record:
 
 
 class Report:
-    """Records as lines of JSON, written as they come; a report that was begun is replaced when the work ends."""
+    """Records as lines of JSON, written as they come to ``FILE.part``, which becomes the report when the work ends."""
 
     def __init__(self, path: Path | None) -> None:
+        """Raises OutputError where the report cannot be written."""
         self._path = path
         self.counts: Counter[str] = Counter()
         self.failed: list[Record] = []
-        self._lines: list[str] = []
+        self._file: IO[str] | None = None
+        if path is not None:
+            self._part = path.with_name(path.name + ".part")
+            try:
+                self._file = self._part.open("w", encoding="utf-8")
+            except OSError as error:
+                raise OutputError(
+                    f"the report {path} cannot be written ({error.strerror})", field="report", found=str(path)
+                ) from error
 
     def add(self, record: Record) -> None:
-        """Take one more record."""
+        """Take one more record. Raises OutputError."""
         self.counts[record.status] += 1
         if record.status == FAILED:
             self.failed.append(record)
-        if self._path is not None:
+        if self._file is not None:
             told = {name: value for name, value in asdict(record).items() if value not in (None, [], 0)}
-            self._lines.append(json.dumps(told))
+            try:
+                self._file.write(json.dumps(told) + "\n")
+                self._file.flush()
+            except OSError as error:
+                raise OutputError(
+                    f"the report cannot be written ({error.strerror})", field="report", found=str(self._path)
+                ) from error
 
     def close(self) -> None:
-        """Write the report, whole or not at all. Raises OSError."""
-        if self._path is not None:
-            with replacing(self._path) as temporary:
-                temporary.write_text("".join(f"{line}\n" for line in self._lines), encoding="utf-8")
+        """Put the report in its place. Raises OSError."""
+        if self._file is not None and self._path is not None:
+            self._file.close()
+            self._part.replace(self._path)

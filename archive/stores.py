@@ -1,87 +1,116 @@
-"""Where an archive's objects are: folders and object stores, one interface for both (obstore), and which objects a source names."""
+"""Where an archive's objects are: folders and object stores, one interface for both (obstore), and reading and writing there.
+
+An address is that of a folder, of a prefix in an object store, or of a single object over HTTP. Credentials and endpoints of object stores come
+from the environment, as the tools of their providers take them.
+"""
 
 from __future__ import annotations
 
-import fnmatch
-import json
-from collections.abc import Iterable, Iterator
+import urllib.error
+import urllib.request
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
-from urllib.parse import urljoin, urlsplit
+from typing import NamedTuple
+from urllib.parse import unquote, urlsplit
+from urllib.request import url2pathname
 
 import obstore
 from obstore.exceptions import BaseError
-from obstore.store import HTTPStore, LocalStore, ObjectStore, from_url
+from obstore.store import LocalStore, ObjectStore, from_url
 
 from perigee.bitstream.errors import Fault, OrderError, OutputError
 
-SCHEMES = ("s3", "gs", "az", "https", "http", "file")
-CANNOT_LIST = ("https", "http")
-WILD = "*?["
-LIST_MAX_BYTES = 256 << 20
-STORE_ERRORS = (BaseError, FileNotFoundError, PermissionError, NotADirectoryError)  # what obstore raises
+STORES = ("s3", "gs", "az")
+WEB = ("https", "http")
+OBJECT_MAX_BYTES = 4 << 30
+WEB_S = 60.0  # seconds that a server may take to answer
+STORE_ERRORS = (BaseError, OSError)  # what obstore raises
 
 
 class Key(NamedTuple):
-    """An object: the address of its store, its path there, and its size in bytes where that is known."""
+    """An object: the address of its store, its path there, its size in bytes where that is known, and the name that its product gets (empty: its
+    path). Over HTTP the path is the whole address."""
 
     store: str
     path: str
     size: int | None = None
+    name: str = ""
 
     @property
     def stem(self) -> str:
-        """The path without the last suffix."""
-        return str(PurePosixPath(self.path).with_suffix(""))
+        """The name without the last suffix."""
+        return str(PurePosixPath(self.name or self.path).with_suffix(""))
+
+
+def scheme_of(address: str) -> str:
+    """The scheme of an address, empty for a path on disk. Raises OrderError for one that is not known."""
+    scheme, mark, _ = address.partition("://")
+    if not mark or Path(address).exists():
+        return ""
+    if scheme not in (*STORES, *WEB, "file"):
+        accepted = ", ".join(f"{one}://" for one in (*STORES, *WEB, "file"))
+        raise OrderError(
+            f"{address}: accepted are paths and {accepted}", field="address", expected=accepted, found=address
+        )
+    return scheme
 
 
 def split_address(address: str) -> tuple[str, str]:
-    """An address as that of a store and a path within it: a bucket or host and a key, or for a folder on disk the folder and nothing.
+    """An address as that of a store and a path within it: a bucket and a prefix, or for a folder on disk the folder and nothing.
 
-    Raises OrderError for a scheme that is not known.
+    Raises OrderError for an address that is empty, of an unknown scheme, or of HTTP, which has no folders.
     """
-    parts = urlsplit(address)
-    if not parts.scheme or len(parts.scheme) == 1:  # a path, on some systems behind the letter of a drive
-        return Path(address).resolve().as_uri(), ""
-    if parts.scheme not in SCHEMES:
-        accepted = ", ".join(f"{scheme}://" for scheme in SCHEMES)
+    scheme = scheme_of(address)
+    if not address.strip() or scheme in WEB:
         raise OrderError(
-            f"{address}: accepted are folders and {accepted}", field="address", expected=accepted, found=address
+            f"{address!r} is neither a folder nor a prefix in an object store", field="address", found=address
         )
-    if parts.scheme == "file":
-        return address.rstrip("/"), ""
-    return f"{parts.scheme}://{parts.netloc}", parts.path.lstrip("/")
+    if scheme in STORES:
+        bucket, _, path = address.partition("://")[2].partition("/")
+        if not bucket:
+            raise OrderError(f"{address} names no bucket", field="address", found=address)
+        return f"{scheme}://{bucket}", path.strip("/")
+    return local_path(address).as_uri(), ""
+
+
+def local_path(address: str) -> Path:
+    """The absolute path of an address on disk."""
+    return Path(url2pathname(urlsplit(address).path) if scheme_of(address) == "file" else address).absolute()
 
 
 def store_of(address: str, create: bool = False) -> ObjectStore:
-    """The store at an address of :func:`split_address`. Credentials and endpoints come from the environment, as its provider's tools take them.
-
-    Raises OrderError where there is none.
-    """
+    """The store at an address of :func:`split_address`. Raises OrderError where there is none, OutputError where it cannot be made."""
     try:
         if address.startswith("file:"):
-            return LocalStore(prefix=_folder(address), mkdir=create, automatic_cleanup=False)
-        if address.startswith(("http:", "https:")):
-            return HTTPStore.from_url(address, client_options={"allow_http": address.startswith("http:")})
+            if create:
+                local_path(address).mkdir(parents=True, exist_ok=True)
+            return LocalStore(prefix=str(local_path(address)), automatic_cleanup=False)
         return from_url(address)
-    except (*STORE_ERRORS, ValueError) as error:
+    except OSError as error:
+        raise OutputError(
+            f"{local_path(address)} is no folder and cannot be made one ({error.strerror})", found=address
+        ) from error
+    except (BaseError, ValueError) as error:
         raise OrderError(
             f"{address} cannot be opened ({error})", Fault.MISSING, field="address", found=address
         ) from error
 
 
-def _folder(address: str) -> str:
-    from urllib.request import url2pathname
-
-    return url2pathname(urlsplit(address).path)
-
-
 def read(key: Key) -> bytes:
     """An object. Raises OrderError where it cannot be had."""
     try:
+        if key.store in WEB:
+            return _from_web(key.path)
         return bytes(obstore.get(store_of(key.store), key.path).bytes())
-    except STORE_ERRORS as error:
+    except (*STORE_ERRORS, ValueError) as error:
         raise OrderError(f"{key.path} cannot be read ({error})", Fault.MISSING, field="key", found=key.path) from error
+
+
+def _from_web(address: str) -> bytes:
+    with urllib.request.urlopen(address, timeout=WEB_S) as answer:
+        data: bytes = answer.read(OBJECT_MAX_BYTES + 1)
+    if len(data) > OBJECT_MAX_BYTES:
+        raise ValueError(f"more than {OBJECT_MAX_BYTES} bytes")
+    return data
 
 
 def size_of(store: ObjectStore, path: str) -> int | None:
@@ -98,118 +127,24 @@ def write(store: ObjectStore, path: str, data: bytes | Path) -> None:
     """Write an object, whole or not at all. Raises OutputError."""
     try:
         obstore.put(store, path, data)
-    except (*STORE_ERRORS, OSError) as error:
+    except STORE_ERRORS as error:
         raise OutputError(f"{path} cannot be written ({error})", found=path) from error
 
 
-def keys_of(source: str, suffixes: tuple[str, ...]) -> list[Key]:
-    """The objects that a source names, by path: all below a folder or prefix with one of the suffixes, those that fit a pattern with ``*`` or ``**``,
-    one object, the lines of a file ``@LIST``, or the assets of a STAC collection, item collection or item (``.json``).
-
-    Raises OrderError where the source cannot be read or names nothing.
-    """
-    if source.startswith("@"):
-        found = _listed(Path(source[1:]))
-    elif source.lower().endswith((".json", ".geojson")):
-        found = list(_of_stac(source, suffixes))
-    else:
-        found = list(_below(source, suffixes))
-    if not found:
-        raise OrderError(
-            f"{source} names nothing that ends in {', '.join(suffixes)}", Fault.MISSING, field="source", found=source
-        )
-    return sorted(set(found))
-
-
-def _listed(path: Path) -> list[Key]:
+def single(address: str) -> Key:
+    """The key of one object. Raises OrderError for an address that can be none's."""
+    scheme = scheme_of(address)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise OrderError(
-            f"the list {path} cannot be read ({error})", Fault.UNREADABLE, field="source", found=str(path)
-        ) from error
-    return [_single(line.strip()) for line in lines if line.strip() and not line.startswith("#")]
-
-
-def _single(address: str) -> Key:
-    """The key of one object."""
-    store, path = split_address(address)
-    if store.startswith("file:"):
-        place = Path(_folder(store))
-        return Key(place.parent.as_uri(), place.name)
-    return Key(store, path)
-
-
-def _below(source: str, suffixes: tuple[str, ...]) -> Iterator[Key]:
-    wild = next((i for i, letter in enumerate(source) if letter in WILD), None)
-    if wild is None and source.lower().endswith(suffixes):
-        yield _single(source)
-        return
-    fixed = source if wild is None else source[: source.rfind("/", 0, wild) + 1] or "."
-    pattern = None if wild is None else source[len(fixed) if fixed != "." else 0 :]
-    address, prefix = split_address(fixed)
-    if address.split(":")[0] in CANNOT_LIST:
-        raise OrderError(
-            f"{source}: HTTP has no lists; name the objects in a file, @LIST", field="source", found=source
-        )
-    prefix = prefix.rstrip("/")
-    try:
-        for part in obstore.list(store_of(address), prefix=prefix or None):
-            for entry in part:
-                within = entry["path"][len(prefix) + 1 if prefix else 0 :]
-                wanted = within.lower().endswith(suffixes) if pattern is None else _fits(within, pattern)
-                if wanted:
-                    yield Key(address, entry["path"], entry["size"])
-    except STORE_ERRORS as error:
-        raise OrderError(f"{source} cannot be listed ({error})", Fault.MISSING, field="source", found=source) from error
-
-
-def _fits(path: str, pattern: str) -> bool:
-    """Whether a path fits a pattern, in which ``**/`` stands for any folders and ``*`` for anything but a slash."""
-    names, wanted = path.split("/"), pattern.split("/")
-
-    def fits(n: int, w: int) -> bool:
-        if w == len(wanted):
-            return n == len(names)
-        if wanted[w] == "**":
-            return any(fits(k, w + 1) for k in range(n, len(names) + 1))
-        return n < len(names) and fnmatch.fnmatchcase(names[n], wanted[w]) and fits(n + 1, w + 1)
-
-    return fits(0, 0)
-
-
-def _of_stac(source: str, suffixes: tuple[str, ...]) -> Iterator[Key]:
-    """The assets of a STAC document that have one of the suffixes; of a collection, those of its items."""
-    document = _document(source)
-    features: Iterable[Any] = document.get("features") or (
-        [document] if document.get("assets") and document.get("type") == "Feature" else []
-    )
-    for item in features:
-        for asset in dict(item.get("assets", {})).values():
-            href = str(asset.get("href", ""))
-            if urlsplit(href).path.lower().endswith(suffixes):
-                yield _single(_joined(source, href))
-    for link in document.get("links", []):
-        if link.get("rel") == "item" and document.get("type") in ("Collection", "Catalog"):
-            yield from _of_stac(_joined(source, str(link["href"])), suffixes)
-
-
-def _joined(base: str, href: str) -> str:
-    """An address that may be relative to that of the document that names it."""
-    if urlsplit(href).scheme or href.startswith("/"):
-        return href
-    scheme = urlsplit(base).scheme
-    if len(scheme) <= 1:
-        return str(Path(base).parent / href)
-    joined = urljoin(base.replace(f"{scheme}:", "https:", 1), href)  # urljoin knows no schemes of object stores
-    return joined.replace("https:", f"{scheme}:", 1)
-
-
-def _document(source: str) -> dict[str, Any]:
-    try:
-        found = json.loads(read(_single(source)))
+        if scheme in WEB:
+            parts = urlsplit(address)
+            return Key(scheme, address, name=f"{parts.hostname}{unquote(parts.path)}")
+        if scheme in STORES:
+            store, path = split_address(address)
+            if path:
+                return Key(store, path)
+        elif address.strip() and "\0" not in address:
+            place = local_path(address)
+            return Key(place.parent.as_uri(), place.name)
     except ValueError as error:
-        raise OrderError(f"{source} is no JSON ({error})", Fault.UNREADABLE, field="source", found=source) from error
-    if not isinstance(found, dict):
-        raise OrderError(f"{source} is no STAC document", Fault.KIND, field="source", found=source)
-    return found
+        raise OrderError(f"{address!r} is no address ({error})", field="address", found=address) from error
+    raise OrderError(f"{address!r} names no object", field="address", found=address)

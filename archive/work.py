@@ -13,11 +13,13 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import perigee
 from perigee.archive.records import FAILED, KEPT, MADE, Record
 from perigee.archive.stores import Key, read, size_of, store_of, write
-from perigee.bitstream.errors import OutputError, PerigeeError
+from perigee.bitstream.errors import Fault, OutputError, PerigeeError
+from perigee.bitstream.manifest import MANIFEST_FILE, manifests_in
 from perigee.engines.backend import Backend
 from perigee.ground.enhancing import Wish
 from perigee.ground.library import Library
@@ -27,6 +29,7 @@ from perigee.ground.work import Task, perform
 DECODE, ENHANCE, ENCODE = "decode", "enhance", "encode"
 SUFFIXES = {DECODE: (".peri",), ENHANCE: (".jp2", ".j2k", ".jpg", ".jpeg", ".tif", ".tiff"), ENCODE: (".tif", ".tiff")}
 COLLECTION_FILE = "collection.json"
+PREFIX = "perigee-archive-"  # of temporary folders
 
 
 @dataclass(frozen=True)
@@ -53,17 +56,24 @@ class Work:
 
     @property
     def text(self) -> str:
-        """What of it decides about the product, with the version of the software."""
+        """What of it decides about the product, with the version of the software and the digests of profiles of one's own."""
         about = asdict(self.encoding) if self.kind == ENCODE else json.loads(self.order.to_json())
-        return json.dumps([self.kind, perigee.__version__, about], sort_keys=True)
+        folders = [*self.profiles, *([self.encoding.profile] if Path(self.encoding.profile).is_dir() else [])]
+        own = [
+            hashlib.sha256((path / MANIFEST_FILE).read_bytes()).hexdigest()
+            for one in folders
+            for path in manifests_in(Path(one))
+        ]
+        return json.dumps([self.kind, perigee.__version__, about, own], sort_keys=True)
 
 
 class Worker:
     """Does work on one object after the other; it keeps the networks that it has loaded."""
 
-    def __init__(self, work: Work, threads: int, backend: Backend | None = None) -> None:
-        """Raises ProfileError where a folder of profiles is unusable, and OrderError where the destination is."""
-        self._work, self._threads = work, threads
+    def __init__(self, work: Work, threads: int, backend: Backend | None = None, temporary: str | None = None) -> None:
+        """``temporary`` is a folder for files that go again. Raises ProfileError where a folder of profiles is unusable, OrderError or OutputError
+        where the destination is."""
+        self._work, self._threads, self._temporary, self._text = work, threads, temporary, work.text
         folders = [Path(folder) for folder in work.profiles]
         self._library = Library(folders, threads) if backend is None else Library(folders, threads, backend)
         self._store = store_of(work.destination, create=True)
@@ -73,7 +83,7 @@ class Worker:
         start = time.perf_counter()
         try:
             found = self._done(key)
-        except (PerigeeError, OSError, ModuleNotFoundError) as error:
+        except Exception as error:  # a fault of ours ends one object, not the archive
             problem = error.data() if isinstance(error, PerigeeError) else None
             plain = None if problem is None else json.loads(json.dumps(problem, default=str))
             found = Record(key.path, FAILED, error=f"{type(error).__name__}: {error}", problem=plain)
@@ -81,15 +91,21 @@ class Worker:
 
     def _done(self, key: Key) -> Record:
         data = read(key)
-        digest = hashlib.sha256(hashlib.sha256(data).digest() + self._work.text.encode()).hexdigest()
+        digest = hashlib.sha256(hashlib.sha256(data).digest() + self._text.encode()).hexdigest()
         suffix = ".peri" if self._work.kind == ENCODE else ".tif"
         place = f"{self._work.prefix}/{key.stem}".lstrip("/")
         product, beside = f"{place}{suffix}", f"{place}.json"
+        if (key.store, key.path) in ((self._work.destination, product), (self._work.destination, beside)):
+            raise OutputError(
+                f"the product of {key.path} would stand in its own place; choose another destination",
+                Fault.EXISTS,
+                found=key.path,
+            )
         there = None if self._work.again else self._item_of(product, beside, digest)
         if there is not None:
             when = there["properties"].get("datetime")
             return Record(key.path, KEPT, product, digest, len(data), bbox=there.get("bbox"), time=when)
-        with tempfile.TemporaryDirectory(prefix="perigee-archive-") as folder:
+        with tempfile.TemporaryDirectory(prefix=PREFIX, dir=self._temporary) as folder:
             made = Path(folder) / Path(product).name
             if self._work.kind == ENCODE:
                 item, pixels, warnings = self._encoded(data, key, made)
@@ -97,12 +113,12 @@ class Worker:
                 item, pixels, warnings = self._decoded(data, key, made)
             size = made.stat().st_size
             item["properties"] |= {"perigee:digest": digest, "perigee:source": key.path}
-            item["assets"]["image"] |= {"file:size": size}
+            item["assets"]["image"] |= {"file:size": size, "href": quote(made.name)}
             item["links"] = [
                 {"rel": rel, "href": self._up(place) + COLLECTION_FILE, "type": "application/json"}
                 for rel in ("collection", "parent")
             ]
-            item |= {"collection": "perigee", "id": key.stem.replace("/", "_")}
+            item |= {"collection": "perigee", "id": key.stem.replace("/", "--")}
             write(self._store, product, made)
         write(self._store, beside, json.dumps(item).encode())
         when = item["properties"].get("datetime")
@@ -124,14 +140,20 @@ class Worker:
         return "../" * (place[len(self._work.prefix) :].strip("/").count("/"))
 
     def _item_of(self, product: str, beside: str, digest: str) -> dict[str, Any] | None:
-        """The item of a product that is there, whole and with this digest; else None."""
+        """The item of a product that is there, whole and with this digest; else None. Raises OutputError where somebody else's file stands in its
+        place."""
+        if size_of(self._store, beside) is None:
+            return None
         try:
             item: dict[str, Any] = json.loads(read(Key(self._work.destination, beside)))
-            there = item["properties"]["perigee:digest"] == digest
-            whole = there and size_of(self._store, product) == item["assets"]["image"]["file:size"]
-        except (PerigeeError, ValueError, KeyError, TypeError):
-            return None
-        return item if whole else None
+            there, size = item["properties"]["perigee:digest"] == digest, item["assets"]["image"]["file:size"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise OutputError(
+                f"{beside} is there and was not written by perigee-archive; --again replaces it",
+                Fault.EXISTS,
+                found=beside,
+            ) from error
+        return item if there and size_of(self._store, product) == size else None
 
     def _decoded(self, data: bytes, key: Key, made: Path) -> tuple[dict[str, Any], int, list[str]]:
         given, item = made.with_name(f"given{Path(key.path).suffix}"), made.with_name("item.json")

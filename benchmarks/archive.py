@@ -24,7 +24,8 @@ from tqdm import tqdm
 
 import perigee
 from perigee.archive.records import KEPT, MADE, Record
-from perigee.archive.stores import Key, keys_of, store_of, write
+from perigee.archive.sources import keys_of
+from perigee.archive.stores import Key, store_of, write
 from perigee.archive.work import DECODE, Work, Worker
 from perigee.benchmarks.common import image_paths, read_rgb, table, write_report
 
@@ -110,7 +111,6 @@ def by_ray(work: Work, keys: list[Key]) -> tuple[list[Record], float, dict[str, 
     from perigee.archive.pool import Pool
 
     with Pool(work, WORKERS, device="cpu") as pool:
-        pool.wait()
         start, before = time.perf_counter(), _ray_memory_mib()
         records = list(pool.done(keys))
         seconds, after = time.perf_counter() - start, _ray_memory_mib()

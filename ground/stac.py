@@ -6,6 +6,7 @@ import math
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from rasterio.errors import CRSError
 from rasterio.transform import Affine
@@ -174,10 +175,10 @@ def stac_item(source: ImageSource, view: View, product: Path, trust: Path | None
     properties |= {f"perigee:{name.removeprefix(PREFIX).lower()}": value for name, value in source.provenance().items()}
     used = {name.split(":")[0] for name in properties if ":" in name}
     assets = {
-        "image": {"href": product.name, "type": COG_MEDIA_TYPE if product.suffix != ".png" else "image/png", "roles": ["data"]}
+        "image": {"href": quote(product.name), "type": COG_MEDIA_TYPE if product.suffix != ".png" else "image/png", "roles": ["data"]}
     }  # fmt: skip
     if trust is not None:
-        assets["trust"] = {"href": trust.name, "type": COG_MEDIA_TYPE, "roles": ["metadata"]}
+        assets["trust"] = {"href": quote(trust.name), "type": COG_MEDIA_TYPE, "roles": ["metadata"]}
     return {
         "type": "Feature",
         "stac_version": "1.0.0",

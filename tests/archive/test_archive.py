@@ -3,13 +3,17 @@
 Needs the extra ``archive`` and moto: ``make more-ready`` installs them.
 """
 
+import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 import urllib.request
 from pathlib import Path
@@ -30,7 +34,8 @@ from datetime import datetime, timezone
 
 from perigee.archive.catalogue import collection_of
 from perigee.archive.records import Record
-from perigee.archive.stores import Key, keys_of, read, store_of, write
+from perigee.archive.sources import keys_of
+from perigee.archive.stores import Key, read, split_address, store_of, write
 from perigee.archive.work import Work, Worker
 
 # In an environment of its own: rasterio would import boto3, which opens sockets.
@@ -108,7 +113,7 @@ def test_streams_become_cogs_with_items_and_a_collection(streams, tmp_path):
         plain = pystac.Item.from_dict(item).to_dict(include_self_link=False)
         JsonSchemaSTACValidator().validate_core(plain, pystac.STACObjectType.ITEM, plain["stac_version"])
     collection = pystac.Collection.from_file(str(tmp_path / "out" / "collection.json"))
-    assert sorted(item.id for item in collection.get_items()) == sorted(f"orbit{n % 3}_scene{n}" for n in range(12))
+    assert sorted(item.id for item in collection.get_items()) == sorted(f"orbit{n % 3}--scene{n}" for n in range(12))
     plain = collection.to_dict(include_self_link=False)
     JsonSchemaSTACValidator().validate_core(plain, pystac.STACObjectType.COLLECTION, plain["stac_version"])
     assert collection.extent.temporal.intervals[0][0] == WHEN
@@ -190,7 +195,7 @@ def test_whatever_is_killed_the_rerun_makes_nothing_twice(tmp_path):
     """Workers, then the driver, by kill -9 at random moments: what was finished stays, and the end is as if nothing had happened."""
     source, out, chance = tmp_path / "in", tmp_path / "out", random.Random(4)
     source.mkdir()
-    for number in range(60):
+    for number in range(90):
         (source / f"{number}.peri").write_bytes(stream(number, 35))
     made = {}
     for round_ in range(3):
@@ -201,17 +206,18 @@ def test_whatever_is_killed_the_rerun_makes_nothing_twice(tmp_path):
         ):
             if chance.random() < 0.1:
                 workers = subprocess.run(["pgrep", "-f", "ray::_Actor"], capture_output=True, text=True).stdout.split()
-                if workers:
+                with contextlib.suppress(ProcessLookupError, IndexError):
                     os.kill(int(chance.choice(workers)), signal.SIGKILL)
             time.sleep(0.2)
-        os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it was done before
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         time.sleep(1)
         for item in out.glob("*.json"):
             if item.name != "collection.json":
                 made.setdefault(item.name, item.stat().st_mtime_ns)
     told = archive("decode", source, out, "--workers", 2, "--report", tmp_path / "report.jsonl")
-    assert f"{60 - len(made)} made, {len(made)} kept, 0 failed" in told
+    assert f"{90 - len(made)} made, {len(made)} kept, 0 failed" in told
     assert all((out / name).stat().st_mtime_ns == then for name, then in made.items())
     fresh = tmp_path / "fresh"
     archive("decode", source, fresh, "--workers", 2)
@@ -219,8 +225,8 @@ def test_whatever_is_killed_the_rerun_makes_nothing_twice(tmp_path):
     def digests(folder):
         return {p.name: json.loads(p.read_text())["properties"]["perigee:digest"] for p in folder.glob("[0-9]*.json")}
 
-    assert digests(out) == digests(fresh) and len(digests(out)) == 60
-    assert all((out / f"{n}.tif").read_bytes() == (fresh / f"{n}.tif").read_bytes() for n in range(60))
+    assert digests(out) == digests(fresh) and len(digests(out)) == 90
+    assert all((out / f"{n}.tif").read_bytes() == (fresh / f"{n}.tif").read_bytes() for n in range(90))
     assert not [p for p in out.iterdir() if p.suffix not in (".tif", ".json")]
 
 
@@ -250,8 +256,66 @@ def test_what_cannot_work_is_said_before_any_worker_starts(tmp_path, streams):
         ("decode", streams, "https://host/prefix"),
         ("decode", streams, tmp_path / "out", "--strength", "7"),
         ("decode", f"@{tmp_path / 'none.txt'}", tmp_path / "out"),
+        ("decode", "", tmp_path / "out"),
+        ("decode", streams, tmp_path / "out", "--compensation", "nosuch"),
+        ("decode", streams, tmp_path / "out", "--gpus", "1.5"),
+        ("encode", streams, tmp_path / "out", "--quality", "-5"),
+        ("encode", streams, tmp_path / "out", "--max-error", "nan"),
     ):
-        assert archive(*arguments, ok=64)
+        assert "Traceback" not in archive(*arguments, ok=64)
+    (tmp_path / "file").write_text("x")
+    assert "no folder" in archive("decode", streams, tmp_path / "file", ok=73)
+    assert "no profile" in archive("decode", streams, tmp_path / "out", "--profiles", tmp_path / "nowhere", ok=78)
+    assert "report" in archive("decode", streams, tmp_path / "out", "--report", tmp_path / "none" / "r.jsonl", ok=73)
+    assert "a worker takes" in archive("decode", streams, tmp_path / "out", "--gpus", "1", ok=69)
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "collection.json").write_text('{"type": "Collection"}')
+    assert "not written by perigee-archive" in archive("decode", streams, tmp_path / "theirs", ok=73)
+
+
+def test_nobody_s_files_are_replaced(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "a.peri").write_bytes(stream(1))
+    (folder / "a.json").write_text('{"mine": true}')
+    told = archive("decode", folder, folder, "--workers", 1, ok=65)
+    assert "a.json is there" in told and (folder / "a.json").read_text() == '{"mine": true}'
+    Image.fromarray(scene(1).transpose(1, 2, 0)).save(folder / "b.jpg")
+    Image.fromarray(scene(1).transpose(1, 2, 0)).save(folder / "b.jpeg")
+    assert "would have one product" in archive("enhance", folder, tmp_path / "out", ok=64)
+    (folder / "b.jpg").rename(folder / "c.tif")
+    (folder / "b.jpeg").unlink()
+    before = (folder / "c.tif").read_bytes()
+    assert "own place" in archive("enhance", folder, folder, "--workers", 1, ok=65)
+    assert (folder / "c.tif").read_bytes() == before
+
+
+def test_a_run_that_is_ended_leaves_no_temporary_folder(tmp_path, request):
+    (tmp_path / "in").mkdir()
+    short = Path(tempfile.mkdtemp(prefix="t", dir="/tmp"))  # Ray's sockets need a short path
+    request.addfinalizer(lambda: shutil.rmtree(short, ignore_errors=True))
+    for number in range(40):
+        (tmp_path / "in" / f"{number}.peri").write_bytes(stream(number % 3))
+    more = {"TMPDIR": str(short)}
+    process = archive(
+        "decode",
+        tmp_path / "in",
+        tmp_path / "out",
+        "--compensation",
+        "cosmic",
+        "--workers",
+        1,
+        environment=more,
+        wait=False,
+    )
+    for _ in range(600):
+        if list((tmp_path / "out").glob("*.tif")):
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 143 and "Traceback" not in told
+    assert not [path for path in short.iterdir() if path.name.startswith("perigee")]
 
 
 def test_patterns_and_documents_name_keys(tmp_path):
@@ -276,6 +340,79 @@ def test_patterns_and_documents_name_keys(tmp_path):
         found(tmp_path / "bad.json")
     with pytest.raises(OrderError, match="names nothing"):
         found(tmp_path / "a" / "b" / "*.x")
+    odd = tmp_path / "odd [1]" / "pass:1"
+    odd.mkdir(parents=True)
+    for name in ("a b.peri", "ü#1.peri", "50%.peri"):
+        (odd / name).write_bytes(b"x")
+    (odd / "loop").symlink_to(odd)
+    assert found(odd) == ["50%.peri", "a b.peri", "ü#1.peri"]
+    for name, text in {
+        "self": '{"type": "Collection", "links": [{"rel": "item", "href": "self.json"}]}',
+        "links": '{"links": ["x"]}', "none": '{"links": null, "features": 5}', "assets": '{"features": [{"assets": ["x"]}]}',
+        "null": '{"assets": {"a": null}}', "deep": "[" * 100_000, "list": "[]",
+    }.items():  # fmt: skip
+        (tmp_path / f"{name}.json").write_text(text)
+        with pytest.raises(OrderError):
+            found(tmp_path / f"{name}.json")
+    for line in ("ftp://x/a.peri", "s3://bucket", "s3://[bad/a.tif", "notes.txt", "a\0b.peri"):
+        (tmp_path / "list.txt").write_text(f"3.peri\n{line}\n")
+        with pytest.raises(OrderError, match="line 2"):
+            found(f"@{tmp_path / 'list.txt'}")
+    (tmp_path / "list.txt").write_text(f"\ufeff{tmp_path}/a/2.peri\n  # two\n{tmp_path}/a/b/1.peri\n", encoding="utf-8")
+    assert [key.stem for key in keys_of(f"@{tmp_path / 'list.txt'}", (".peri",))] == ["2", "b/1"]
+    assert split_address("s3://b/run#1?x/") == ("s3://b", "run#1?x")
+
+
+def test_documents_from_elsewhere_name_nothing_on_this_machine(monkeypatch):
+    served = {
+        "s3://b/c/collection.json": {"links": [{"rel": "item", "href": "/x/item.json"}]},
+        "s3://b/x/item.json": None,
+    }
+    asked = []
+
+    def document(place):
+        asked.append(place)
+        return served.get(place) or {"assets": {"a": {"href": "file:///etc/a.peri"}}}
+
+    monkeypatch.setattr("perigee.archive.sources._document", document)
+    with pytest.raises(OrderError, match="no address elsewhere"):
+        keys_of("s3://b/c/collection.json", (".peri",))
+    assert asked == ["s3://b/c/collection.json", "s3://b/x/item.json"]
+
+
+def test_objects_come_by_http_with_their_queries(tmp_path):
+    """Addresses that are signed for a while carry their signature in the query."""
+    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+    asked = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(stream(1))
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}/p/a%20b.peri?sig=x%2Fy"
+    (key,) = keys_of(address, (".peri",))
+    assert key.stem == "127.0.0.1/p/a b" and read(key) == stream(1) and asked == ["/p/a%20b.peri?sig=x%2Fy"]
+    server.shutdown()
+
+
+def test_the_digest_names_profiles_of_one_s_own(tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "manifest.json").write_text(json.dumps({"kind": "profile", "name": name}))
+    texts = {
+        Work("decode", "file:///x", "", profiles=folders).text
+        for folders in ((), (str(tmp_path / "a"),), (str(tmp_path / "b"),))
+    }
+    assert len(texts) == 3
 
 
 def test_a_collection_spans_its_items_and_the_runs_before():
@@ -285,6 +422,12 @@ def test_a_collection_spans_its_items_and_the_runs_before():
     more = [Record("c", "kept", "p/x/c.tif", bbox=[-1, 3, 2, 5], time="2025-01-02T00:00:00Z")]
     both = collection_of(more, "p", "x", first)
     assert both["extent"]["spatial"]["bbox"] == [[-1, 2, 3, 5]] and both["links"][-1]["href"] == "./x/c.json"
+    crossing = collection_of(
+        [Record("d", "made", "p/d.tif", bbox=[170, -10, -170, 10], time="2026-01-02T00:00:00.500Z")], "p", "x", both
+    )
+    assert crossing["extent"]["spatial"]["bbox"] == [[-180.0, -90.0, 180.0, 90.0]]
+    assert collection_of([], "p", "x", crossing)["extent"] == crossing["extent"]
+    assert crossing["extent"]["temporal"]["interval"][0][1] == "2026-01-02T00:00:00.500Z"
     assert both["extent"]["temporal"]["interval"] == [["2025-01-02T00:00:00Z", "2026-01-02T00:00:00Z"]]
 
 

@@ -175,7 +175,8 @@ def test_a_request_head_that_does_not_end_is_cut_off():
 
 
 def test_a_download_that_stands_still_is_cut_off(service, data, tmp_path):
-    running = service("--write-seconds", "1", "--jobs", str(tmp_path / "jobs")).wait()
+    folders = ["--jobs", str(tmp_path / "jobs"), "--scenes", str(tmp_path / "scenes")]
+    running = service("--write-seconds", "1", *folders).wait()
     with stalled(running, data):
         end = time.monotonic() + 30
         while running.left() and time.monotonic() < end:
