@@ -22,7 +22,7 @@ from perigee.training.bands import Raster
 from perigee.training.data import ImageSet, Pixels
 from perigee.training.degraded import COLOURS, Coded, by_jpeg, by_jpeg2000, by_jpeg2000_bands, by_stream
 
-SIDE = 256
+SIDE, UNIT, BANDS_SIDE_LEAST = 256, 16, 96
 RATES = (0.06, 0.1, 0.16, 0.25, 0.4, 0.6, 1.0, 1.5, 2.2, 3.0, 4.0)  # bits per pixel of JPEG 2000
 QUALITIES = (10, 20, 30, 45, 60, 75, 85, 92, 96)  # of JPEG
 STREAM_QUALITIES = (5, 15, 25, 35, 45, 55, 65, 75, 85)
@@ -59,9 +59,9 @@ def large_enough(image: Pixels) -> bool:
 def seen_of(
     enhancer: Enhancer, name: str, original: Pixels | FloatArray, decoded: Pixels | FloatArray, coding: Coding
 ) -> Seen:
-    """Enhance an image of 256x256 pixels in grey levels; of 8 bits the result is rounded as a product would be."""
+    """Enhance an image in grey levels, whose sides are multiples of 8; of 8 bits the result is rounded as a product would be."""
     image = torch.from_numpy(decoded.transpose(2, 0, 1).astype(np.float32))[None] / 255
-    noise = torch.randn(1, enhancer.tokens, SIDE // TOKEN, SIDE // TOKEN)
+    noise = torch.randn(1, enhancer.tokens, *(max(1, n // TOKEN) for n in decoded.shape[:2]))
     with torch.no_grad():
         added, doubt = enhancer(image, torch.tensor([coding.condition]), noise=noise)
     change = added[0].numpy().transpose(1, 2, 0) * 255
@@ -129,11 +129,12 @@ def _coded(crops: list[Pixels]) -> Iterator[tuple[str, Pixels, Coded]]:
 def _coded_bands(rasters: Sequence[Raster]) -> Iterator[tuple[FloatArray, FloatArray, Coding]]:
     for raster in rasters:
         _, rows, cols = raster.samples.shape
-        top, left = (rows - SIDE) // 2, (cols - SIDE) // 2
+        side = min(SIDE, rows, cols) // UNIT * UNIT
+        top, left = (rows - side) // 2, (cols - side) // 2
         for first in range(0, len(raster.samples) - COLOURS + 1, COLOURS):
             bands = np.s_[first : first + COLOURS]
             scale = BandScale.of(raster.samples[bands])
-            window = np.ascontiguousarray(raster.samples[bands, top : top + SIDE, left : left + SIDE])
+            window = np.ascontiguousarray(raster.samples[bands, top : top + side, left : left + side])
             yield from (by_jpeg2000_bands(window, scale, decibels) for decibels in BANDS_DB)
 
 
@@ -149,7 +150,7 @@ def fitted(
             top, left = (int(rng.integers(0, n - SIDE + 1)) for n in image.shape[:2])
             crops.append(np.ascontiguousarray(image[top : top + SIDE, left : left + SIDE]))
     found = [seen_of(enhancer, name, crop, one.decoded, one.coding) for name, crop, one in _coded(crops)]
-    fitting = [r for r in rasters if min(r.samples.shape[1:]) >= SIDE and len(r.samples) >= COLOURS]
+    fitting = [r for r in rasters if min(r.samples.shape[1:]) >= BANDS_SIDE_LEAST and len(r.samples) >= COLOURS]
     found += [seen_of(enhancer, JPEG2000 + BANDS, *one) for one in _coded_bands(fitting)]
 
     def rough(one: Seen) -> bool:
