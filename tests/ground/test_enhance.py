@@ -13,7 +13,9 @@ import torch
 from PIL import Image
 from rasterio.io import MemoryFile
 
+import perigee
 from perigee.export.compensation_cli import main as export
+from perigee.ground import cli as ground_decode
 from perigee.ground.enhance_cli import main
 from perigee.ground.library import Library
 from perigee.ground.service.app import Settings
@@ -151,6 +153,7 @@ def test_the_service_gives_what_the_command_gives(tmp_path, folder, scene, serve
     result = httpx.get(f"{url}{job.headers['Location']}/result")
     assert state["status"] == "done" and result.content == answer.content
     assert post(source.read_bytes(), window="0,0,50,60", format="png").headers["content-type"] == "image/png"
+    assert post(source.read_bytes(), product="trust").status_code == 422, "this enhancer has no intervals"
     for query, field in (({"codec": "vp9"}, "codec"), ({"bpp": "0"}, "bpp"), ({"format": "json"}, "format")):
         refused = post(source.read_bytes(), **query)
         assert refused.status_code == 422 and refused.json()["field"] == field
@@ -174,3 +177,34 @@ def test_the_shipped_enhancer_brings_images_closer_to_their_originals(tmp_path, 
             errors = [np.square(x.read().astype(float) - original.transpose(2, 0, 1)).mean() for x in (before, after)]
             assert errors[1] < 0.95 * errors[0]
             assert after.tags()["PERIGEE_ENHANCER"] == "restore"
+
+
+def test_trust_says_how_far_off_the_enhanced_image_may_be(tmp_path, tiles, scene, capsys):
+    original = tifffile.imread(tiles[0])
+    Image.fromarray(original).save(tmp_path / "a.jpg", quality=40)
+    out, trust, item = (tmp_path / name for name in ("out.tif", "trust.tif", "item.json"))
+    assert main([str(tmp_path / "a.jpg"), "-o", str(out), "--trust", str(trust), "--stac", str(item)]) == 0
+    with rasterio.open(out) as image, rasterio.open(trust) as told, rasterio.open(tmp_path / "a.jpg") as before:
+        width, changed = told.read()
+        found = image.read().astype(float)
+        within = np.abs(found - original.transpose(2, 0, 1)) <= width
+        assert 0.8 < within.mean() < 0.98 and told.descriptions[0].startswith("half width")
+        assert np.array_equal(changed > 0, (found != before.read()).any(0))
+    assert json.loads(item.read_text())["assets"]["trust"]["href"] == "trust.tif"
+    lossless = written(tmp_path / "b.jp2", scene, "JP2OpenJPEG", QUALITY=100, REVERSIBLE="YES")
+    assert main([str(lossless), "-o", str(tmp_path / "c.tif"), "--trust", str(tmp_path / "d.tif")]) == 64
+    assert "not enhanced" in capsys.readouterr().err and not (tmp_path / "c.tif").exists()
+
+
+def test_a_stream_is_enhanced_as_it_is_decoded_with_the_enhancer(tmp_path, folder, scene):
+    (tmp_path / "a.peri").write_bytes(perigee.encode(scene, 30))
+    common = ["--profiles", str(folder)]
+    assert main([str(tmp_path / "a.peri"), "-o", str(tmp_path / "one.tif"), "--method", "small", *common]) == 0
+    assert (
+        ground_decode.main(
+            [str(tmp_path / "a.peri"), "-o", str(tmp_path / "two.tif"), "--compensation", "small", *common]
+        )
+        == 0
+    )
+    assert (tmp_path / "one.tif").read_bytes() == (tmp_path / "two.tif").read_bytes()
+    assert main([str(tmp_path / "a.peri"), "-o", str(tmp_path / "three.tif"), "--codec", "jpeg", *common]) == 64
