@@ -75,7 +75,8 @@ def _result(reference: Any, key: Key) -> Record | None:
 
 def _room(workers: int, threads: int, gpus: float) -> int:
     """How many of so many workers the cluster can hold. Raises EngineError where it holds none."""
-    there = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    resources: Any = ray.cluster_resources
+    there = resources()
     cpus, devices = int(there.get("CPU", 0)) // threads, there.get("GPU", 0.0)
     count = min(workers, cpus, *([int(devices / gpus + 1e-6)] if gpus else []))
     if count < 1:

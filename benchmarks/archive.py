@@ -114,7 +114,8 @@ def by_ray(work: Work, keys: list[Key]) -> tuple[list[Record], float, dict[str, 
         start, before = time.perf_counter(), _ray_memory_mib()
         records = list(pool.done(keys))
         seconds, after = time.perf_counter() - start, _ray_memory_mib()
-        told = memory_summary(stats_only=True)  # type: ignore[no-untyped-call]
+        summary: Any = memory_summary
+        told = summary(stats_only=True)
     spilled = [line.strip() for line in told.splitlines() if "pill" in line]
     return records, seconds, {"spilled": spilled or "0 bytes", "memory before, MiB": before, "memory after, MiB": after}
 
