@@ -106,7 +106,7 @@ def _ray_memory_mib() -> tuple[float, float]:
 
 def by_ray(work: Work, keys: list[Key]) -> tuple[list[Record], float, dict[str, Any]]:
     """Records of workers on Ray, the seconds from when all are ready, and what Ray took."""
-    from ray._private.internal_api import memory_summary
+    import ray
 
     from perigee.archive.pool import Pool
 
@@ -114,10 +114,11 @@ def by_ray(work: Work, keys: list[Key]) -> tuple[list[Record], float, dict[str, 
         start, before = time.perf_counter(), _ray_memory_mib()
         records = list(pool.done(keys))
         seconds, after = time.perf_counter() - start, _ray_memory_mib()
-        summary: Any = memory_summary
-        told = summary(stats_only=True)
-    spilled = [line.strip() for line in told.splitlines() if "pill" in line]
-    return records, seconds, {"spilled": spilled or "0 bytes", "memory before, MiB": before, "memory after, MiB": after}
+        node: Any = ray._private.worker._global_node
+        session = Path(node.get_session_dir_path())
+        spilled = [path for path in session.rglob("*") if "spill" in path.parent.name and path.is_file()]
+        size = sum(path.stat().st_size for path in spilled)
+    return records, seconds, {"spilled bytes": size, "memory before, MiB": before, "memory after, MiB": after}
 
 
 def main() -> None:
@@ -176,11 +177,11 @@ def main() -> None:
     }
     print(f"Ray has {100 * speed['ray'] / speed['processes']:.1f} % of the throughput of plain processes")
     for row in rows:
-        if "spilled" in row:
+        if "spilled bytes" in row:
             print(
                 row["who"],
                 row["half"],
-                {name: row[name] for name in ("spilled", "memory before, MiB", "memory after, MiB")},
+                {name: row[name] for name in ("spilled bytes", "memory before, MiB", "memory after, MiB")},
             )
     write_report(args.out, rows)
 
