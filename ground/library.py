@@ -183,7 +183,9 @@ class Library:
         if compensation in known_enhancers(self.folders):
             wanted = wanted or Compensation()
             coding = coding_of_stream(stream, size_bytes, decoder.engine.profile)
-            hold = held_to_symbols(decoder)
+            hold = (
+                held_to_symbols(decoder) if stream.ranges is None else None
+            )  # cells are of images in their coding range
             return EnhancedSource(decoder, self.enhancer(name), coding, wanted.strength, wanted.seed, hold)
         if name not in known_folders(self.folders):
             accepted = ", ".join([NONE, *self.additions(contract)])
