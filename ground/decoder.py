@@ -142,16 +142,17 @@ class SceneDecoder(StreamSource):
                     self._received[unit] = received
             return self._latents[unit]
 
-    def _reconstructed(self, unit: int, passes: int | None = None) -> tuple[FloatArray | None, IntArray | None]:
-        """What :meth:`latents` and :meth:`received` give of a unit; for a quick look from its first ``passes`` alone."""
+    def _reconstructed(self, unit: int, reduction: int = 1) -> tuple[FloatArray | None, IntArray | None]:
+        """What :meth:`latents` and :meth:`received` give of a unit; for a quick look from as many passes as its reduction needs."""
         segment = self.stream.segments.get(unit)
         if segment is None or segment.mode == fmt.DROPPED:
             self.report.lost[unit] = "dropped on board" if segment else "missing from the stream"
         elif segment.mode == fmt.NETWORK:
             try:
-                d = self.symbols(unit, passes)
                 if self._quick is not None:
-                    return self._quick.latents(d, segment.quality_step), None
+                    passes = self._quick.passes(reduction, segment.quality_step) if reduction > 1 else None
+                    return self._quick.latents(self.symbols(unit, passes), segment.quality_step), None
+                d = self.symbols(unit)
                 out = self.engine.reconstruct(d.q[None], d.mean[None], d.scale_index[None], segment.quality_step)[0]
                 linear = segment.linear and not segment.cut and self.engine.can_project
                 return out, d.q.astype(np.int16) if linear else None
@@ -277,7 +278,6 @@ class SceneDecoder(StreamSource):
         decoded as can be seen."""
         assert self._quick is not None
         quick, inside = self._quick, region.blocks(BLOCK)
-        passes = quick.passes(factor)
         place = Region(
             region.top // factor, region.left // factor, -(-region.rows // factor), -(-region.cols // factor)
         )
@@ -285,7 +285,7 @@ class SceneDecoder(StreamSource):
         def image(group: int) -> FloatArray:
             over = list(self.units_over(group, inside))
             with ThreadPoolExecutor(self.engine.threads, "quick") as pool:
-                parts = [latents for latents, _ in pool.map(lambda unit: self._reconstructed(unit[0], passes), over)]
+                parts = [latents for latents, _ in pool.map(lambda unit: self._reconstructed(unit[0], factor), over)]
             canvas = _stitched([(part, *where[1:]) for part, where in zip(parts, over, strict=True)], inside)
             return _quick_image(quick, canvas, place, factor)
 

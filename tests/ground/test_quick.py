@@ -5,6 +5,7 @@ import pytest
 
 import perigee
 from perigee.bitstream.parsing import parse_stream
+from perigee.engines import quick
 from perigee.ground.library import Library
 from perigee.ground.orders import FAST, Order, open_source
 from perigee.ground.products import write_cog
@@ -47,8 +48,8 @@ def psnr(a, b) -> float:
 
 def test_a_quick_look_is_nearly_as_close_to_the_original(stream, library, image):
     whole = Region(0, 0, 700, 900)
-    full, quick = (pixels(s, view_of(s, whole)) for s in (opened(stream, library, "full"), opened(stream, library)))
-    assert psnr(full, image) - 1.5 < psnr(quick, image) < psnr(full, image) + 1
+    full, fast = (pixels(s, view_of(s, whole)) for s in (opened(stream, library, "full"), opened(stream, library)))
+    assert psnr(full, image) - 1.5 < psnr(fast, image) < psnr(full, image) + 1
     tags = opened(stream, library).provenance()
     assert tags["PERIGEE_SYNTHESIS"] == "NO" and "PERIGEE_SYNTHESIS" not in opened(stream, library, "full").provenance()
 
@@ -57,14 +58,26 @@ def test_a_quick_look_is_nearly_as_close_to_the_original(stream, library, image)
 def test_a_reduced_quick_look_is_the_mean_of_the_full_one(stream, library, reduction, image):
     source = opened(stream, library)
     assert source.reduces
-    quick = pixels(source, view_of(source, reduction=reduction))
+    looked = pixels(source, view_of(source, reduction=reduction))
     full = opened(stream, library, "full")
     wanted = pixels(full, view_of(full, reduction=reduction))
-    assert quick.shape == wanted.shape == (3, -(-700 // reduction), -(-900 // reduction))
-    assert psnr(quick, wanted) > 38
+    assert looked.shape == wanted.shape == (3, -(-700 // reduction), -(-900 // reduction))
+    assert psnr(looked, wanted) > 38
     part = pixels(source, view_of(source, Region(96, 160, 333, 410), [3, 1], reduction))
     top, left = 96 // reduction, 160 // reduction
-    assert np.abs(part.astype(int) - quick[[2, 0], top : top + part.shape[1], left : left + part.shape[2]]).max() <= 1
+    assert np.abs(part.astype(int) - looked[[2, 0], top : top + part.shape[1], left : left + part.shape[2]]).max() <= 1
+
+
+@pytest.mark.parametrize("quality", [15, 50, 85])
+@pytest.mark.parametrize("reduction", [2, 4, 8, 16])
+def test_the_passes_that_are_left_out_are_not_missed(library, image, quality, reduction, monkeypatch):
+    whole = image[:, :512, :512]
+    wanted = whole.reshape(3, 512 // reduction, reduction, 512 // reduction, reduction).mean((2, 4))
+    source = opened(perigee.encode(whole, quality), library)
+    few = pixels(source, view_of(source, reduction=reduction))
+    monkeypatch.setattr(quick, "ENOUGH", {})
+    all_passes = pixels(source, view_of(source, reduction=reduction))
+    assert psnr(few, wanted) > psnr(all_passes, wanted) - 0.7
 
 
 def test_what_was_not_decoded_with_few_passes_is_not_taken_for_a_whole_segment(stream, library):
