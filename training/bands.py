@@ -15,6 +15,7 @@ import tifffile
 from PIL import Image
 
 from perigee.bitstream.arrays import FloatArray, IntArray, Samples
+from perigee.bitstream.conditions import BandScale
 from perigee.bitstream.lapped import analyse
 from perigee.bitstream.spectral import klt
 from perigee.training.data import ImageSet
@@ -50,6 +51,24 @@ def load_rasters(folder: Path) -> tuple[list[Raster], list[Raster]]:
         if min(raster.samples.shape[1:]) >= SIDE_MIN:
             (validation if is_held_out(name, VALIDATION_SHARE) else training).append(raster)
     return training, validation
+
+
+def triplets(folder: Path, side: int) -> ImageSet:
+    """Three bands at a time of the files of a folder, next to each other, as images of 8 bits with at least ``side`` pixels a side.
+
+    The ground brings bands to grey levels in the same way. Their source is ``bands``.
+    """
+    training, validation = load_rasters(folder)
+    images, names = [], []
+    for raster in [*training, *validation]:
+        if min(raster.samples.shape[1:]) < side:
+            continue
+        for first in range(0, len(raster.samples) - 2, 3):
+            chosen = raster.samples[first : first + 3]
+            grey = np.clip(np.rint(BandScale.of(chosen).grey(chosen)), 0, 255).astype(np.uint8)
+            images.append(np.ascontiguousarray(grey.transpose(1, 2, 0)))
+            names.append(raster.name)
+    return ImageSet(images, ["bands"] * len(images), names)
 
 
 def _read(path: Path) -> Raster:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from perigee.models.compensation.denoiser import DIFFUSION_STEPS, alpha_sigma
 from perigee.models.compensation.paper import paper_compensator
 from perigee.models.compensation.trunk import NOISE, Features
 from perigee.training.detail_loss import Batch, DetailLoss
+from perigee.training.exported import exported_weights
 from perigee.training.pairs import Pairs
 from perigee.training.projection import ProjectToCells
 from perigee.training.run import (
@@ -39,6 +40,7 @@ from perigee.training.run import (
     save_checkpoint,
     warm_up,
 )
+from perigee.training.stored import StoredLatents
 
 FIELD_DROP, ALL_DROP = (
     0.15,
@@ -140,22 +142,29 @@ class CompensatorTrainer:
             },
         )
 
-    def start_from(self, checkpoint: Path) -> None:
-        """Start a new run with the averaged weights of another one; a run that has begun is left as it is.
+    def start_from(self, source: Path, stages: Iterable[str]) -> None:
+        """Start a new run that trains ``stages`` with the weights of another run's checkpoint, averaged, or of an exported compensator; a run
+        that has begun is left as it is.
 
-        Raises CheckpointError where the checkpoint is not one of such a compensator, and OSError where it cannot be opened.
+        The other stages count as done where they were done there. Raises CheckpointError where the source is no such compensator, and
+        OSError where it cannot be opened.
         """
         if self.done:
             return
-        state = read_checkpoint(checkpoint, self.device)
         try:
+            if source.is_dir():
+                weights, done = exported_weights(source)
+            else:
+                state = read_checkpoint(source, self.device)
+                weights, done = state["mean"], state["done"]
+            self.done = {name: state for name, state in done.items() if name not in set(stages)}
             for net in (self.net, self.mean):
-                missing = net.load_state_dict(state["mean"], strict=False)
+                missing = net.load_state_dict(weights, strict=False)
                 if missing.unexpected_keys or len(missing.missing_keys) == len(net.state_dict()):
                     raise KeyError(", ".join(missing.unexpected_keys[:3]))
         except (KeyError, RuntimeError, TypeError, AttributeError) as error:
             raise CheckpointError(
-                f"{checkpoint}: not a checkpoint of such a compensator ({brief(error)})", field=str(checkpoint)
+                f"{source}: not a checkpoint of such a compensator ({brief(error)})", field=str(source)
             ) from error
 
     def _start_scales(self, pairs: Pairs) -> None:
@@ -187,6 +196,8 @@ class CompensatorTrainer:
     def loss_of(self, stage: str, batch: Batch, config: StageConfig) -> tuple[Tensor, list[float]]:
         """Return the loss (scalar) and the two figures for the log, see :data:`LOG_COLUMNS`; NaN where a figure is unknown."""
         net = self.net
+        if stage == "diffusion":
+            return self._diffusion_loss(batch)
         if stage == "one-step":
             features = self.features(batch, net)
             return self._one_step_loss(stage, self.detail(net, features, batch, None), batch, config)
@@ -194,8 +205,6 @@ class CompensatorTrainer:
             features = self.features(batch, self.mean)
         if stage == "latent":
             return self._latent_loss(batch, features)
-        if stage == "diffusion":
-            return self._diffusion_loss(batch, features)
         noise = torch.randn(len(batch["base"]), NOISE, *features.half.shape[2:], device=self.device)
         if stage == "texture":
             return self._one_step_loss(stage, self.detail(net, features, batch, noise), batch, config)
@@ -230,12 +239,10 @@ class CompensatorTrainer:
         figures = [error[true].mean().item(), distance[true].mean().item()] if true.any() else [math.nan] * 2
         return torch.where(true, loss, 0.2 * loss).mean() + 1e-3 * z.square().mean(), figures
 
-    def _diffusion_loss(self, batch: Batch, features: Features) -> tuple[Tensor, list[float]]:
-        """Return the loss of the denoiser: the squared error of v at random diffusion steps."""
-        net = self.net
-        with torch.no_grad():
-            z0 = self.mean.encode(batch["image"], batch["base"])
-            scaled = self.mean.trunk.scaled(batch["latents"])
+    def _diffusion_loss(self, batch: Batch) -> tuple[Tensor, list[float]]:
+        """Return the loss of the denoiser on stored latents: the squared error of v at random diffusion steps."""
+        net, z0, eighth = self.net, batch["z0"], batch["eighth"]
+        features = Features(eighth, eighth, eighth)  # it sees those at 1/8 alone
         n = len(z0)
         diffusion_step = torch.rand(n, device=z0.device) * DIFFUSION_STEPS
         a, s = (x.reshape(n, 1, 1, 1) for x in alpha_sigma(diffusion_step))
@@ -243,7 +250,7 @@ class CompensatorTrainer:
         known = batch["known"]
         known = known * (torch.rand_like(known) >= FIELD_DROP) * (torch.rand(n, 1, device=known.device) >= ALL_DROP)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-            v = net.denoiser(a * z0 + s * noise, diffusion_step, features, scaled, batch["values"], known)
+            v = net.denoiser(a * z0 + s * noise, diffusion_step, features, batch["scaled"], batch["values"], known)
         wrong = (v.float() - (a * noise - s * z0)).square().mean((1, 2, 3))
         late = diffusion_step > LATE * DIFFUSION_STEPS
         return wrong.mean(), [wrong.mean().item(), wrong[late].mean().item() if late.any() else math.nan]
@@ -279,12 +286,14 @@ class CompensatorTrainer:
         rng = np.random.default_rng([config.seed, state["step"]])
         torch.manual_seed(config.seed + state["step"])
         figures: list[list[float]] = []
+        stored = StoredLatents(self.folder, pairs, self.mean, self.device, show) if stage == "diffusion" else None
         clock = Clock(config.minutes, config.checkpoint_minutes, state["seconds"])
         with tqdm(total=config.minutes, unit="min", disable=not show) as bar:
             while not clock.spent:
                 fall = cosine_fall(clock.progress, RATE_FLOOR)
                 optimiser.param_groups[0]["lr"] = config.learning_rate * warm_up(state["step"]) * fall
-                loss, found = self.loss_of(stage, self.batch(pairs, config, rng), config)
+                batch = stored.batch(config.batch, rng) if stored else self.batch(pairs, config, rng)
+                loss, found = self.loss_of(stage, batch, config)
                 descend(loss, optimiser, trained)
                 self._average(state["step"])
                 figures.append(found)

@@ -16,10 +16,15 @@ from perigee.support.command import Parser, positive, prepare_streams, run
 from perigee.training.arguments import add_data_arguments, add_device_arguments, source_value
 
 PROGRAM = "perigee-train-compensator"
-STAGE_MINUTES = {"one-step": 30.0, "texture": 60.0, "latent": 15.0, "diffusion": 45.0, "scale": 4.0}
-# Crops in a batch and their side in pixels. The denoiser trains on whole windows, because it is used on whole windows; its
-# batches have half as many of them.
-STAGE_SHAPES = {"one-step": (8, 128), "texture": (8, 128), "latent": (8, 128), "diffusion": (4, 256), "scale": (8, 128)}
+STAGE_MINUTES = {"one-step": 30.0, "texture": 60.0, "latent": 25.0, "diffusion": 150.0, "scale": 4.0}
+# Crops in a batch and their side in pixels. The denoiser trains on whole windows, because it is used on whole windows.
+STAGE_SHAPES = {
+    "one-step": (8, 128),
+    "texture": (8, 128),
+    "latent": (8, 128),
+    "diffusion": (32, 256),
+    "scale": (8, 128),
+}
 
 
 def stage_minutes(text: str) -> tuple[str, float]:
@@ -63,6 +68,19 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="SOURCE=METRES",
         help="ground sample distance of a source that has no index (repeatable)",
     )
+    parser.add_argument(
+        "--bands",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="folder of multi-band files with an index.csv, three bands of which make an image (repeatable)",
+    )
+    parser.add_argument(
+        "--positions",
+        action="store_true",
+        help="let longitude and latitude be conditions (default: they are left out, since a network remembers places by them)",
+    )
     parser.add_argument("--limit", type=positive, metavar="N", help="largest number of 256x256 patches (default: all)")
     _add_schedule_arguments(parser)
     add_device_arguments(parser)
@@ -101,7 +119,10 @@ def _add_schedule_arguments(parser: argparse.ArgumentParser) -> None:
         help="largest learning rate of Adam (default %(default)s)",
     )
     parser.add_argument(
-        "--start-from", type=Path, metavar="CHECKPOINT", help="start from the weights of another run's checkpoint"
+        "--start-from",
+        type=Path,
+        metavar="CHECKPOINT_OR_DIR",
+        help="start from the weights of another run's checkpoint, or of the folder of a compensator, such as the shipped one",
     )
     parser.add_argument(
         "--stable-diffusion",
@@ -135,13 +156,24 @@ def _train(args: argparse.Namespace, arguments: Sequence[str]) -> int:
     )
     folder = args.run / "pairs"
     if not (folder / ABOUT_FILE).is_file():
-        count = make_pairs(profile, args.data, folder, args.exclude, dict(args.gsd), args.limit, show=show)
+        count = make_pairs(
+            profile,
+            args.data,
+            folder,
+            args.exclude,
+            dict(args.gsd),
+            args.limit,
+            show=show,
+            bands=args.bands,
+            positions=args.positions,
+        )
         print(f"{count} pairs", file=sys.stderr)
     pairs = Pairs(folder, dict(args.weight))
+    stages = dict(args.stage) if args.stage else STAGE_MINUTES
     if args.start_from:
-        trainer.start_from(args.start_from)
+        trainer.start_from(args.start_from, stages)
     record_command(args.run, PROGRAM, arguments)
-    for stage, minutes in (dict(args.stage) if args.stage else STAGE_MINUTES).items():
+    for stage, minutes in stages.items():
         batch, crop = STAGE_SHAPES[stage]
         config = StageConfig(minutes, batch, crop, args.learning_rate, args.budget, args.adversary)
         trainer.run(stage, pairs, config, show)

@@ -43,6 +43,10 @@ class ImageSet:
     sources: list[str]
     names: list[str]
 
+    def joined(self, other: ImageSet) -> ImageSet:
+        """These images and the other ones."""
+        return ImageSet(self.images + other.images, self.sources + other.sources, self.names + other.names)
+
 
 def _sources_of(folder: Path) -> dict[str, str]:
     """Return the source of each file that the folder's index names."""

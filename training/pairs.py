@@ -6,11 +6,9 @@ the latents are dequantised. The quality step of each pair is chosen such that t
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from collections.abc import Iterable, Mapping
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +25,8 @@ from perigee.bitstream.prior import QUALITY_STEPS
 from perigee.bitstream.profile import Profile
 from perigee.engines.flight import FlightEngine
 from perigee.engines.ground import GroundEngine
+from perigee.training.acquisitions import conditions_of
+from perigee.training.bands import triplets
 from perigee.training.data import ImageSet, guessed_lambda, load_folders
 from perigee.training.held_out import is_held_out
 
@@ -86,48 +86,6 @@ def guessed_quality_step(profile: Profile, pixels: Array, rate: float) -> int:
     return round(min(max(math.log(lam / low) / math.log(high / low), 0.0), 1.0) * QUALITY_STEPS)
 
 
-def _condition_of_row(row: Mapping[str, str]) -> tuple[Array, Array]:
-    """Return the acquisition fields of a row of an index as values and known fields."""
-    day = [int(part) for part in row.get("date", "").split("-") if part]
-    year, month, date = (day + [1, 1])[:3] if day else (1, 1, 1)
-    acquisition = Acquisition(
-        longitude_deg=float(row["lon"]) if row.get("lon") else None,
-        latitude_deg=float(row["lat"]) if row.get("lat") else None,
-        timestamp=datetime(year, month, date, tzinfo=timezone.utc) if day else None,
-        gsd_m=float(row["gsd_m"]) if row.get("gsd_m") else None,
-    )
-    values, known = condition_of(acquisition)
-    known[FIELDS.index("hour")] = 0
-    if len(day) < 3:
-        known[FIELDS.index("season")] = 0
-    return values * known[:, None], known
-
-
-def conditions_of(folders: Iterable[Path]) -> dict[str, tuple[Array, Array]]:
-    """Return what the folders' ``index.csv`` know of each file, as values and known fields (``bitstream.conditions``).
-
-    The columns are ``file``, ``gsd_m``, ``lat``, ``lon`` and ``date`` (2018 or 2018-06-29); a field that is not known is left
-    empty. The hour is never known. Raises RasterError where a row cannot be understood.
-    """
-    out: dict[str, tuple[Array, Array]] = {}
-    for folder in folders:
-        index = folder / "index.csv"
-        if not index.is_file():
-            continue
-        with index.open(newline="", encoding="utf-8") as handle:
-            for number, row in enumerate(csv.DictReader(handle), 2):
-                try:
-                    out[Path(row["file"]).name] = _condition_of_row(row)
-                except (KeyError, ValueError) as error:
-                    raise RasterError(
-                        f"{index}: line {number} cannot be understood ({error})",
-                        Fault.TEXT,
-                        field=str(index),
-                        found=number,
-                    ) from error
-    return out
-
-
 def _windows(images: ImageSet, rng: np.random.Generator) -> list[tuple[int, int, int]]:
     """Return image number, top and left of all patches, without overlap, on a grid that is shifted at random in each image."""
     out = []
@@ -175,15 +133,20 @@ def make_pairs(
     limit: int | None = None,
     seed: int = 1,
     show: bool = False,
+    bands: Iterable[Path] = (),
+    positions: bool = False,
 ) -> int:
     """Write pairs of all 256x256 patches of the images in ``folders`` to the folder ``out``; return how many there are.
 
     ``exclude`` names sources to leave out, ``gsd_m`` gives the ground sample distance of sources without an index, ``limit``
-    is the largest number of patches, and ``show`` draws a progress bar on stderr. Raises RasterError where no image is large
+    is the largest number of patches, and ``show`` draws a progress bar on stderr. ``bands`` are folders of multi-band files, three bands of
+    which make an image; ``positions`` lets longitude and latitude be conditions. Raises RasterError where no image is large
     enough or an index cannot be understood, and ProfileError where the profile's analysis is not linear.
     """
     images = load_folders(folders, exclude)
-    conditions = conditions_of(folders)
+    for folder in bands:
+        images = images.joined(triplets(folder, SIDE))
+    conditions = conditions_of([*folders, *bands], positions)
     rng = np.random.default_rng(seed)
     windows = _windows(images, rng)[:limit]
     if not windows:

@@ -26,8 +26,8 @@ DIFFUSION_STEPS = 1000
 class DenoiserConfig:
     """Sizes of a denoiser; its levels work at 1/8, 1/16, ... of the image's resolution."""
 
-    widths: tuple[int, ...] = (64, 128, 128)  # channels of each level
-    attention: tuple[bool, ...] = (False, True, True)  # whether a level has cross-attention
+    widths: tuple[int, ...] = (48, 96, 96)  # channels of each level
+    attention: tuple[bool, ...] = (False, False, True)  # whether a level has cross-attention
     layers: int = 1  # of each block of the U-Net
     token: int = 64  # channels of a metadata token
     head: int = 32  # channels of an attention head

@@ -9,13 +9,15 @@ import torch
 from perigee.benchmarks.codec import ArrayCodec
 from perigee.benchmarks.intervals import fit
 from perigee.bitstream.conditions import FIELDS, condition_of
+from perigee.bitstream.errors import CompensationError
 from perigee.bitstream.metadata import Acquisition
 from perigee.engines.flight import FlightEngine
 from perigee.export.compensation import export_compensator
 from perigee.ground.compensation.compensator import Compensator as Loaded
+from perigee.ground.compensation.compensator import shipped_folders
 from perigee.ground.compensation.sampler import alpha_sigma as shares_of_time
 from perigee.models.checkpoint import CheckpointError
-from perigee.models.compensation.compensator import Compensator, CompensatorConfig, without_grid
+from perigee.models.compensation.compensator import STAGES, Compensator, CompensatorConfig, without_grid
 from perigee.models.compensation.denoiser import DIFFUSION_STEPS, DenoiserConfig, MetadataEncoder, alpha_sigma
 from perigee.training.compensation import CompensatorTrainer, StageConfig
 from perigee.training.pairs import Pairs, make_pairs
@@ -91,6 +93,21 @@ def test_what_is_trained_through_is_what_the_ground_does(pairs, profile):
     assert 0 < disturbed.grad.abs().mean() < 2
 
 
+def test_a_training_can_start_from_the_shipped_compensator(pairs, profile, tmp_path):
+    folder = shipped_folders()["cosmic"]
+    trainer = CompensatorTrainer(CompensatorConfig(448), ProjectToCells(profile), tmp_path)
+    trainer.start_from(folder, ["latent", "diffusion"])
+    assert set(trainer.done) == {"one-step", "texture", "scale"}
+    batch = pairs.crops(np.array([0]), np.array([[0, 0]]), 256)
+    base, latents = batch["base"].astype(np.float32), batch["latents"].astype(np.float32)
+    with torch.no_grad():
+        found = trainer.mean.trunk(torch.from_numpy(base), torch.from_numpy(latents))
+    for part, wanted in zip(found, Loaded(folder, threads=1).features(base, latents), strict=True):
+        assert np.allclose(part.numpy(), wanted, atol=1e-3 * np.abs(wanted).max())
+    with pytest.raises(CompensationError):
+        CompensatorTrainer(SMALL, ProjectToCells(profile), tmp_path / "other").start_from(profile.folder, STAGES)
+
+
 def test_training_learns_resumes_and_exports(pairs, profile, tmp_path):
     pytest.importorskip("efficientnet_lite_pytorch")
     run = tmp_path / "run"
@@ -103,11 +120,11 @@ def test_training_learns_resumes_and_exports(pairs, profile, tmp_path):
     assert again.done["one-step"]["step"] == before > 0
     (tmp_path / "next").mkdir()
     follower = CompensatorTrainer(SMALL, ProjectToCells(profile), tmp_path / "next")
-    follower.start_from(run / "checkpoint.pt")
+    follower.start_from(run / "checkpoint.pt", STAGES)
     wanted = dict(again.mean.named_parameters())
     assert not follower.done and all(torch.equal(p, wanted[n]) for n, p in follower.net.named_parameters())
     with pytest.raises(CheckpointError, match="not a checkpoint"):
-        follower.start_from(run / "one-step.csv")
+        follower.start_from(run / "one-step.csv", STAGES)
     torch.save({"codec_config": {}}, tmp_path / "checkpoint.pt")  # a codec's run
     with pytest.raises(CheckpointError, match="a folder of its own"):
         CompensatorTrainer(SMALL, ProjectToCells(profile), tmp_path)

@@ -14,7 +14,7 @@ from perigee.bitstream.component_profile import load_component_profile
 from perigee.export import components_cli as export_cli
 from perigee.models.codec.component import ComponentCodec, quantised, references_of
 from perigee.training import components, components_cli
-from perigee.training.bands import components_of, load_rasters
+from perigee.training.bands import components_of, load_rasters, triplets
 
 
 @pytest.fixture
@@ -47,6 +47,16 @@ def test_files_that_are_not_allowed_or_held_out_are_not_trained_on(files):
     assert {r.name for r in training} | {r.name for r in validation} == {"0.tif", "1.tif", "2.tif"}
     (with_nodata,) = [r for r in training + validation if r.name == "2.tif"]
     assert (with_nodata.samples > 0).all() and with_nodata.low.min() > 0, "nodata does not count"
+
+
+def test_three_bands_at_a_time_are_images_of_8_bits(files):
+    found = triplets(files, 128)
+    assert sorted(found.names) == ["1.tif", "2.tif", "2.tif"], "of 1, 4 and 6 bands; the last is not allowed"
+    assert set(found.sources) == {"bands"}
+    for image in found.images:
+        assert image.shape == (160, 130, 3) and image.dtype == np.uint8
+        assert image.min() < 20 and image.max() > 235, "the bands fill the grey levels"
+    assert not triplets(files, 256).images, "too small"
 
 
 def test_coefficients_keep_the_energy_of_the_bands(rng):
