@@ -200,6 +200,12 @@ class CompensationError(PerigeeError):
     """A compensator or an enhancer is missing or damaged, does not fit the image, or was asked for something that it cannot do."""
 
 
+class MapError(PerigeeError):
+    """A map that cannot be read, or that does not belong to the scene."""
+
+    default_fault = Fault.TEXT
+
+
 class EngineError(PerigeeError):
     """An engine is absent, fails its self-test, or cannot run here."""
 

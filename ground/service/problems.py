@@ -17,6 +17,7 @@ from perigee.bitstream.errors import (
     BusyError,
     CompensationError,
     LimitError,
+    MapError,
     MetadataError,
     OrderError,
     OutputError,
@@ -52,7 +53,7 @@ STATUS: tuple[tuple[type[PerigeeError] | tuple[type[PerigeeError], ...], int], .
     (UnfinishedJobError, 409),
     (BusyError, 503),
     (OutputError, 507),
-    ((OrderError, BitstreamError, RasterError, LimitError, MetadataError, CompensationError), 422),
+    ((OrderError, BitstreamError, RasterError, MapError, LimitError, MetadataError, CompensationError), 422),
     (PerigeeError, 500),
 )  # the first that fits counts
 log = logging.getLogger("perigee.service")

@@ -1,0 +1,1 @@
+"""Vector maps as guidance: read from GeoJSON, brought to the scene's pixels, and drawn as planes."""

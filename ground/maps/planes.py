@@ -1,0 +1,193 @@
+"""Draws a map over a scene: for each pixel the share of each class, where the map knows anything, and how far the nearest edge is.
+
+Objects are drawn at four times the scene's resolution, at absolute places, so that no pixel depends on which window was asked for.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import rasterio.errors
+from rasterio.crs import CRS
+from rasterio.features import rasterize
+from rasterio.transform import Affine
+from rasterio.warp import transform
+
+from perigee.bitstream.arrays import BoolArray, FloatArray, IntArray
+from perigee.bitstream.errors import Fault, MapError
+from perigee.bitstream.metadata import Metadata
+from perigee.ground.georeference import crs_of
+from perigee.ground.maps.classes import CLASSES
+from perigee.ground.maps.reading import WGS84, Part, Points, VectorMap
+from perigee.ground.regions import Region
+
+FINER = 4  # drawn pixels to a pixel of the scene, along each side
+REACH = 8  # pixels: edges farther away are all the same
+PLANES = (*CLASSES, "known", "edge")
+METRES_PER_DEGREE = 111_320.0
+WIDTH_MIN_PX = 0.5  # of a drawn line: a narrower one would fall between the drawn pixels
+Numbers = npt.NDArray[np.float64]
+
+
+class MapPlanes:
+    """A map in the pixels of a scene."""
+
+    def __init__(self, found: VectorMap, metadata: Metadata, rows: int, cols: int) -> None:
+        """Bring a map to the pixels of a scene of so many rows and columns.
+
+        Raises MapError where the scene has no affine georeference, the map cannot be projected to its CRS, or no object touches it.
+        """
+        self.map, self._rows, self._cols = found, rows, cols
+        to_map, crs = _georeference_of(metadata)
+        to_pixels, metres = ~to_map, _metres_per_pixel(to_map, crs, rows, cols)
+        projected = _projected([ring for part in found.parts for ring in part.rings], found.crs, crs)
+        rings = iter([_applied(to_pixels, x, y) for x, y in projected])
+        boxes, drawn = [], []
+        for part in found.parts:
+            own = tuple(itertools.islice(rings, len(part.rings)))
+            width = 0.0 if part.width_m is None else max(part.width_m / metres, WIDTH_MIN_PX)
+            points = np.concatenate(own)
+            if np.isfinite(points).all():
+                boxes.append([*(points.min(0) - width), *(points.max(0) + width)])
+                drawn.append((part, own, width))
+        self._parts: list[tuple[Part, tuple[Points, ...], float]] = drawn
+        self._boxes: Numbers = np.array(boxes).reshape(-1, 4)  # left, top, right, bottom
+        left, top = self._boxes[:, :2].min(0) if boxes else (0.0, 0.0)
+        right, bottom = self._boxes[:, 2:].max(0) if boxes else (0.0, 0.0)
+        self._extent = (left, top, right, bottom)
+        if not len(self._over(Region(0, 0, rows, cols))):
+            raise MapError(
+                f"the map lies elsewhere: in pixels of the scene it reaches from column {left:.0f} to {right:.0f} and from row {top:.0f} to "
+                f"{bottom:.0f}, and the scene has {cols} columns and {rows} rows",
+                Fault.MISFIT,
+                field="map",
+                expected=f"objects within {cols} columns and {rows} rows",
+                found=f"columns {left:.0f} to {right:.0f}, rows {top:.0f} to {bottom:.0f}",
+            )
+
+    def _over(self, region: Region) -> Sequence[int]:
+        """The parts whose boxes touch a region."""
+        b = self._boxes
+        return np.flatnonzero(
+            (b[:, 0] < region.right) & (b[:, 2] > region.left) & (b[:, 1] < region.bottom) & (b[:, 3] > region.top)
+        ).tolist()
+
+    def objects(self, region: Region, kind: str) -> IntArray:
+        """The number, from 1, of the object of a class that covers the middle of each pixel, int32 [rows, cols]; 0 where there is none."""
+        chosen = [i for i in self._over(region) if CLASSES[self._parts[i][0].kind] == kind]
+        shapes = [(shape, self._parts[i][0].number + 1) for i in chosen for shape in _shapes(*self._parts[i][1:])]
+        return np.asarray(_drawn(shapes, region, 1, np.int32), np.int32)
+
+    def planes(self, region: Region) -> FloatArray:
+        """Planes float32 [len(PLANES), rows, cols] of a region, which may leave the scene.
+
+        A share from 0 to 1 for each class; 1 where the map knows the ground, which is within the box around all its objects; and the distance to
+        the nearest edge of any building or road, from 0 at the edge to 1 at ``REACH`` pixels inside and -1 at as many outside.
+        """
+        around = Region(region.top - REACH, region.left - REACH, region.rows + 2 * REACH, region.cols + 2 * REACH)
+        by_class: dict[int, list[tuple[Any, int]]] = defaultdict(list)
+        for i in self._over(around):
+            part, rings, width = self._parts[i]
+            by_class[part.kind] += [(shape, 1) for shape in _shapes(rings, width)]
+        inner = np.s_[REACH:-REACH, REACH:-REACH]
+        out = np.zeros((len(PLANES), region.rows, region.cols), np.float32)
+        solid: BoolArray = np.zeros((around.rows, around.cols), bool)
+        for kind, shapes in by_class.items():
+            fine = _drawn(shapes, around, FINER, np.uint8)
+            share = fine.reshape(around.rows, FINER, around.cols, FINER).mean((1, 3), dtype=np.float32)
+            out[kind] = share[inner]
+            if CLASSES[kind] in ("building", "road"):
+                solid |= share >= 0.5
+        left, top, right, bottom = self._extent
+        rows, cols = np.arange(region.top, region.bottom) + 0.5, np.arange(region.left, region.right) + 0.5
+        known = ((rows >= top) & (rows <= bottom))[:, None] & ((cols >= left) & (cols <= right))
+        out[PLANES.index("known")] = known
+        out[PLANES.index("edge")] = np.where(known, _signed_distance(solid)[inner], 0)
+        return out
+
+
+def _georeference_of(metadata: Metadata) -> tuple[Affine, CRS]:
+    """The scene's transform from pixels to its CRS, and the CRS."""
+    crs = crs_of(metadata)
+    if metadata.transform is None or crs is None:
+        raise MapError(
+            "a map needs a scene with an affine transform and a CRS, which this one lacks",
+            Fault.MISSING,
+            field="georeference",
+            expected="a transform and a CRS",
+        )
+    to_map = Affine(*metadata.transform)
+    if to_map.is_degenerate:
+        raise MapError("the scene's transform cannot be inverted", Fault.RANGE, field="transform")
+    return to_map, crs
+
+
+def _applied(to: Affine, x: Numbers, y: Numbers) -> Points:
+    """Points [n, 2] moved by an affine transform."""
+    return np.stack([to.a * x + to.b * y + to.c, to.d * x + to.e * y + to.f], 1)
+
+
+def _projected(rings: Sequence[Points], source: CRS, target: CRS) -> Iterable[Numbers]:
+    """The x and y of each ring in another CRS, [2, n]."""
+    ends = np.cumsum([len(ring) for ring in rings])
+    together = np.concatenate(rings).T
+    if source != target:
+        try:
+            x, y, *_ = transform(source, target, together[0], together[1])
+        except (rasterio.errors.RasterioError, rasterio.errors.CRSError) as error:
+            raise MapError(
+                f"the map cannot be brought to the scene's CRS ({error})", Fault.MISFIT, field="crs"
+            ) from error
+        together = np.array([x, y], np.float64)
+    return np.split(together, ends[:-1], axis=1)
+
+
+def _metres_per_pixel(to_map: Affine, crs: CRS, rows: int, cols: int) -> float:
+    """The length of a pixel's side on the ground in the middle of the scene, from the square root of its area."""
+    places = _applied(to_map, cols / 2 + np.array([0.0, 1, 0]), rows / 2 + np.array([0.0, 0, 1]))
+    (ends,) = _projected([places], crs, WGS84)
+    east, north = (ends[:, 1:] - ends[:, :1]) * METRES_PER_DEGREE
+    east = east * np.cos(np.radians(ends[1, 0]))
+    metres = float(np.sqrt(abs(east[0] * north[1] - east[1] * north[0])))
+    return metres if np.isfinite(metres) and metres > 0 else 1.0
+
+
+def _shapes(rings: tuple[Points, ...], width: float) -> Iterable[dict[str, Any]]:
+    """The polygon of rings in pixels, or for a line of some width a rectangle around each of its segments, as GeoJSON geometries."""
+    if not width:
+        yield {"type": "Polygon", "coordinates": [ring.tolist() for ring in rings]}
+        return
+    for start, end in itertools.pairwise(rings[0]):
+        along = end - start
+        length = float(np.hypot(*along))
+        if length:
+            along = along / length * width / 2  # rectangles overlap where a line bends, so that no gap is left
+            across = along[::-1] * (-1, 1)
+            corners = [start - along + across, end + along + across, end + along - across, start - along - across]
+            yield {"type": "Polygon", "coordinates": [[c.tolist() for c in [*corners, corners[0]]]]}
+
+
+def _drawn(shapes: Sequence[tuple[Any, int]], region: Region, finer: int, dtype: npt.DTypeLike) -> Any:
+    """Shapes in pixels of the scene, drawn over a region with so many drawn pixels to a pixel; later ones lie over earlier ones."""
+    size = (region.rows * finer, region.cols * finer)
+    if not shapes:
+        return np.zeros(size, dtype)
+    to_scene = Affine(1 / finer, 0, region.left, 0, 1 / finer, region.top)
+    return rasterize(shapes, size, transform=to_scene, dtype=np.dtype(dtype).name, skip_invalid=True)
+
+
+def _signed_distance(solid: BoolArray) -> FloatArray:
+    """Distance of each pixel to the nearest edge along rows, columns and diagonals, float32 -1..1; positive inside."""
+    out = np.zeros(solid.shape, np.float32)
+    for sign, inside in ((1, solid), (-1, ~solid)):
+        left = inside
+        for _ in range(REACH):
+            out += sign * left / np.float32(REACH)
+            padded = np.pad(left, 1, mode="edge")
+            left = left & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    return out

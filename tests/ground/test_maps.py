@@ -1,0 +1,284 @@
+"""Maps: what is read of them, what is refused, and where their objects are drawn."""
+
+import json
+import os
+import random
+import resource
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rasterio.crs import CRS
+from rasterio.warp import transform
+
+from perigee.bitstream.errors import LimitError, MapError
+from perigee.bitstream.metadata import Metadata
+from perigee.ground.maps import reading
+from perigee.ground.maps.classes import CLASSES, Classes, classes_from_json
+from perigee.ground.maps.planes import PLANES, REACH, MapPlanes
+from perigee.ground.maps.reading import read_map
+from perigee.ground.regions import Region
+
+UTM, DEGREES = CRS.from_epsg(32633), CRS.from_epsg(4326)
+SCENE = Metadata(transform=(0.5, 0.0, 500_000.0, 0.0, -0.5, 5_000_000.0), epsg=32633)  # half a metre
+SIDE = 256
+WHOLE = Region(0, 0, SIDE, SIDE)
+
+
+def place(col, row, crs=DEGREES):
+    """The coordinates of a place in pixels of the scene."""
+    a, _, x, _, e, y = SCENE.transform
+    x, y = x + a * col, y + e * row
+    (x,), (y,) = transform(UTM, crs, [x], [y])[:2]
+    return [x, y]
+
+
+def box(left, top, right, bottom, **to):
+    corners = [(left, top), (right, top), (right, bottom), (left, bottom), (left, top)]
+    return {"type": "Polygon", "coordinates": [[place(*corner, **to) for corner in corners]]}
+
+
+def feature(geometry, **tags):
+    return {"type": "Feature", "properties": tags, "geometry": geometry}
+
+
+@pytest.fixture
+def written(tmp_path):
+    def write(*features, **members):
+        path = tmp_path / "map.geojson"
+        path.write_text(json.dumps({"type": "FeatureCollection", "features": list(features), **members}))
+        return path
+
+    return write
+
+
+def planes_of(path, region=WHOLE, classes=None):
+    found = MapPlanes(read_map(path, classes), SCENE, SIDE, SIDE)
+    return dict(zip(PLANES, found.planes(region), strict=True)), found
+
+
+def test_a_building_is_drawn_where_it_stands(written):
+    planes, found = planes_of(written(feature(box(40, 60, 80.5, 100), building="yes")))
+    wanted = np.zeros((SIDE, SIDE))
+    wanted[60:100, 40:80] = 1
+    wanted[60:100, 80] = 0.5
+    assert np.abs(planes["building"] - wanted).mean() < 1e-3
+    assert planes["known"].sum() == pytest.approx(40 * 40.5, rel=0.06) and not planes["water"].any()
+    edge = planes["edge"]
+    assert edge[80, 60] == 1 and 0 < edge[62, 60] < 1 and edge[50, 60] == 0, "nothing is known outside"
+    assert set(np.unique(found.objects(WHOLE, "building"))) == {0, 1}
+    assert found.map.crs.to_epsg() == 4326 and found.map.objects == 1
+
+
+def test_no_pixel_depends_on_the_window(written):
+    shapes = [feature(box(10 * n, 7 * n, 10 * n + 13.3, 7 * n + 9.7), building="yes") for n in range(25)]
+    road = feature(
+        {"type": "LineString", "coordinates": [place(3, 3), place(130, 90), place(250, 20)]}, highway="primary"
+    )
+    _, found = planes_of(written(*shapes, road))
+    whole = found.planes(WHOLE)
+    part = found.planes(Region(37, 91, 100, 60))
+    assert np.array_equal(part, whole[:, 37:137, 91:151])
+
+
+def test_a_road_has_its_width(written):
+    line = {"type": "LineString", "coordinates": [place(20, 128), place(236, 128)]}
+    for tags, metres in (
+        ({"highway": "primary"}, 11),
+        ({"highway": "path", "width": "8 m"}, 8),
+        ({"highway": "road", "layer": "road"}, 5.5),
+    ):
+        planes, _ = planes_of(written(feature(line, **tags)))
+        assert planes["road"][:, 100].sum() * 0.5 == pytest.approx(metres, abs=0.5), tags
+    assert planes["road"][128, 100] == 1 and planes["road"][100, 100] == 0
+
+
+def test_a_hole_is_no_building_and_classes_keep_apart(written):
+    ring = box(50, 50, 150, 150)["coordinates"] + box(80, 80, 120, 120)["coordinates"]
+    planes, _ = planes_of(
+        written(
+            feature({"type": "Polygon", "coordinates": ring}, building="yes"),
+            feature(box(0, 0, 256, 256), natural="water"),
+        )
+    )
+    assert planes["building"][60, 60] == 1 and planes["building"][100, 100] == 0
+    assert planes["water"].min() == 1 and planes["known"].min() == 1
+
+
+def test_the_older_form_with_a_crs_and_metadata_of_the_file(written):
+    crs = {"type": "name", "properties": {"name": "urn:ogc:def:crs:EPSG::3857"}}
+    path = written(
+        feature(box(40, 60, 80, 100, crs=CRS.from_epsg(3857)), layer="building"),
+        crs=crs, attribution="(c) OpenStreetMap contributors", timestamp="2024-05-01",
+    )  # fmt: skip
+    planes, found = planes_of(path)
+    assert planes["building"][61:99, 41:79].min() == 1
+    assert found.map.notes == {
+        "attribution": "(c) OpenStreetMap contributors", "licence": "(c) OpenStreetMap contributors, ODbL 1.0", "date": "2024-05-01",
+    }  # fmt: skip
+    assert len(found.map.digest) == 16
+
+
+def test_classes_by_a_mapping_of_ones_own(written):
+    path = written(feature(box(40, 60, 80, 100), type="house"), feature(box(100, 60, 120, 100), type="lake"))
+    classes = classes_from_json('{"building": {"type": ["house", "shed"]}, "water": {"type": "lake"}}')
+    planes, _ = planes_of(path, classes=classes)
+    assert planes["building"][80, 60] == 1 and planes["water"][80, 110] == 1
+    with pytest.raises(MapError, match="nothing to draw"):
+        read_map(path)
+    for text in ("{", "[]", '{"castle": {"type": "*"}}', "{}", '{"building": ["yes"]}', '{"building": {"a": 3}}'):
+        with pytest.raises(MapError):
+            classes_from_json(text)
+
+
+def test_openstreetmap_tags():
+    classes = Classes()
+    for tags, wanted in (
+        ({"building": "no"}, None), ({"building": "house"}, "building"), ({"highway": "proposed"}, None), ({"railway": "tram"}, "rail"),
+        ({"waterway": "river"}, "water"), ({"landuse": "forest"}, "wood"), ({"landuse": "farmland"}, "field"), ({"natural": "beach"}, "land"),
+        ({"layer": "1"}, None), ({}, None),
+    ):  # fmt: skip
+        assert classes.of(tags) == wanted, tags
+
+
+def test_what_has_no_area_is_left_out_and_counted(written):
+    found = read_map(
+        written(
+            feature({"type": "Point", "coordinates": place(9, 9)}, building="yes"),
+            feature({"type": "Polygon", "coordinates": [[place(9, 9), place(9, 10)]]}, building="yes"),
+            feature(None, building="yes"),
+            feature(box(0, 0, 9, 9), shop="bakery"),
+            feature(
+                {
+                    "type": "GeometryCollection",
+                    "geometries": [box(40, 60, 80, 100), {"type": "Point", "coordinates": [0, 0]}],
+                },
+                building=1,
+            ),
+        )
+    )
+    assert found.left_out == {"without an area": 2, "without a geometry": 1, "without a class": 1}
+    assert found.objects == 1 and CLASSES[found.parts[0].kind] == "building"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "not a GeoJSON"), ("[" * 100_000, "nested too deeply"), ("{}", "FeatureCollection"), ("[1]", "FeatureCollection"),
+        ('{"type": "FeatureCollection", "features": []}', "no features"), ('{"type": "FeatureCollection", "features": {}}', "FeatureCollection"),
+        ('{"type": "FeatureCollection", "features": [3]}', "feature 0"),
+    ],
+)  # fmt: skip
+def test_what_is_no_map_is_refused(tmp_path, text, said):
+    path = tmp_path / "map.geojson"
+    path.write_text(text)
+    with pytest.raises(MapError, match=said):
+        read_map(path)
+
+
+@pytest.mark.parametrize(
+    ("coordinates", "said"),
+    [
+        ([[[0, 0], [1, "a"], [1, 1]]], "position"), ([[[0, 0], [1, None], [1, 1]]], "finite"), ([[0, 0], [1, 1]], "position"), (7, "nested"),
+        ([[[1e400, 0], [1, 1], [0, 1]]], "finite"), ([[[0, 0], [9520016, 3202766], [1, 1]]], "names its CRS"), ([[[0], [1], [2]]], "position"),
+    ],
+)  # fmt: skip
+def test_a_wrong_geometry_is_named(written, coordinates, said):
+    with pytest.raises(MapError, match=said):
+        read_map(written(feature({"type": "Polygon", "coordinates": coordinates}, building="yes")))
+
+
+def test_a_map_of_elsewhere_and_scenes_without_a_place(written):
+    path = written(feature(box(5000, 60, 5080, 100), building="yes"))
+    with pytest.raises(MapError, match="lies elsewhere"):
+        MapPlanes(read_map(path), SCENE, SIDE, SIDE)
+    for metadata in (Metadata(), Metadata(epsg=32633), Metadata(transform=SCENE.transform)):
+        with pytest.raises(MapError, match="transform and a CRS"):
+            MapPlanes(read_map(path), metadata, SIDE, SIDE)
+    unknown = {"type": "name", "properties": {"name": "EPSG:999999"}}
+    with pytest.raises(MapError, match="CRS is not known"):
+        read_map(written(feature(box(0, 0, 9, 9), building="yes"), crs=unknown))
+
+
+def test_sizes_are_bounded(written, monkeypatch):
+    path = written(*[feature(box(n, 0, n + 1, 1), building="yes") for n in range(20)])
+    for name, most in (("BYTES_MAX", 1000), ("OBJECTS_MAX", 10), ("VERTICES_MAX", 50)):
+        with monkeypatch.context() as patch:
+            patch.setattr(reading, name, most)
+            with pytest.raises(LimitError):
+                read_map(path)
+
+
+def test_a_million_vertices_take_bounded_time_and_memory(tmp_path):
+    ring = [place(128 + 90 * np.cos(t), 128 + 90 * np.sin(t)) for t in np.linspace(0, 2 * np.pi, 500)]
+    ring[-1] = ring[0]
+    one = json.dumps(feature({"type": "Polygon", "coordinates": [ring]}, building="yes"))
+    path = tmp_path / "map.geojson"
+    path.write_text('{"type": "FeatureCollection", "features": [' + ",".join([one] * 2000) + "]}")
+    assert path.stat().st_size < reading.BYTES_MAX
+    start, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    planes, _ = planes_of(path)
+    assert planes["building"][128, 128] == 1
+    assert time.monotonic() - start < 120
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1_500_000  # KiB
+
+
+def test_hostile_maps_are_refused_or_drawn(written):
+    """Mutations of bytes and of structure: a typed error or planes, in bounded time."""
+    path = written(
+        feature(box(40, 60, 80, 100), building="yes"),
+        feature({"type": "LineString", "coordinates": [place(3, 3), place(130, 90)]}, highway="primary", width="6"),
+        feature({"type": "MultiPolygon", "coordinates": [box(9, 9, 20, 20)["coordinates"]]}, natural="water"),
+        crs={"type": "name", "properties": {"name": "EPSG:4326"}},
+    )
+    data, rng = path.read_bytes(), random.Random(5)
+    tokens = [
+        b"1e999",
+        b"-",
+        b"null",
+        b"[]",
+        b"{}",
+        b'"',
+        b"[[[[",
+        b"NaN",
+        b"Infinity",
+        b"1e308",
+        b"true",
+        b",",
+        b"\x00",
+        b"\xff",
+        b"}",
+    ]
+    drawn = 0
+    for _ in range(int(os.environ.get("PERIGEE_MUTATIONS", "1500"))):
+        out = bytearray(data)
+        for _ in range(rng.randint(1, 4)):
+            at = rng.randrange(len(out))
+            kind = rng.randrange(4)
+            if kind == 0:
+                out[at] = rng.randrange(256)
+            elif kind == 1:
+                del out[at : at + rng.randint(1, 30)]
+            elif kind == 2:
+                out[at:at] = rng.choice(tokens)
+            else:
+                out[at : at + rng.randint(1, 12)] = rng.choice(tokens)
+        path.write_bytes(bytes(out))
+        try:
+            planes, _ = planes_of(path, Region(0, 0, 64, 64))
+        except (MapError, LimitError):
+            continue
+        drawn += 1
+        assert all(np.isfinite(plane).all() for plane in planes.values())
+        assert planes["edge"].min() >= -1 and planes["edge"].max() <= 1 and REACH == 8
+    assert drawn, "some mutations leave a map"
+
+
+def test_a_real_map_is_read():
+    shared = os.environ.get("PERIGEE_SHARED", str(Path(__file__).resolve().parents[3] / "shared"))
+    path = Path(shared) / "data/maps/banepa_epsg3857.geojson"
+    if not path.is_file():
+        pytest.skip("the map of Banepa is not here")
+    with pytest.raises(MapError, match="names its CRS in a member crs"):
+        read_map(path)
