@@ -120,6 +120,22 @@ def test_the_older_form_with_a_crs_and_metadata_of_the_file(written):
     assert len(found.map.digest) == 16
 
 
+@pytest.mark.parametrize("suffix", ["gpkg", "fgb"])
+def test_geopackage_and_flatgeobuf(written, tmp_path, suffix):
+    pyogrio, shapely = pytest.importorskip("pyogrio"), pytest.importorskip("shapely")
+    shapes = [box(40, 60, 80, 100, crs=UTM), box(100, 60, 120, 100, crs=UTM)]
+    geometry = shapely.to_wkb([shapely.geometry.shape(shape) for shape in shapes])
+    path = tmp_path / f"map.{suffix}"
+    tags = [np.array(["house", None], object), np.array([None, "water"], object)]
+    pyogrio.raw.write(path, geometry, tags, ["building", "natural"], geometry_type="Polygon", crs="EPSG:32633")
+    planes, found = planes_of(path)
+    assert planes["building"][61:99, 41:79].min() == 1 and planes["water"][80, 110] == 1
+    assert found.map.crs.to_epsg() == 32633 and found.map.objects == 2
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(MapError, match="cannot be read"):
+        read_map(path)
+
+
 def test_classes_by_a_mapping_of_ones_own(written):
     path = written(feature(box(40, 60, 80, 100), type="house"), feature(box(100, 60, 120, 100), type="lake"))
     classes = classes_from_json('{"building": {"type": ["house", "shed"]}, "water": {"type": "lake"}}')
