@@ -55,6 +55,7 @@ PARSERS = (
     train_compensator.build_parser,
     export_compensator.build_parser,
     train_enhancer.build_parser,
+    train_segmenter.build_parser,
 )
 
 

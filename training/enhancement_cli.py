@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from perigee.bitstream.errors import Fault, OrderError
 from perigee.support.command import Parser, positive, prepare_streams, run
 
 PROGRAM = "perigee-train-enhancer"
@@ -63,7 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--bfloat16",
         action="store_true",
-        help="compute in bfloat16, about twice as fast on a processor that has it (avx512_bf16, amx_bf16), far slower on others",
+        help="compute in bfloat16, about twice as fast on a processor with AVX-512; others would emulate it and refuse",
     )
     add("--seed", type=int, default=1, metavar="N", help="seed of all random numbers (default %(default)s)")
     add("--threads", type=positive, metavar="N", help="CPU threads (default: all cores)")
@@ -78,8 +79,15 @@ def _train(args: argparse.Namespace, arguments: Sequence[str]) -> int:
     from perigee.training.degraded import Pairs
     from perigee.training.enhancement import POOL, EnhancementTrainer
     from perigee.training.enhancement_strength import large_enough
-    from perigee.training.run import record_command
+    from perigee.training.run import half_precision, record_command
 
+    if args.bfloat16 and not half_precision(torch.device("cpu")):
+        raise OrderError(
+            "--bfloat16: this processor emulates bfloat16, which is ten times slower; leave it out",
+            Fault.ABSENT,
+            field="bfloat16",
+            expected="a processor with AVX-512",
+        )
     if args.threads:
         torch.set_num_threads(args.threads)
     images, held_out = split(load_folders(args.data), HELD_OUT_SHARE)

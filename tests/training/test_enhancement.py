@@ -169,3 +169,9 @@ def test_the_graph_gives_what_the_network_gives(kind, tmp_path):
     assert np.allclose(expected, doubt.exp().numpy(), rtol=1e-3) and expected.shape == (2, 1, 256, 256)
     with pytest.raises(ValueError, match="original"):
         write_enhancer(Enhancer(SMALL, "oracle"), tmp_path / "oracle.onnx")
+
+
+def test_bfloat16_is_refused_where_it_would_be_emulated(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("perigee.training.run.half_precision", lambda device: False)
+    assert enhancement_cli.main([str(tmp_path / "x"), "--data", str(tmp_path), "--bfloat16"]) == 64
+    assert "this processor emulates bfloat16" in capsys.readouterr().err
