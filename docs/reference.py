@@ -25,6 +25,7 @@ from perigee.training import cli as train
 from perigee.training import compensation_cli as train_compensator
 from perigee.training import components_cli as train_components
 from perigee.training import enhancement_cli as train_enhancer
+from perigee.training import segmenter_cli as train_segmenter
 
 EXAMPLE = """Where the service was started with `--auth-token-file`, every request but those to `/healthz`, `/readyz` and the page's own files must
 carry `Authorization: Bearer TOKEN`, or it is answered with 401. Every error is a problem document, `application/problem+json`.
