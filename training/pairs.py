@@ -96,8 +96,8 @@ def _windows(images: ImageSet, rng: np.random.Generator) -> list[tuple[int, int,
     return [out[i] for i in rng.permutation(len(out))]
 
 
-def _turned(pixels: Array, rng: np.random.Generator) -> Array:
-    """Return a patch [row, col, 3], flipped and transposed at random."""
+def turned(pixels: Array, rng: np.random.Generator) -> Array:
+    """Return a patch [row, col, channel], flipped and transposed at random."""
     for flip in (np.s_[::-1], np.s_[:, ::-1]):
         pixels = pixels[flip] if rng.random() < 0.5 else pixels
     return np.ascontiguousarray(pixels.transpose(1, 0, 2) if rng.random() < 0.5 else pixels)
@@ -156,7 +156,7 @@ def make_pairs(
     arrays = _new_arrays(out, len(windows), profile.contract.widths.latents)
     sources = sorted(set(images.sources))
     for k, (i, top, left) in enumerate(tqdm(windows, unit="patch", disable=not show)):
-        pixels = _turned(images.images[i][top : top + SIDE, left : left + SIDE], rng)
+        pixels = turned(images.images[i][top : top + SIDE, left : left + SIDE], rng)
         rate = math.exp(rng.uniform(*np.log(RATES)))
         quality_step = guessed_quality_step(profile, pixels, rate)
         found = conditions.get(images.names[i])

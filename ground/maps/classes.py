@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from perigee.bitstream.errors import Fault, MapError
+from perigee.bitstream.map_planes import MAP_CLASSES
 
-CLASSES = ("building", "road", "rail", "water", "wood", "field", "land")
 NAMED_BY = ("layer", "class")  # attributes that may give a class by its name
 ANY, NO = "*", "no"
 WIDTH_RANGE_M = (0.5, 200.0)
@@ -74,7 +74,7 @@ class Classes:
             if rule.fits(attributes):
                 return rule.name
         named = (str(attributes.get(key)) for key in NAMED_BY)
-        return next((name for name in named if name in CLASSES), None)
+        return next((name for name in named if name in MAP_CLASSES), None)
 
 
 def width_of(name: str, attributes: Mapping[str, Any]) -> float:
@@ -111,13 +111,13 @@ def classes_from_json(text: str) -> Classes:
             field="map classes",
             expected='{"building": {"attribute": ["value"]}}',
         ) from error
-    unknown = sorted({rule.name for rule in rules} - set(CLASSES))
+    unknown = sorted({rule.name for rule in rules} - set(MAP_CLASSES))
     if unknown or not rules:
         raise MapError(
-            f"the mapping has the classes {', '.join(unknown) or 'none'}; accepted are {', '.join(CLASSES)}",
+            f"the mapping has the classes {', '.join(unknown) or 'none'}; accepted are {', '.join(MAP_CLASSES)}",
             Fault.NAME,
             field="map classes",
-            expected=", ".join(CLASSES),
+            expected=", ".join(MAP_CLASSES),
             found=", ".join(unknown),
         )
     return Classes(tuple(rules))

@@ -18,17 +18,15 @@ from rasterio.features import rasterize
 from rasterio.transform import Affine
 from rasterio.warp import transform
 
-from perigee.bitstream.arrays import BoolArray, FloatArray, IntArray
+from perigee.bitstream.arrays import FloatArray, IntArray
 from perigee.bitstream.errors import Fault, MapError
+from perigee.bitstream.map_planes import EDGE_REACH, MAP_CLASSES, planes_of
 from perigee.bitstream.metadata import Metadata
 from perigee.ground.georeference import crs_of
-from perigee.ground.maps.classes import CLASSES
 from perigee.ground.maps.reading import WGS84, Part, Points, VectorMap
 from perigee.ground.regions import Region
 
 FINER = 4  # drawn pixels to a pixel of the scene, along each side
-REACH = 8  # pixels: edges farther away are all the same
-PLANES = (*CLASSES, "known", "edge")
 METRES_PER_DEGREE = 111_320.0
 WIDTH_MIN_PX = 0.5  # of a drawn line: a narrower one would fall between the drawn pixels
 Numbers = npt.NDArray[np.float64]
@@ -79,36 +77,29 @@ class MapPlanes:
 
     def objects(self, region: Region, kind: str) -> IntArray:
         """The number, from 1, of the object of a class that covers the middle of each pixel, int32 [rows, cols]; 0 where there is none."""
-        chosen = [i for i in self._over(region) if CLASSES[self._parts[i][0].kind] == kind]
+        chosen = [i for i in self._over(region) if MAP_CLASSES[self._parts[i][0].kind] == kind]
         shapes = [(shape, self._parts[i][0].number + 1) for i in chosen for shape in _shapes(*self._parts[i][1:])]
         return np.asarray(_drawn(shapes, region, 1, np.int32), np.int32)
 
     def planes(self, region: Region) -> FloatArray:
-        """Planes float32 [len(PLANES), rows, cols] of a region, which may leave the scene.
+        """Planes float32 [len(MAP_PLANES), rows, cols] of a region, which may leave the scene, see ``bitstream.map_planes``.
 
-        A share from 0 to 1 for each class; 1 where the map knows the ground, which is within the box around all its objects; and the distance to
-        the nearest edge of any building or road, from 0 at the edge to 1 at ``REACH`` pixels inside and -1 at as many outside.
+        The map knows the ground within the box around all its objects.
         """
-        around = Region(region.top - REACH, region.left - REACH, region.rows + 2 * REACH, region.cols + 2 * REACH)
+        reach = EDGE_REACH
+        around = Region(region.top - reach, region.left - reach, region.rows + 2 * reach, region.cols + 2 * reach)
         by_class: dict[int, list[tuple[Any, int]]] = defaultdict(list)
         for i in self._over(around):
             part, rings, width = self._parts[i]
             by_class[part.kind] += [(shape, 1) for shape in _shapes(rings, width)]
-        inner = np.s_[REACH:-REACH, REACH:-REACH]
-        out = np.zeros((len(PLANES), region.rows, region.cols), np.float32)
-        solid: BoolArray = np.zeros((around.rows, around.cols), bool)
+        shares = np.zeros((len(MAP_CLASSES), around.rows, around.cols), np.float32)
         for kind, shapes in by_class.items():
             fine = _drawn(shapes, around, FINER, np.uint8)
-            share = fine.reshape(around.rows, FINER, around.cols, FINER).mean((1, 3), dtype=np.float32)
-            out[kind] = share[inner]
-            if CLASSES[kind] in ("building", "road"):
-                solid |= share >= 0.5
+            shares[kind] = fine.reshape(around.rows, FINER, around.cols, FINER).mean((1, 3), dtype=np.float32)
         left, top, right, bottom = self._extent
-        rows, cols = np.arange(region.top, region.bottom) + 0.5, np.arange(region.left, region.right) + 0.5
+        rows, cols = np.arange(around.top, around.bottom) + 0.5, np.arange(around.left, around.right) + 0.5
         known = ((rows >= top) & (rows <= bottom))[:, None] & ((cols >= left) & (cols <= right))
-        out[PLANES.index("known")] = known
-        out[PLANES.index("edge")] = np.where(known, _signed_distance(solid)[inner], 0)
-        return out
+        return planes_of(shares, known)[:, reach:-reach, reach:-reach]
 
 
 def _georeference_of(metadata: Metadata) -> tuple[Affine, CRS]:
@@ -179,15 +170,3 @@ def _drawn(shapes: Sequence[tuple[Any, int]], region: Region, finer: int, dtype:
         return np.zeros(size, dtype)
     to_scene = Affine(1 / finer, 0, region.left, 0, 1 / finer, region.top)
     return rasterize(shapes, size, transform=to_scene, dtype=np.dtype(dtype).name, skip_invalid=True)
-
-
-def _signed_distance(solid: BoolArray) -> FloatArray:
-    """Distance of each pixel to the nearest edge along rows, columns and diagonals, float32 -1..1; positive inside."""
-    out = np.zeros(solid.shape, np.float32)
-    for sign, inside in ((1, solid), (-1, ~solid)):
-        left = inside
-        for _ in range(REACH):
-            out += sign * left / np.float32(REACH)
-            padded = np.pad(left, 1, mode="edge")
-            left = left & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-    return out

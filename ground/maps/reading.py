@@ -20,7 +20,8 @@ import rasterio.errors
 from rasterio.crs import CRS
 
 from perigee.bitstream.errors import Fault, LimitError, MapError
-from perigee.ground.maps.classes import CLASSES, Classes, width_of
+from perigee.bitstream.map_planes import MAP_CLASSES
+from perigee.ground.maps.classes import Classes, width_of
 
 BYTES_MAX = 64 << 20
 OBJECTS_MAX = 500_000
@@ -41,7 +42,7 @@ Points = npt.NDArray[np.float64]  # [n, 2]: x and y in the map's CRS
 
 @dataclass(frozen=True)
 class Part:
-    """A polygon with its holes, or a line of some width, of the object with this number and class (of ``CLASSES``)."""
+    """A polygon with its holes, or a line of some width, of the object with this number and class (of ``MAP_CLASSES``)."""
 
     number: int
     kind: int
@@ -87,7 +88,7 @@ def read_map(path: Path, classes: Classes | None = None) -> VectorMap:
     if not collector.parts:
         reasons = ", ".join(f"{count} {reason}" for reason, count in collector.left_out.items()) or "no features"
         raise MapError(
-            f"{path.name}: nothing to draw ({reasons})", Fault.MISSING, field="map", expected=", ".join(CLASSES)
+            f"{path.name}: nothing to draw ({reasons})", Fault.MISSING, field="map", expected=", ".join(MAP_CLASSES)
         )
     if crs == WGS84:
         _check_degrees(path.name, collector.parts)
@@ -226,7 +227,7 @@ class _Collector:
             width = width_of(name, attributes)
             before = len(self.parts)
             for rings, line in self._shapes(number, geometry):
-                self.parts.append(Part(number, CLASSES.index(name), rings, width if line else None))
+                self.parts.append(Part(number, MAP_CLASSES.index(name), rings, width if line else None))
             self.left_out["without an area"] += len(self.parts) == before
         self.left_out = +self.left_out  # without zeros
 

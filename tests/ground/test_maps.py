@@ -13,10 +13,11 @@ from rasterio.crs import CRS
 from rasterio.warp import transform
 
 from perigee.bitstream.errors import LimitError, MapError
+from perigee.bitstream.map_planes import MAP_CLASSES, MAP_PLANES
 from perigee.bitstream.metadata import Metadata
 from perigee.ground.maps import reading
-from perigee.ground.maps.classes import CLASSES, Classes, classes_from_json
-from perigee.ground.maps.planes import PLANES, REACH, MapPlanes
+from perigee.ground.maps.classes import Classes, classes_from_json
+from perigee.ground.maps.planes import MapPlanes
 from perigee.ground.maps.reading import read_map
 from perigee.ground.regions import Region
 
@@ -55,7 +56,7 @@ def written(tmp_path):
 
 def planes_of(path, region=WHOLE, classes=None):
     found = MapPlanes(read_map(path, classes), SCENE, SIDE, SIDE)
-    return dict(zip(PLANES, found.planes(region), strict=True)), found
+    return dict(zip(MAP_PLANES, found.planes(region), strict=True)), found
 
 
 def test_a_building_is_drawn_where_it_stands(written):
@@ -175,7 +176,7 @@ def test_what_has_no_area_is_left_out_and_counted(written):
         )
     )
     assert found.left_out == {"without an area": 2, "without a geometry": 1, "without a class": 1}
-    assert found.objects == 1 and CLASSES[found.parts[0].kind] == "building"
+    assert found.objects == 1 and MAP_CLASSES[found.parts[0].kind] == "building"
 
 
 @pytest.mark.parametrize(
@@ -287,7 +288,7 @@ def test_hostile_maps_are_refused_or_drawn(written):
             continue
         drawn += 1
         assert all(np.isfinite(plane).all() for plane in planes.values())
-        assert planes["edge"].min() >= -1 and planes["edge"].max() <= 1 and REACH == 8
+        assert planes["edge"].min() >= -1 and planes["edge"].max() <= 1
     assert drawn, "some mutations leave a map"
 
 

@@ -1,0 +1,143 @@
+"""Training of map guidance: the guide alone, on top of an exported compensator whose networks stay as they are.
+
+The loss is that of the compensator's detail, through the projection, and how far the segmenter's answer on the image as a product shows it is
+from its answer on the original: so a building that the map has and the ground does not have is a mistake, and one that both have is a gain.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from perigee.bitstream.errors import Fault
+from perigee.models.checkpoint import CheckpointError, read_checkpoint, read_weights
+from perigee.models.compensation.compensator import Compensator, CompensatorConfig
+from perigee.models.compensation.map_guide import MapGuide
+from perigee.models.compensation.trunk import NOISE
+from perigee.models.segmenter import Segmenter
+from perigee.training.detail_loss import DetailLoss
+from perigee.training.exported import exported_weights
+from perigee.training.map_pairs import MapPairs
+from perigee.training.projection import ProjectToCells
+from perigee.training.run import (
+    ADAM_BETAS,
+    CHECKPOINT_FILE,
+    Clock,
+    append_row,
+    cosine_fall,
+    descend,
+    follow,
+    half_precision,
+    save_checkpoint,
+    warm_up,
+)
+
+BATCH, SIDE = 8, 128
+STRENGTH = 0.8  # of the compensator's own detail, at the low rates that maps are for
+SEGMENTER_WEIGHT = 2.0
+RATE_FLOOR = 0.02
+COLUMNS = ("relative_squared_error", "relative_perceptual_distance", "segmenter_cross_entropy", "without_map")
+
+
+@dataclass(frozen=True)
+class GuideConfig:
+    """How a guide trains; ``budget`` is what squared error may cost, relative to the base image's."""
+
+    minutes: float = 60.0
+    learning_rate: float = 6e-4
+    budget: float = 1.07
+    seed: int = 1
+
+
+class GuideTrainer:
+    """Trains a guide in a run's folder, which holds ``checkpoint.pt`` and ``guide.csv``."""
+
+    def __init__(
+        self, folder: Path, compensator: Path, segmenter: Path, project_to_cells: ProjectToCells, config: GuideConfig
+    ) -> None:
+        """``compensator`` and ``segmenter`` are exported folders. Raises CompensationError or CheckpointError where one is none."""
+        torch.manual_seed(config.seed)
+        self.folder, self.config, self.step = folder, config, 0
+        weights, _ = exported_weights(compensator)
+        self.net = Compensator(CompensatorConfig(len(weights["trunk.input_scale"]))).eval().requires_grad_(False)
+        self.net.load_state_dict(weights, strict=False)
+        self.judge = Segmenter().eval().requires_grad_(False)
+        self.judge.load_state_dict(read_weights(segmenter))
+        self.guide = MapGuide()
+        self.mean = copy.deepcopy(self.guide)
+        device = torch.device("cpu")
+        self.detail_loss = DetailLoss(project_to_cells, device)
+        self.optimiser = torch.optim.Adam(self.guide.parameters(), lr=config.learning_rate, betas=ADAM_BETAS)
+        self.clock, self.half = Clock(config.minutes, 4.0), half_precision(device)
+        path = folder / CHECKPOINT_FILE
+        if path.is_file():
+            state = read_checkpoint(path)
+            if state.get("kind") != "map guide":
+                raise CheckpointError(f"{path} is not a map guide's", Fault.KIND, field=str(path))
+            for name in ("guide", "mean", "optimiser"):
+                getattr(self, name).load_state_dict(state[name])
+            self.detail_loss.weight.copy_(state["weight"])
+            self.step, self.clock.seconds = state["step"], state["seconds"]
+
+    def save(self) -> None:
+        """Write the checkpoint atomically."""
+        parts = {name: getattr(self, name).state_dict() for name in ("guide", "mean", "optimiser")}
+        about = {"format": 1, "kind": "map guide", "step": self.step, "seconds": self.clock.seconds}
+        save_checkpoint(self.folder, about | {"weight": self.detail_loss.weight} | parts)
+
+    def loss_of(self, batch: dict[str, Tensor]) -> tuple[Tensor, list[float]]:
+        """The loss (scalar) and the figures of ``COLUMNS``."""
+        net, base = self.net, batch["base"]
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.half):
+            with torch.no_grad():
+                features = net.trunk(base, batch["latents"])
+                noise = torch.randn(len(base), NOISE, *features.half.shape[2:])
+                own = STRENGTH * net.detail(features, base, noise).float()
+                wanted = self.judge(batch["image"]).float().sigmoid()
+            guided = self.guide(features, batch["planes"]).float()
+        loss, error, distance = self.detail_loss(own + guided, batch)
+        self.detail_loss.adjust_weight(error.detach(), batch, self.config.budget)
+        project = self.detail_loss.project_to_cells
+        shown = project(base + own + guided, batch["symbols"], batch["quality"]).clamp(0, 1)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.half):
+            found = self.judge(shown).float()
+            with torch.no_grad():
+                plain = self.judge(project(base + own, batch["symbols"], batch["quality"]).clamp(0, 1)).float()
+        missed = F.binary_cross_entropy_with_logits(found, wanted)
+        before = F.binary_cross_entropy_with_logits(plain, wanted)
+        figures = [error.mean().item(), distance.mean().item(), missed.item(), before.item()]
+        return loss.mean() + SEGMENTER_WEIGHT * missed, figures
+
+    def run(self, pairs: MapPairs, show: bool) -> None:
+        """Train until the time is spent; ``show`` draws a progress bar."""
+        rng = np.random.default_rng([self.config.seed, self.step])
+        figures: list[list[float]] = []
+        self.clock.restart()
+        with tqdm(total=self.config.minutes, unit="min", disable=not show) as bar:
+            while not self.clock.spent:
+                arrays = pairs.batch(BATCH, SIDE, rng)
+                batch = {name: torch.from_numpy(np.ascontiguousarray(a)).float() for name, a in arrays.items()}
+                batch["image"] = batch["image"] / 255
+                fall = cosine_fall(self.clock.progress, RATE_FLOOR)
+                self.optimiser.param_groups[0]["lr"] = self.config.learning_rate * warm_up(self.step) * fall
+                loss, found = self.loss_of(batch)
+                descend(loss, self.optimiser, list(self.guide.parameters()))
+                follow(self.mean.parameters(), self.guide.parameters(), self.step)
+                self.step += 1
+                figures.append(found)
+                if self.clock.tick():
+                    means = [round(float(v), 5) for v in np.mean(figures, 0)]
+                    head = {"step": self.step, "minutes": round(self.clock.minutes, 2)}
+                    append_row(self.folder / "guide.csv", head | dict(zip(COLUMNS, means, strict=True)))
+                    self.save()
+                    figures.clear()
+                    bar.n = round(self.clock.minutes, 1)
+                    bar.refresh()
+                    self.clock.restart()
