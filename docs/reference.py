@@ -25,6 +25,7 @@ from perigee.training import cli as train
 from perigee.training import compensation_cli as train_compensator
 from perigee.training import components_cli as train_components
 from perigee.training import enhancement_cli as train_enhancer
+from perigee.training import map_guidance_cli as train_map_guide
 from perigee.training import segmenter_cli as train_segmenter
 
 EXAMPLE = """Where the service was started with `--auth-token-file`, every request but those to `/healthz`, `/readyz` and the page's own files must
@@ -57,6 +58,7 @@ PARSERS = (
     export_compensator.build_parser,
     train_enhancer.build_parser,
     train_segmenter.build_parser,
+    train_map_guide.build_parser,
 )
 
 

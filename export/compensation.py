@@ -159,7 +159,7 @@ def _halve(path: Path) -> None:
     path.write_bytes(model.SerializeToString(deterministic=True))
 
 
-def _write(module: nn.Module, path: Path, inputs: Shapes, outputs: list[str]) -> None:
+def write_graph(module: nn.Module, path: Path, inputs: Shapes, outputs: list[str]) -> None:
     """Write a module as a graph with fixed shapes."""
     examples = tuple(torch.rand(shape) for shape in inputs.values())
     with warnings.catch_warnings(), torch.no_grad():
@@ -222,7 +222,7 @@ def export_compensator(
     folder.mkdir(parents=True, exist_ok=True)
     graphs = _graphs(net, done)
     for file, (module, inputs, outputs) in graphs.items():
-        _write(module, folder / file, inputs, outputs)
+        write_graph(module, folder / file, inputs, outputs)
     manifest: dict[str, Any] = {
         "manifest_version": MANIFEST_VERSION,
         "kind": "compensator",

@@ -32,8 +32,10 @@ def carry_out(
     order: Order,
     paths: Mapping[str, Path],
     wish: Wish | None = None,
+    guide: Path | None = None,
 ) -> int:
-    """Make the products of a file at ``paths``, say on stdout what was made and on stderr what could not be given; the exit code.
+    """Make the products of a file at ``paths``, with the map ``guide`` where there is one; say on stdout what was made and on stderr what could not
+    be given; the exit code.
 
     Raises OutputError where an output must not be written, and what ``work.perform`` raises that is no PerigeeError.
     """
@@ -49,7 +51,7 @@ def carry_out(
 
         try:
             library = Library(args.profiles, args.threads, backend_of(args, program))
-            made = perform(Task(order, given, paths, OrderLimits(), wish), library, progress)
+            made = perform(Task(order, given, paths, OrderLimits(), wish, guide), library, progress)
         except PerigeeError as error:
             return failed(program, given, error)
     seconds = time.perf_counter() - start

@@ -25,6 +25,8 @@ from perigee.ground.compensation.source import RUNS_LIMIT, CompensatedSource
 from perigee.ground.component_decoder import ComponentDecoder
 from perigee.ground.decoder import SceneDecoder
 from perigee.ground.enhancement import EnhancedSource, held_to_symbols
+from perigee.ground.maps.planes import MapPlanes
+from perigee.ground.maps.reading import VectorMap
 from perigee.ground.source import Progress
 
 NONE = "none"  # no compensation: the base image, what was measured and nothing else
@@ -167,14 +169,24 @@ class Library:
         progress: Progress | None = None,
         size_bytes: int = 0,
         fast: bool = False,
+        guide: VectorMap | None = None,
     ) -> SceneDecoder | CompensatedSource | EnhancedSource:
         """A stream of ``size_bytes`` as an image source; ``compensation`` is ``none``, a compensator's ``NAME`` or ``NAME:METHOD``, or the name
-        of an enhancer. ``fast`` leaves out the synthesis where nothing is added and the profile can do without.
+        of an enhancer. ``fast`` leaves out the synthesis where nothing is added and the profile can do without. ``guide`` is the map of a
+        compensator that takes one.
 
         ``runs_limit`` and ``progress`` are the compensator's. Raises UnknownProfileError, FormatError, CompensationError,
-        ProfileError or EngineError.
+        MapError, ProfileError or EngineError.
         """
         contract = stream.header.contract
+        if guide is not None and (compensation == NONE or compensation in known_enhancers(self.folders)):
+            raise CompensationError(
+                f"compensation {compensation} takes no map",
+                Fault.MISFIT,
+                field="map",
+                expected="no map",
+                found=compensation,
+            )
         quick = self.quick(contract) if fast and compensation == NONE else None
         decoder = SceneDecoder(stream, self.engine(contract), damaged=damaged, quick=quick)
         if compensation == NONE:
@@ -198,4 +210,5 @@ class Library:
             )
         compensator = self.compensator(name, stream.header.contract)
         wanted = replace(wanted or Compensation(), method=method or None)
-        return CompensatedSource(decoder, compensator, wanted, runs_limit, progress)
+        planes = MapPlanes(guide, decoder.metadata, decoder.height, decoder.width) if guide else None
+        return CompensatedSource(decoder, compensator, wanted, runs_limit, progress, planes)

@@ -24,6 +24,8 @@ from perigee.ground.enhancement import EnhancedSource
 from perigee.ground.georeference import UNKNOWN_CRS, usable_crs
 from perigee.ground.inspection import inspect
 from perigee.ground.library import NONE, Library
+from perigee.ground.maps.classes import classes_from_json
+from perigee.ground.maps.reading import read_map
 from perigee.ground.products import (
     COG_MEDIA_TYPE,
     check_png,
@@ -66,6 +68,7 @@ class Order:
     version 2 then have the same samples on every machine. What is compensated is always made in full.
 
     ``unknown_crs`` says what is done with a CRS that cannot be interpreted: refuse, keep (as text in a tag) or drop.
+    ``map_classes`` is a mapping of classes as JSON (``ground.maps.classes``) for the map that guides a compensator.
     ``format`` (tif, png or json) is that of the image. ``products`` are the image, how far to trust it, and a STAC item of both.
     Raises OrderError or CompensationError for what could not be made of any stream.
     """
@@ -82,6 +85,7 @@ class Order:
     products: tuple[str, ...] = (IMAGE,)
     unknown_crs: str = "refuse"
     effort: str = FULL
+    map_classes: str = ""
 
     def __post_init__(self) -> None:
         _one_of("format", self.format, FORMATS)
@@ -192,19 +196,34 @@ def stream_of(source: StreamSource | CompensatedSource | EnhancedSource) -> fmt.
 
 
 def open_source(
-    order: Order, data: bytes, library: Library, limits: OrderLimits | None = None, progress: Progress | None = None
+    order: Order,
+    data: bytes,
+    library: Library,
+    limits: OrderLimits | None = None,
+    progress: Progress | None = None,
+    guide: Path | None = None,
 ) -> StreamSource | CompensatedSource | EnhancedSource:
-    """The image source of a stream that the order is about. ``progress`` is told of a diffusion's sampling.
+    """The image source of a stream that the order is about. ``progress`` is told of a diffusion's sampling; ``guide`` is the file of a map.
 
-    Raises a BitstreamError, LimitError, CompensationError, ProfileError or EngineError.
+    Raises a BitstreamError, LimitError, MapError, CompensationError, ProfileError or EngineError.
     """
+    classes = classes_from_json(order.map_classes) if order.map_classes else None
+    found = None if guide is None else read_map(guide, classes)
     if version_of(data) == VERSION:
         components = parse_component_stream(data, damaged=order.damaged)
         return library.component_source(components, order.damaged, order.compensation, order.effort == FAST)
     stream = parse_stream(data, damaged=order.damaged)
     runs = (limits or OrderLimits()).denoiser_runs
     return library.source(
-        stream, order.damaged, order.compensation, order.wanted(), runs, progress, len(data), order.effort == FAST
+        stream,
+        order.damaged,
+        order.compensation,
+        order.wanted(),
+        runs,
+        progress,
+        len(data),
+        order.effort == FAST,
+        found,
     )
 
 
@@ -227,8 +246,9 @@ def make(
     paths: Mapping[str, Path],
     limits: OrderLimits | None = None,
     progress: Progress | None = None,
+    guide: Path | None = None,
 ) -> Made:
-    """Make the order's products of a stream, each whole or not at all, at ``paths`` (by product; none for JSON).
+    """Make the order's products of a stream, each whole or not at all, at ``paths`` (by product; none for JSON). ``guide`` is the file of a map.
 
     Raises what :func:`open_source` raises, OrderError for what this stream does not have, and OSError.
     """
@@ -238,7 +258,7 @@ def make(
         progress and order.compensation != NONE
     ):  # half of the way to sample, half to write; undone below where nothing is sampled
         sampling = _half(progress, 0)
-    source = open_source(order, data, library, limits, sampling)
+    source = open_source(order, data, library, limits, sampling, guide)
     if progress and isinstance(source, CompensatedSource) and source.uses_diffusion:
         writing = _half(progress, 1)
     view = order.view(source)

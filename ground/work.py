@@ -18,13 +18,15 @@ from perigee.support.files import read_bounded
 
 @dataclass(frozen=True)
 class Task:
-    """An order about the file ``given``: a stream, or with a ``wish`` an image of any codec. ``paths`` are those of the products."""
+    """An order about the file ``given``: a stream, or with a ``wish`` an image of any codec. ``paths`` are those of the products, ``guide`` the
+    file of a map."""
 
     order: Order
     given: Path
     paths: Mapping[str, Path]
     limits: OrderLimits
     wish: Wish | None = None
+    guide: Path | None = None
 
 
 class Result(NamedTuple):
@@ -62,5 +64,5 @@ def perform(task: Task, library: Library, progress: Progress | None = None) -> R
         raise OrderError(
             "a stream says itself how it was coded; codec and bpp are for other files", Fault.MISFIT, field="codec, bpp"
         )
-    made = make(task.order, read_bounded(task.given), library, task.paths, task.limits, progress)
+    made = make(task.order, read_bounded(task.given), library, task.paths, task.limits, progress, task.guide)
     return Result(made.view.size, len(made.view.bands), made.warnings(), made.value, made.damage)

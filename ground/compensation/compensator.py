@@ -17,6 +17,7 @@ from perigee.bitstream.arrays import FloatArray
 from perigee.bitstream.conditions import COMPENSATION_WINDOW, FIELDS
 from perigee.bitstream.errors import CompensationError, Fault
 from perigee.bitstream.manifest import COMPENSATOR, Manifest, kind_of, manifests_in, read_manifest
+from perigee.bitstream.map_planes import MAP_PLANES
 from perigee.engines.backend import CPU_BACKEND, Backend
 
 ONE_STEP, DIFFUSION = "one-step", "diffusion"
@@ -39,7 +40,8 @@ class Settings:
     ``default_steps`` how many diffusion steps are taken, ``start`` the time 0..1 at which they begin. ``strength`` [n, 2] says how
     much of the detail is added at which rate in bits per pixel. ``noise`` is the number of channels of noise at half the
     resolution of which the one-step network makes texture. ``fields_seen`` are the metadata fields known in training;
-    ``intervals`` gives for the base image and for each method the table from quality step to interval factor.
+    ``intervals`` gives for the base image and for each method the table from quality step to interval factor. ``planes`` names the
+    planes of a map that its guide takes; without a guide there are none.
     """
 
     window: int
@@ -51,6 +53,7 @@ class Settings:
     noise: int
     fields_seen: tuple[str, ...]
     intervals: dict[str, FloatArray]
+    planes: tuple[str, ...] = ()
 
 
 def settings_of(manifest: Manifest) -> Settings:
@@ -67,6 +70,7 @@ def settings_of(manifest: Manifest) -> Settings:
             int(m.get("noise", 0)),
             tuple(m.get("fields_seen", [])),
             {name: np.array(table, np.float64) for name, table in (m.get("interval") or {}).items()},
+            tuple(m.get("planes", ())),
         )
         fields = list(m["fields"])
     except (KeyError, TypeError, ValueError) as error:
@@ -81,6 +85,14 @@ def settings_of(manifest: Manifest) -> Settings:
             field="window, fields",
             expected=f"{COMPENSATION_WINDOW}, {list(FIELDS)}",
             found=f"{settings.window}, {fields}",
+        )
+    if settings.planes not in ((), MAP_PLANES):
+        raise CompensationError(
+            f"{manifest.folder}: a guide for the planes {', '.join(settings.planes)}",
+            Fault.MISFIT,
+            field="planes",
+            expected=", ".join(MAP_PLANES),
+            found=", ".join(settings.planes),
         )
     return settings
 
@@ -169,6 +181,11 @@ class Compensator:
                 "known": known[None],
             }
         )[0]
+        return out
+
+    def guided(self, features: Features, planes: FloatArray) -> FloatArray:
+        """Detail [1, 3, S, S] that the planes of a map [1, len(MAP_PLANES), S, S] add."""
+        out: FloatArray = self._graphs["guide.onnx"]({**features._asdict(), "planes": planes})[0]
         return out
 
     def scale(self, features: Features, base: FloatArray, detail: FloatArray) -> FloatArray:

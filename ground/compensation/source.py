@@ -26,6 +26,7 @@ from perigee.ground.compensation.consistency import Agreement, costly, shares
 from perigee.ground.compensation.request import Compensation
 from perigee.ground.compensation.sampler import runs_of, sample
 from perigee.ground.decoder import SceneDecoder
+from perigee.ground.maps.planes import MapPlanes
 from perigee.ground.regions import Place, Region, squares_over
 from perigee.ground.source import Decoded, Progress
 from perigee.ground.windows import STRIDE, Grid, Window, noise_at
@@ -52,8 +53,10 @@ class CompensatedSource:
         wanted: Compensation | None = None,
         runs_limit: int = RUNS_LIMIT,
         progress: Progress | None = None,
+        guide: MapPlanes | None = None,
     ) -> None:
-        """``runs_limit`` bounds how often the denoiser may run; ``progress`` is told of the sampling, which comes before any pixel.
+        """``runs_limit`` bounds how often the denoiser may run; ``progress`` is told of the sampling, which comes before any pixel. ``guide`` is
+        the map of a compensator that takes one.
 
         Raises CompensationError where compensator and stream do not go together.
         """
@@ -75,6 +78,14 @@ class CompensatedSource:
             raise CompensationError(
                 f"{compensator.name} is not for the profile {profile.name}", Fault.MISFIT, field="contract"
             )
+        if bool(compensator.settings.planes) != (guide is not None):
+            raise CompensationError(
+                f"{compensator.name} {'takes no map' if guide else 'is guided by a map, and none was given'}",
+                Fault.MISFIT if guide else Fault.MISSING,
+                field="map",
+                expected="no map" if guide else "a map",
+            )
+        self.guide = guide
         self.steps = self.wanted.steps or compensator.settings.default_steps
         h = source.header
         colour = h.bands == 3 if self.metadata.colour is None else self.metadata.colour
@@ -238,6 +249,9 @@ class CompensatedSource:
         else:
             found = self.compensator.decode(features, z[None])
         detail: FloatArray = found[0]
+        if self.guide is not None:
+            place = Region(window.row * STRIDE, window.col * STRIDE, self.grid.side, self.grid.side)
+            detail = detail + self.compensator.guided(features, self.guide.planes(place)[None])[0]
         return detail
 
     def _compensated(self, group: int, window: Window, z: FloatArray | None) -> FloatArray:
@@ -404,6 +418,8 @@ class CompensatedSource:
             "PERIGEE_COMPENSATION_STRENGTH": f"{self.wanted.strength:g}",
             "PERIGEE_COMPENSATION_FIELDS_IGNORED": " ".join(self._ignored()),
         }
+        if self.guide is not None:
+            tags |= self.guide.provenance()
         if self.left_alone:
             tags["PERIGEE_COMPENSATION_LEFT_ALONE"] = self.left_alone
         if self.agreement:

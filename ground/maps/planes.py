@@ -68,6 +68,11 @@ class MapPlanes:
                 found=f"columns {left:.0f} to {right:.0f}, rows {top:.0f} to {bottom:.0f}",
             )
 
+    def provenance(self) -> dict[str, str]:
+        """What a product has to say of the map, as tags: its digest, how many objects it has, and what it says of itself."""
+        tags = {"PERIGEE_MAP_HASH": self.map.digest, "PERIGEE_MAP_OBJECTS": str(self.map.objects)}
+        return tags | {f"PERIGEE_MAP_{note.upper()}": text for note, text in self.map.notes.items()}
+
     def _over(self, region: Region) -> Sequence[int]:
         """The parts whose boxes touch a region."""
         b = self._boxes

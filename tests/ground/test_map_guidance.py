@@ -1,0 +1,132 @@
+"""Streams that a map guides, from the command to the product: where the map says something, and nowhere else."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+from rasterio.transform import Affine
+
+import perigee
+from perigee.benchmarks.common import read_rgb
+from perigee.export.map_guide import export_map_guide
+from perigee.ground import cli
+from perigee.models.compensation.map_guide import MapGuide
+
+ROWS, COLS = 300, 700
+TRANSFORM = Affine(1e-5, 0, 10.0, 0, -1e-5, 45.0)  # degrees: a metre or so
+
+
+def building(left, top, right, bottom):
+    corners = [(left, top), (right, top), (right, bottom), (left, bottom), (left, top)]
+    ring = [[TRANSFORM.c + TRANSFORM.a * x, TRANSFORM.f + TRANSFORM.e * y] for x, y in corners]
+    return {
+        "type": "Feature",
+        "properties": {"building": "yes"},
+        "geometry": {"type": "Polygon", "coordinates": [ring]},
+    }
+
+
+@pytest.fixture(scope="module")
+def place(profile, tiles, tmp_path_factory):
+    """A folder with a stream, a map of one corner of it, and the compensators cosmic and guided, whose guide adds at random."""
+    folder = tmp_path_factory.mktemp("guided")
+    shutil.copytree(profile.folder.parent / "compensators" / "cosmic", folder / "profiles" / "cosmic")
+    torch.manual_seed(4)
+    guide = MapGuide()
+    torch.nn.init.normal_(guide.leave.weight, std=0.03)
+    state = {"kind": "map guide", "mean": guide.state_dict(), "step": 1, "seconds": 2.0}
+    export_map_guide(state, folder / "profiles" / "cosmic", folder / "profiles" / "guided", "guided")
+    rows = [np.concatenate([read_rgb(path) for path in chosen], 1) for chosen in (tiles[:3], tiles[1:4])]
+    image = np.concatenate(rows)[:ROWS, :COLS].transpose(2, 0, 1)
+    with rasterio.open(
+        folder / "a.tif", "w", driver="GTiff", width=COLS, height=ROWS, count=3, dtype="uint8", crs="EPSG:4326", transform=TRANSFORM
+    ) as target:  # fmt: skip
+        target.write(image)
+    (folder / "a.peri").write_bytes(perigee.encode(folder / "a.tif", 8))
+    members = {"type": "FeatureCollection", "attribution": "(c) OpenStreetMap contributors"}
+    (folder / "map.geojson").write_text(json.dumps(members | {"features": [building(30, 40, 90, 110)]}))
+    (folder / "far.geojson").write_text(json.dumps(members | {"features": [building(9000, 40, 9060, 110)]}))
+    return folder
+
+
+@pytest.fixture
+def decode(place, tmp_path, capsys):
+    def run(name, *options, code=0):
+        out = tmp_path / f"{name}.tif"
+        arguments = [
+            str(place / "a.peri"),
+            "-o",
+            str(out),
+            "--profiles",
+            str(place / "profiles"),
+            "--threads",
+            "2",
+            *map(str, options),
+        ]
+        assert cli.main(arguments) == code
+        if code:
+            assert not out.exists()
+            return capsys.readouterr().err
+        with rasterio.open(out) as found:
+            return found.read(), found.tags()
+
+    return run
+
+
+def test_a_map_changes_what_it_knows_and_nothing_else(place, decode):
+    guided, tags = decode("guided", "--compensation", "guided", "--map", place / "map.geojson")
+    plain, plain_tags = decode("plain", "--compensation", "cosmic")
+    changed = (guided != plain).any(0)
+    assert changed[40:110, 30:90].mean() > 0.5 and not changed[:, 256:].any()
+    assert (
+        tags["PERIGEE_MAP_LICENCE"] == "(c) OpenStreetMap contributors, ODbL 1.0" and tags["PERIGEE_MAP_OBJECTS"] == "1"
+    )
+    assert len(tags["PERIGEE_MAP_HASH"]) == 16 and tags["PERIGEE_COMPENSATOR"] == "guided"
+    assert not any(name.startswith("PERIGEE_MAP") for name in plain_tags)
+
+
+def test_a_window_is_a_part_of_the_whole(place, decode, tmp_path):
+    whole, _ = decode(
+        "whole", "--compensation", "guided", "--map", place / "map.geojson", "--stac", tmp_path / "item.json"
+    )
+    part, _ = decode("part", "--compensation", "guided", "--map", place / "map.geojson", "--window", "60,20,100,300")
+    assert np.array_equal(part, whole[:, 60:160, 20:320])
+    properties = json.loads((tmp_path / "item.json").read_text())["properties"]
+    assert properties["perigee:map_attribution"] == "(c) OpenStreetMap contributors"
+
+
+def test_strength_0_is_the_base_image(place, decode):
+    base, _ = decode("base")
+    found, tags = decode("zero", "--compensation", "guided", "--map", place / "map.geojson", "--strength", 0)
+    assert np.array_equal(found, base) and "PERIGEE_MAP_HASH" not in tags
+
+
+def test_classes_of_ones_own(place, decode, tmp_path):
+    mapping = tmp_path / "classes.json"
+    mapping.write_text('{"water": {"building": "*"}}')
+    built, _ = decode("built", "--compensation", "guided", "--map", place / "map.geojson")
+    flooded, _ = decode("flooded", "--compensation", "guided", "--map", place / "map.geojson", "--map-classes", mapping)
+    assert (built != flooded).any()
+    mapping.write_text("{")
+    said = decode("x", "--compensation", "guided", "--map", place / "map.geojson", "--map-classes", mapping, code=65)
+    assert "mapping of classes" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "said"),
+    [
+        (["--compensation", "guided"], 64, "guided by a map, and none was given"),
+        (["--compensation", "cosmic", "--map", "map.geojson"], 64, "takes no map"),
+        (["--map", "map.geojson"], 64, "takes no map"),
+        (["--compensation", "restore", "--map", "map.geojson"], 64, "takes no map"),
+        (["--compensation", "guided", "--map", "far.geojson"], 65, "lies elsewhere"),
+        (["--compensation", "guided", "--map", "none.geojson"], 66, "none.geojson"),
+        (["--compensation", "guided", "--map", "a.peri"], 65, "not a GeoJSON"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(place, decode, options, code, said):
+    paths = [place / option if "." in option else option for option in options]
+    assert said in decode("x", *paths, code=code)
