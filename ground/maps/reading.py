@@ -27,6 +27,7 @@ BYTES_MAX = 64 << 20
 OBJECTS_MAX = 500_000
 VERTICES_MAX = 4_000_000
 WGS84 = CRS.from_epsg(4326)
+MAP_STEM = "map"
 DEGREES = (180.0, 90.0)  # largest longitude and latitude
 SQLITE, FLATGEOBUF = b"SQLite format 3\0", b"fgb"
 OSM, OSM_LICENCE = "OpenStreetMap", "(c) OpenStreetMap contributors, ODbL 1.0"
@@ -95,6 +96,12 @@ def read_map(path: Path, classes: Classes | None = None) -> VectorMap:
     return VectorMap(
         tuple(collector.parts), crs, hashlib.sha256(data).hexdigest()[:16], _notes(members), dict(collector.left_out)
     )
+
+
+def map_file_of(data: bytes) -> str:
+    """The name under which the bytes of a map are kept: its suffix says what they are."""
+    suffix = ".gpkg" if data.startswith(SQLITE) else ".fgb" if data.startswith(FLATGEOBUF) else ".geojson"
+    return MAP_STEM + suffix
 
 
 def _of_geojson(name: str, data: bytes) -> tuple[list[Any], CRS, Mapping[str, Any]]:

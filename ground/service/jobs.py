@@ -29,6 +29,7 @@ from perigee.bitstream.errors import (
     UnknownJobError,
 )
 from perigee.ground.enhancing import Wish
+from perigee.ground.maps.reading import MAP_STEM, map_file_of
 from perigee.ground.orders import FORMATS, Order, OrderLimits
 from perigee.ground.service.problems import Problem, problem_of
 from perigee.ground.service.workers import Workers
@@ -191,9 +192,9 @@ class Jobs:
                 self._save(name)
         self._folder_lock.close()
 
-    def submit(self, order: Order, data: bytes, wish: Wish | None = None) -> dict[str, Any]:
-        """Keep a job and return its state; with a ``wish`` the data are an image of another codec. Raises BusyError where there is no
-        room for it."""
+    def submit(self, order: Order, data: bytes, wish: Wish | None = None, guide: bytes | None = None) -> dict[str, Any]:
+        """Keep a job and return its state; with a ``wish`` the data are an image of another codec; ``guide`` is a map. Raises BusyError where
+        there is no room for it."""
         with self._lock:
             if len(self._states) >= self._places:
                 finished = [n for n, s in self._states.items() if s.status in FINISHED]
@@ -212,6 +213,8 @@ class Jobs:
             with self._disk:
                 place.mkdir()
                 write_atomically(place / (STREAM if wish is None else OTHER), data)
+                if guide is not None:
+                    write_atomically(place / map_file_of(guide), guide)
                 if wish is not None:
                     write_atomically(place / "wish.json", json.dumps(asdict(wish)).encode())
                 write_atomically(place / "order.json", order.to_json().encode())
@@ -327,7 +330,14 @@ class Jobs:
         wish = _wish(place / "wish.json")
         path = place / f"scene.{order.format}"
         given = place / (STREAM if wish is None else OTHER)
-        task = Task(order, given, dict.fromkeys(order.products, path), self._limits, wish)
+        task = Task(
+            order,
+            given,
+            dict.fromkeys(order.products, path),
+            self._limits,
+            wish,
+            next(place.glob(f"{MAP_STEM}.*"), None),
+        )
         made = self._workers.perform(task, progress)
         if made.value is not None:
             write_atomically(path, json.dumps(made.value).encode())

@@ -124,6 +124,13 @@ def order_of(
         str, Query(description="a CRS that cannot be interpreted: refuse (422), keep as text in a tag, or drop")
     ] = "refuse",
     effort: Annotated[str, Query(description="full, or fast: a quick look without the synthesis network")] = FULL,
+    map_classes: Annotated[
+        str,
+        Query(
+            description="which attributes of the map make which class, as JSON; default: OpenStreetMap tags",
+            examples=['{"building": {"type": ["house"]}}'],
+        ),
+    ] = "",
 ) -> Order:
     """The query as an order. Raises Problem 406, OrderError or CompensationError."""
     _check_product(product)
@@ -140,6 +147,7 @@ def order_of(
         (product,),
         unknown_crs,
         effort,
+        map_classes,
     )
 
 

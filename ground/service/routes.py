@@ -15,6 +15,7 @@ from perigee.bitstream.errors import EngineError, PerigeeError
 from perigee.ground.enhancing import Wish
 from perigee.ground.inspection import inspect_bytes
 from perigee.ground.library import Library
+from perigee.ground.maps.reading import map_file_of
 from perigee.ground.orders import FORMATS, Order
 from perigee.ground.service import problems
 from perigee.ground.service.answers import ProductResponse
@@ -23,12 +24,12 @@ from perigee.ground.service.limits import Places, Settings
 from perigee.ground.service.metrics import Metrics
 from perigee.ground.service.parameters import enhancement_of, order_of, wish_of
 from perigee.ground.service.problems import Problem
-from perigee.ground.service.uploads import read_upload
+from perigee.ground.service.uploads import MAP_FIELD, Upload, read_upload
 from perigee.ground.service.workers import Workers, described
 from perigee.ground.service.workspace import Workspace
 from perigee.ground.work import Task
 
-BODY_SCHEMA = {
+BODY_SCHEMA: dict[str, Any] = {
     "requestBody": {
         "required": True,
         "content": {
@@ -40,6 +41,21 @@ BODY_SCHEMA = {
                     "required": ["file"],
                 }
             },
+        },
+    }
+}
+FORM = "multipart/form-data"
+_body = BODY_SCHEMA["requestBody"]["content"]
+_form = _body[FORM]["schema"]
+WITH_MAP_SCHEMA: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": _body
+        | {
+            FORM: {
+                "schema": _form
+                | {"properties": _form["properties"] | {MAP_FIELD: {"type": "string", "format": "binary"}}}
+            }
         },
     }
 }
@@ -96,26 +112,30 @@ class Service:
         self.uploads = Places(settings.uploads, settings.retry_after_s, metrics.uploading)
         self.limiter = CapacityLimiter(running)
 
-    async def upload(self, request: Request) -> bytes:
-        """The body, within the limits of size, time, and uploads under way.
+    async def upload(self, request: Request, with_map: bool = False) -> Upload:
+        """The body, within the limits of size, time, and uploads under way; with a map beside the stream where ``with_map`` allows one.
 
         Raises Problem 408, 413, 415 or 422, and BusyError.
         """
         with self.uploads.place(), move_on_after(self.settings.upload_s):
-            data = await read_upload(request, self.settings.upload_bytes)
-            self.metrics.received.inc(len(data))
-            return data
+            found = await read_upload(request, self.settings.upload_bytes, with_map)
+            self.metrics.received.inc(len(found.data) + len(found.guide or b""))
+            return found
         raise Problem(408, f"the upload took longer than {self.settings.upload_s} s")
 
-    def produce(self, order: Order, data: bytes, wish: Wish | None = None) -> Response:
-        """The product of a stream, or with a ``wish`` of an image of another codec, as an answer; its workspace goes with it."""
+    def produce(self, order: Order, sent: Upload, wish: Wish | None = None) -> Response:
+        """The product of a stream and of the map that was sent with it, or with a ``wish`` of an image of another codec, as an answer; its
+        workspace goes with it."""
         start = time.perf_counter()
         workspace = Workspace()
         given, path = workspace.folder / "given", workspace.folder / f"scene.{order.format}"
         try:
-            given.write_bytes(data)
+            given.write_bytes(sent.data)
+            guide = None if sent.guide is None else workspace.folder / map_file_of(sent.guide)
+            if sent.guide is not None and guide is not None:
+                guide.write_bytes(sent.guide)
             paths = dict.fromkeys(order.products, path)
-            made = self.workers.perform(Task(order, given, paths, self.settings.answers, wish))
+            made = self.workers.perform(Task(order, given, paths, self.settings.answers, wish, guide))
             given.unlink()
         except BaseException:
             workspace.close()
@@ -157,12 +177,13 @@ def routes_of(service: Service) -> APIRouter:
 
 
 def _add_decoding(router: APIRouter, service: Service) -> None:
-    @router.post("/decode", openapi_extra=BODY_SCHEMA, responses=PRODUCT | ANSWERS, response_class=Response)
+    @router.post("/decode", openapi_extra=WITH_MAP_SCHEMA, responses=PRODUCT | ANSWERS, response_class=Response)
     async def decode(request: Request, order: Annotated[Order, Depends(order_of)]) -> Response:
-        """Decode a stream to a Cloud-Optimised GeoTIFF, a PNG, or JSON (description and band statistics)."""
-        data = await service.upload(request)
+        """Decode a stream to a Cloud-Optimised GeoTIFF, a PNG, or JSON (description and band statistics). The part ``map`` of a form is a vector
+        map, which guides a compensator that takes one."""
+        sent = await service.upload(request, with_map=True)
         with service.decodings.place():
-            return await to_thread.run_sync(service.produce, order, data, limiter=service.limiter)
+            return await to_thread.run_sync(service.produce, order, sent, limiter=service.limiter)
 
     @router.post("/enhance", openapi_extra=BODY_SCHEMA, responses=PRODUCT | ANSWERS, response_class=Response)
     async def enhance(
@@ -171,9 +192,9 @@ def _add_decoding(router: APIRouter, service: Service) -> None:
         wish: Annotated[Wish, Depends(wish_of)],
     ) -> Response:
         """Bring an image that JPEG 2000 or JPEG has coded closer to its original: a Cloud-Optimised GeoTIFF or a PNG."""
-        data = await service.upload(request)
+        sent = await service.upload(request)
         with service.decodings.place():
-            return await to_thread.run_sync(service.produce, order, data, wish, limiter=service.limiter)
+            return await to_thread.run_sync(service.produce, order, sent, wish, limiter=service.limiter)
 
     @router.post("/inspect", openapi_extra=BODY_SCHEMA, responses=ANSWERS, response_description="What the stream says")
     async def inspect(
@@ -181,7 +202,7 @@ def _add_decoding(router: APIRouter, service: Service) -> None:
         damaged: Annotated[bool, Query(description="describe what is sound of a damaged stream")] = False,
     ) -> JSONResponse:
         """What a stream says of itself; nothing is decoded and no profile is needed."""
-        data = await service.upload(request)
+        data = (await service.upload(request)).data
         with service.decodings.place():
             found = await to_thread.run_sync(inspect_bytes, data, damaged, limiter=service.limiter)
         if "contract" in found:
@@ -193,7 +214,7 @@ def _add_jobs(router: APIRouter, service: Service) -> None:
     @router.post(
         "/jobs",
         status_code=202,
-        openapi_extra=BODY_SCHEMA,
+        openapi_extra=WITH_MAP_SCHEMA,
         responses=ANSWERS,
         response_description="The job, as under /jobs/{name}",
     )
@@ -217,8 +238,8 @@ def _add_jobs(router: APIRouter, service: Service) -> None:
         return await kept(request, order, wish)
 
     async def kept(request: Request, order: Order, wish: Wish | None) -> JSONResponse:
-        data = await service.upload(request)
-        job = await to_thread.run_sync(service.jobs.submit, order, data, wish)
+        sent = await service.upload(request, with_map=wish is None)
+        job = await to_thread.run_sync(service.jobs.submit, order, sent.data, wish, sent.guide)
         return JSONResponse(job, 202, {"Location": f"/jobs/{job['id']}"})
 
     @router.get("/jobs", response_description="A list of jobs")

@@ -19,6 +19,7 @@ from perigee.ground.service.parameters import integers, numbers, order_of
 from perigee.ground.service.problems import Problem
 from perigee.ground.service.routes import ANSWERS, BODY_SCHEMA, PRODUCT, Service, problem, to_json
 from perigee.ground.service.scenes import Opened, Scenes
+from perigee.ground.service.uploads import Upload
 from perigee.ground.tiles import Tiles
 
 PART_BYTES = 1 << 20  # of an answer that is made at once
@@ -94,7 +95,7 @@ def _add_keeping(router: APIRouter, service: Service, scenes: Scenes) -> None:
         ] = False,
     ) -> JSONResponse:
         """Keep a stream as a scene, in place of another of that name. 507 where the quota is used up."""
-        data = await service.upload(request)
+        data = (await service.upload(request)).data
         found = await _read(service, lambda: scenes.put(name, data, damaged))
         return JSONResponse(found, 201, {"Location": f"/scenes/{name}"})
 
@@ -268,7 +269,7 @@ def _add_work(router: APIRouter, service: Service, scenes: Scenes) -> None:
         """As /decode, of a scene that the service keeps."""
         data = await to_thread.run_sync(scenes.data, name)
         with service.decodings.place():
-            return await to_thread.run_sync(service.produce, order, data, limiter=service.limiter)
+            return await to_thread.run_sync(service.produce, order, Upload(data), limiter=service.limiter)
 
     @router.post(
         "/{name}/jobs", status_code=202, responses=ANSWERS, response_description="The job, as under /jobs/{name}"

@@ -1,8 +1,9 @@
-"""A stream out of a request body: counted while it arrives, octets or one file of a multipart form."""
+"""A stream out of a request body, counted while it arrives: octets, or a file of a multipart form, with a map as a second file where one is taken."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
+from typing import NamedTuple
 
 from fastapi import Request
 from starlette.datastructures import UploadFile
@@ -10,11 +11,20 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 
 from perigee.ground.service.problems import Problem
 
+MAP_FIELD = "map"  # name of the form's part that holds a map
 OCTETS = ("application/octet-stream", "application/vnd.perigee", "")
 
 
-async def read_upload(request: Request, limit_bytes: int) -> bytes:
-    """The uploaded stream. Raises Problem 413 beyond the limit, 415 for another media type, 422 without a file."""
+class Upload(NamedTuple):
+    """What was sent: a stream or an image, and a map where one came with it."""
+
+    data: bytes
+    guide: bytes | None = None
+
+
+async def read_upload(request: Request, limit_bytes: int, with_map: bool = False) -> Upload:
+    """The uploaded stream, and a map where ``with_map`` allows one. Raises Problem 413 beyond the limit, 415 for another media type, 422 without
+    a file."""
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if kind not in OCTETS and kind != "multipart/form-data":
         raise Problem(
@@ -31,16 +41,21 @@ async def read_upload(request: Request, limit_bytes: int) -> bytes:
     if kind != "multipart/form-data":
         if not body:
             raise Problem(422, "the request has no body; send a Perigee stream")
-        return bytes(body)
+        return Upload(bytes(body))
 
     async def once() -> AsyncGenerator[bytes, None]:
         yield bytes(body)
 
     try:
-        form = await MultiPartParser(request.headers, once(), max_files=1, max_fields=8).parse()
+        form = await MultiPartParser(request.headers, once(), max_files=1 + with_map, max_fields=8).parse()
     except (MultiPartException, KeyError, UnicodeDecodeError) as error:
         raise Problem(422, f"the multipart form is broken ({error})") from error
-    files = [value for value in form.values() if isinstance(value, UploadFile)]
-    if len(files) != 1:
-        raise Problem(422, f"{len(files)} files in the form; send one")
-    return await files[0].read()
+    named = [(name, value) for name, value in form.multi_items() if isinstance(value, UploadFile)]
+    maps = [value for name, value in named if with_map and name == MAP_FIELD]
+    files = [value for name, value in named if value not in maps]
+    if len(files) != 1 or len(maps) > 1:
+        raise Problem(
+            422,
+            f"{len(files)} files and {len(maps)} maps in the form; send one file{' and at most one map' * with_map}",
+        )
+    return Upload(await files[0].read(), await maps[0].read() if maps else None)

@@ -1,18 +1,24 @@
 """Streams that a map guides, from the command to the product: where the map says something, and nowhere else."""
 
 import json
+import os
 import shutil
+import time
 
+import httpx
 import numpy as np
 import pytest
 import rasterio
 import torch
+from rasterio.io import MemoryFile
 from rasterio.transform import Affine
 
 import perigee
 from perigee.benchmarks.common import read_rgb
 from perigee.export.map_guide import export_map_guide
 from perigee.ground import cli
+from perigee.ground.library import Library
+from perigee.ground.service.app import Settings
 from perigee.models.compensation.map_guide import MapGuide
 
 ROWS, COLS = 300, 700
@@ -130,3 +136,66 @@ def test_classes_of_ones_own(place, decode, tmp_path):
 def test_what_does_not_go_together_is_refused(place, decode, options, code, said):
     paths = [place / option if "." in option else option for option in options]
     assert said in decode("x", *paths, code=code)
+
+
+@pytest.fixture(scope="module")
+def url(place, serve):
+    library = Library([place / "profiles"], 2)
+    server, address = serve(Settings(library=library, upload_bytes=2_000_000))
+    yield address
+    server.should_exit = True
+
+
+def sent(url, place, query, **files):
+    parts = {name: (path, (place / path).read_bytes()) for name, path in files.items()}
+    return httpx.post(f"{url}/{query}", files=parts, timeout=120)
+
+
+def test_a_map_is_the_second_part_of_a_form(place, url, decode):
+    wanted, _ = decode("guided", "--compensation", "guided", "--map", place / "map.geojson")
+    answer = sent(url, place, "decode?compensation=guided", file="a.peri", map="map.geojson")
+    assert answer.status_code == 200, answer.text
+    with MemoryFile(answer.content) as memory, memory.open() as found:
+        assert np.array_equal(found.read(), wanted) and found.tags()["PERIGEE_MAP_OBJECTS"] == "1"
+    job = sent(url, place, "jobs?compensation=guided", file="a.peri", map="map.geojson").json()
+    for _ in range(600):
+        state = httpx.get(f"{url}/jobs/{job['id']}").json()
+        if state["status"] in ("done", "failed"):
+            break
+        time.sleep(0.1)
+    result = httpx.get(f"{url}/jobs/{job['id']}/result")
+    with MemoryFile(result.content) as memory, memory.open() as found:
+        assert np.array_equal(found.read(), wanted)
+
+
+@pytest.mark.parametrize(
+    ("query", "files", "error"),
+    [
+        ("decode?compensation=guided", {"file": "a.peri"}, "CompensationError"),
+        ("decode", {"file": "a.peri", "map": "map.geojson"}, "CompensationError"),
+        ("decode?compensation=guided", {"file": "a.peri", "map": "far.geojson"}, "MapError"),
+        ("decode?compensation=guided", {"file": "a.peri", "map": "a.tif"}, "MapError"),
+        ("decode?compensation=guided&map_classes=[", {"file": "a.peri", "map": "map.geojson"}, "MapError"),
+        ("decode", {"map": "map.geojson"}, None),
+        ("decode", {"file": "a.peri", "other": "map.geojson"}, None),
+        ("inspect", {"file": "a.peri", "map": "map.geojson"}, None),
+    ],
+)
+def test_maps_that_cannot_be_used_are_problems(place, url, query, files, error):
+    answer = sent(url, place, query, **files)
+    assert answer.status_code == 422 and answer.headers["content-type"] == "application/problem+json", answer.text
+    assert answer.json().get("error") == error
+
+
+def test_hostile_maps_do_not_harm_the_service(place, url):
+    """Mutations of a map by HTTP: an answer to each, none of them an internal error."""
+    data, rng, statuses = (place / "map.geojson").read_bytes(), np.random.default_rng(8), set()
+    stream = (place / "a.peri").read_bytes()
+    with httpx.Client(timeout=60) as client:
+        for _ in range(int(os.environ.get("PERIGEE_MUTATIONS", "1500")) // 50):
+            broken = bytearray(data)
+            for at in rng.integers(0, len(broken), 3):
+                broken[at] = rng.integers(0, 256)
+            parts = {"file": ("a.peri", stream), "map": ("m", bytes(broken))}
+            statuses.add(client.post(f"{url}/decode?compensation=guided&window=0,0,16,16", files=parts).status_code)
+    assert 422 in statuses and statuses <= {200, 422}
