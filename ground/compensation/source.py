@@ -21,21 +21,20 @@ from perigee.bitstream.contract import BLOCK
 from perigee.bitstream.errors import CompensationError, Fault, LimitError
 from perigee.bitstream.samples import DTYPE_RANGE
 from perigee.engines.flight import FlightEngine
-from perigee.ground.compensation.compensator import DIFFUSION, Compensator, Features
+from perigee.ground.compensation.compensator import DIFFUSION, Compensator
 from perigee.ground.compensation.consistency import Agreement, costly, shares
 from perigee.ground.compensation.request import Compensation
 from perigee.ground.compensation.sampler import runs_of, sample
+from perigee.ground.compensation.views import Views
 from perigee.ground.decoder import SceneDecoder
 from perigee.ground.maps.planes import MapPlanes
 from perigee.ground.regions import Place, Region, squares_over
 from perigee.ground.source import Decoded, Progress
-from perigee.ground.windows import STRIDE, Grid, Window, noise_at
+from perigee.ground.windows import STRIDE, Window, noise_at
 
 RUNS_LIMIT = 100_000  # of the denoiser for one product: a day on two cores
-BASE_SIDE = 4 * STRIDE  # pixels on the side of a block of base image
 TEXTURE_PIXELS = 2  # pixels to an element of the noise that texture is made of
 TEXTURE_KEY = 1 << 32  # so that its noise is not that of z
-FEATURES_KEPT = 48  # windows
 STRIPE_PATCHES = (
     16  # on the width of what is decoded from top to bottom, so that memory does not grow with the width of the scene
 )
@@ -97,10 +96,8 @@ class CompensatedSource:
             )
         values, known = condition_of(self.metadata.acquisition)
         self._condition = values, compensator.known_fields(known)
-        extent = source.latent_extent.times(BLOCK)
-        self.grid = Grid(extent.rows, extent.cols, compensator.settings.window)
-        self._bases: OrderedDict[tuple[int, int, int], FloatArray] = OrderedDict()
-        self._seen: OrderedDict[tuple[int, Window], tuple[Features, FloatArray, FloatArray]] = OrderedDict()
+        self._views = Views(source, compensator)
+        self.grid = self._views.grid
         self._z: dict[int, dict[Window, FloatArray]] = {}
         self._patches_done: OrderedDict[tuple[int, int, int], FloatArray] = OrderedDict()
         low, high = (float(v) for v in DTYPE_RANGE[h.dtype])
@@ -143,53 +140,6 @@ class CompensatedSource:
         """Whether images are sampled in diffusion steps."""
         return self.active and self.method == DIFFUSION
 
-    def _base_block(self, group: int, row: int, col: int) -> FloatArray:
-        """Base image of a block at an absolute place, padding of the last patches included."""
-        key = (group, row, col)
-        if key not in self._bases:
-            rows, cols = (
-                min(BASE_SIDE, self.grid.rows - row * BASE_SIDE),
-                min(BASE_SIDE, self.grid.cols - col * BASE_SIDE),
-            )
-            region = Region(row * BASE_SIDE, col * BASE_SIDE, rows, cols)
-            self._bases[key] = self.source.image(group, region)
-            while len(self._bases) > 2 * (-(-self.grid.cols // BASE_SIDE) + 2):
-                self._bases.popitem(last=False)
-        self._bases.move_to_end(key)
-        return self._bases[key]
-
-    def base(self, group: int, region: Region) -> FloatArray:
-        """Base image [3, rows, cols] of a rectangle, from blocks at absolute places."""
-        out = np.empty((fmt.BANDS_PER_GROUP, region.rows, region.cols), np.float32)
-        for row, col, inner, outer in squares_over(region, BASE_SIDE):
-            out[(slice(None), *outer)] = self._base_block(group, row, col)[(slice(None), *inner)]
-        return out
-
-    def _region(self, window: Window) -> Region:
-        """What of a window lies in the scene."""
-        top, left = window.row * STRIDE, window.col * STRIDE
-        side = self.grid.side
-        return Region(top, left, min(side, self.grid.rows - top), min(side, self.grid.cols - left))
-
-    def _window(self, group: int, window: Window) -> tuple[Features, FloatArray, FloatArray]:
-        """Features, base image and latents of a window, what lies beyond the scene repeated from its edge."""
-        key = (group, window)
-        if key not in self._seen:
-            region, side = self._region(window), self.grid.side
-            missing = (side - region.rows, side - region.cols)
-            base = np.pad(self.base(group, region), ((0, 0), (0, missing[0]), (0, missing[1])), mode="edge")
-            place = Region(*(n // BLOCK for n in region))
-            canvas = self.source.canvas(group, place)
-            if canvas is None:
-                channels = self.source.engine.profile.contract.widths.latents + 1
-                canvas = np.zeros((channels, place.rows, place.cols), np.float32)
-            latents = np.pad(canvas, ((0, 0), (0, missing[0] // BLOCK), (0, missing[1] // BLOCK)), mode="edge")[None]
-            self._seen[key] = self.compensator.features(base[None], latents), base, latents
-            while len(self._seen) > FEATURES_KEPT:
-                self._seen.popitem(last=False)
-        self._seen.move_to_end(key)
-        return self._seen[key]
-
     def _sampled(self, group: int, windows: list[Window]) -> dict[Window, FloatArray]:
         """z0 of the windows: those of the scene that is being decoded, or sampled now with what they depend on."""
         done = self._z.get(group, {})
@@ -209,7 +159,7 @@ class CompensatedSource:
         def denoise(window: Window, z: FloatArray, step: float) -> FloatArray:
             if self.source.units_kept * self.source.header.patch_side**2 > SAMPLED_PIXELS:
                 self.source.forget()  # they are decoded again when they are needed
-            features, _, latents = self._window(group, window)
+            features, _, latents = self._views.window(group, window)
             v: FloatArray = self.compensator.denoise(z[None], step, features, latents, *self._condition)[0]
             return v
 
@@ -240,7 +190,7 @@ class CompensatedSource:
 
     def _detail(self, group: int, window: Window, z: FloatArray | None) -> FloatArray:
         """What the network adds to the base image of a window [3, S, S], before it is projected to the symbols."""
-        features, base, _ = self._window(group, window)
+        features, base, _ = self._views.window(group, window)
         if z is None:
             n, move = self.grid.side // TEXTURE_PIXELS, STRIDE // TEXTURE_PIXELS
             shape = (self.compensator.settings.noise, n, n)
@@ -256,8 +206,8 @@ class CompensatedSource:
 
     def _compensated(self, group: int, window: Window, z: FloatArray | None) -> FloatArray:
         """Base image and detail of a window within the scene, projected to the symbols: [3, rows, cols]."""
-        _, base, _ = self._window(group, window)
-        region = self._region(window)
+        _, base, _ = self._views.window(group, window)
+        region = self._views.region(window)
         inside = np.s_[:, : region.rows, : region.cols]
         image = base[inside] + self._detail(group, window, z)[inside] * self._strengths(group, region)
         place = Region(*(n // BLOCK for n in region))
@@ -277,13 +227,13 @@ class CompensatedSource:
             z = self._sampled(group, windows) if self.method == DIFFUSION else {}
             out = np.zeros((fmt.BANDS_PER_GROUP, region.rows, region.cols), np.float32)
             for window in windows:
-                place = self._region(window)
+                place = self._views.region(window)
                 weights = self.grid.weights(window)[: place.rows, : place.cols]
                 part = self._compensated(group, window, z.get(window)) * weights
                 common = place.intersection(region)
                 out[(slice(None), *common.within(region))] += part[(slice(None), *common.within(place))]
             unit = (row * self.source.header.grid[1] + col) * self.source.header.groups + group
-            base = self.base(group, region)
+            base = self._views.base(group, region)
             agreement = self._agreement(unit, out, base)
             if agreement is not None:
                 self.agreement[unit] = agreement
@@ -346,10 +296,10 @@ class CompensatedSource:
         z = self._sampled(group, windows) if self.uses_diffusion else {}
         both = np.zeros((2, region.rows, region.cols), np.float32)
         for window in windows:
-            features, base, _ = self._window(group, window)
+            features, base, _ = self._views.window(group, window)
             detail = np.zeros_like(base)
             if self.active:
-                place = self._region(window)
+                place = self._views.region(window)
                 inside = np.s_[:, : place.rows, : place.cols]
                 detail[inside] = self._detail(group, window, z.get(window))[inside] * self._strengths(group, place)
             scale = self.compensator.scale(features, base[None], detail[None])[0] * self.grid.weights(window)
