@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from perigee.benchmarks.common import psnr, table, write_report
 from perigee.benchmarks.diffusion import Bench, Tile
-from perigee.bitstream.arrays import FloatArray
+from perigee.bitstream.arrays import BoolArray, FloatArray
 from perigee.bitstream.conditions import FIELDS
 from perigee.bitstream.profile import DEFAULT_PROFILE
 from perigee.training.pairs import SIDE, Pairs
@@ -81,7 +81,7 @@ def main() -> None:
         other = tile_of(pairs, int(rng.choice(alike))) if alike else tile_of(pairs, int(number))
         rows = list(measured(bench, tile_of(pairs, int(number)), other, args.seeds))
         found.append({name: np.mean([row[1:] for row in rows if row[0] == name], axis=0) for name in WAYS})
-    lit = known[:, [FIELDS.index(name) for name in LIT]].any(1)
+    lit: BoolArray = np.any(known[:, [FIELDS.index(name) for name in LIT]], axis=1)
     groups = {"all": np.ones(len(numbers), bool), "season or sun known": lit[numbers]}
     groups |= {pairs.sources[s]: sources[numbers] == s for s in np.unique(sources[numbers])}
     report: list[dict[str, Any]] = []
