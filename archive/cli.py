@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from perigee.ground.arguments import add_map, map_classes_of
 from perigee.support.command import Parser, complain, exit_on_signals, positive, prepare_streams, run, say
 from perigee.support.cores import usable_cores
 
@@ -78,6 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="add generated detail by this compensator or enhancer (default: none)",
     )
     decode.add_argument("--damaged", action="store_true", help="decode what is sound of damaged streams")
+    add_map(decode)
     enhance = kinds.add_parser(
         "enhance",
         help="JPEG 2000 and JPEG files to enhanced COGs",
@@ -164,8 +166,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _ordered(args: argparse.Namespace) -> dict[str, Any]:
-    """What the arguments say of the products, as fields of :class:`Work`. Raises OrderError or CompensationError."""
+    """What the arguments say of the products, as fields of :class:`Work`. Raises OrderError, MapError or CompensationError."""
     from perigee.archive.work import ENCODE, ENHANCE, Encoding
+    from perigee.ground.maps.classes import classes_from_json
+    from perigee.ground.maps.reading import read_map
     from perigee.ground.orders import Order
 
     if args.kind == ENCODE:
@@ -180,9 +184,15 @@ def _ordered(args: argparse.Namespace) -> dict[str, Any]:
         "strength": args.strength,
         "unknown_crs": args.unknown_crs,
     }
-    return {
-        "order": Order(**common) if args.kind == ENHANCE else Order(**common, damaged=args.damaged, effort=args.effort)
-    }
+    if args.kind == ENHANCE:
+        return {"order": Order(**common)}
+    classes = map_classes_of(args)
+    if args.map:
+        read_map(
+            args.map, classes_from_json(classes) if classes else None
+        )  # one that is unusable is told of before any work
+    order = Order(**common, damaged=args.damaged, effort=args.effort, map_classes=classes)
+    return {"order": order, "guide": str(args.map.resolve()) if args.map else None}
 
 
 def _check_addition(name: str, folders: list[str]) -> None:

@@ -44,7 +44,7 @@ class Encoding:
 @dataclass(frozen=True)
 class Work:
     """What is done with every object. ``destination`` is the address of a store, ``prefix`` a path in it; ``order`` is about decoding and enhancing,
-    ``encoding`` about encoding."""
+    ``encoding`` about encoding. ``guide`` is the file of a map, which every machine of a cluster finds under this path."""
 
     kind: str
     destination: str
@@ -53,6 +53,7 @@ class Work:
     encoding: Encoding = Encoding()
     profiles: tuple[str, ...] = ()
     again: bool = False
+    guide: str | None = None
 
     @property
     def text(self) -> str:
@@ -64,6 +65,8 @@ class Work:
             for one in folders
             for path in manifests_in(Path(one))
         ]
+        if self.guide:
+            own.append(hashlib.sha256(Path(self.guide).read_bytes()).hexdigest())
         return json.dumps([self.kind, perigee.__version__, about, own], sort_keys=True)
 
 
@@ -160,7 +163,9 @@ class Worker:
         given.write_bytes(data)
         order = Order(**{**asdict(self._work.order), "products": (IMAGE, STAC)})
         wish = Wish() if self._work.kind == ENHANCE else None
-        result = perform(Task(order, given, {IMAGE: made, STAC: item}, OrderLimits(), wish), self._library)
+        guide = Path(self._work.guide) if self._work.guide else None
+        task = Task(order, given, {IMAGE: made, STAC: item}, OrderLimits(), wish, guide)
+        result = perform(task, self._library)
         return json.loads(item.read_text()), result.pixels, result.warnings
 
     def _encoded(self, data: bytes, key: Key, made: Path) -> tuple[dict[str, Any], int, list[str]]:

@@ -10,8 +10,9 @@ from perigee.bitstream.errors import Fault, OutputError
 from perigee.engines.backend import CPU_DEVICE, Backend
 from perigee.engines.ground_choice import ENGINES, choose, driver_missing
 from perigee.support.command import complain, positive
-from perigee.support.files import destination
+from perigee.support.files import destination, read_bounded
 
+MAPPING_MAX_BYTES = 1 << 20  # of a mapping of classes
 SUFFIXES = {".tif": "tif", ".tiff": "tif", ".png": "png"}
 
 
@@ -131,3 +132,27 @@ def check_outputs(source: Path, outputs: list[Path], overwrite: bool) -> None:
             raise OutputError(f"{out} is not a regular file; choose another output", Fault.EXISTS, found=str(out))
         if not out.parent.is_dir() or not os.access(out.parent, os.W_OK | os.X_OK):
             raise OutputError(f"the folder {out.parent} does not exist or cannot be written to", found=str(out.parent))
+
+
+def add_map(parser: argparse.ArgumentParser) -> None:
+    """The arguments that name a map."""
+    parser.add_argument(
+        "--map",
+        type=Path,
+        metavar="MAP.geojson",
+        help="vector map of the ground that guides a compensator which takes one: GeoJSON in WGS 84 or with a crs member, GeoPackage or FlatGeobuf",
+    )
+    parser.add_argument(
+        "--map-classes",
+        type=Path,
+        metavar="FILE.json",
+        help='which attributes make which class, such as {"building": {"type": ["house"]}} (default: OpenStreetMap tags, or an attribute layer or '
+        "class that names it)",
+    )
+
+
+def map_classes_of(args: argparse.Namespace) -> str:
+    """The mapping of classes that the arguments name, as JSON; empty where they name none. Raises LimitError or OSError."""
+    if not args.map_classes:
+        return ""
+    return read_bounded(args.map_classes, MAPPING_MAX_BYTES).decode("utf-8", "replace")

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from perigee.bitstream.errors import PerigeeError
-from perigee.ground.arguments import SUFFIXES, add_engine, add_output, add_view
+from perigee.ground.arguments import SUFFIXES, add_engine, add_map, add_output, add_view, map_classes_of
 from perigee.ground.environment import own_environment
 from perigee.support.command import (
     Parser,
@@ -19,7 +19,6 @@ from perigee.support.command import (
 from perigee.support.files import read_bounded
 
 PROGRAM = "ground-decode"
-MAPPING_MAX_BYTES = 1 << 20
 
 
 def build_parser() -> Parser:
@@ -76,20 +75,7 @@ def build_parser() -> Parser:
         metavar="0..1",
         help="share of the detail that is added (default %(default)g)",
     )
-    parser.add_argument(
-        "--map",
-        type=Path,
-        metavar="MAP.geojson",
-        help="vector map of the ground that guides a compensator which takes one, such as magc: GeoJSON in WGS 84 or with a crs member, "
-        "GeoPackage or FlatGeobuf",
-    )
-    parser.add_argument(
-        "--map-classes",
-        type=Path,
-        metavar="FILE.json",
-        help='which attributes make which class, such as {"building": {"type": ["house"]}} (default: OpenStreetMap tags, or an attribute layer or '
-        "class that names it)",
-    )
+    add_map(parser)
     parser.add_argument(
         "--trust",
         type=Path,
@@ -166,6 +152,6 @@ def _decode(args: argparse.Namespace) -> int:
         tuple(paths),
         args.unknown_crs,
         args.effort,
-        read_bounded(args.map_classes, MAPPING_MAX_BYTES).decode("utf-8", "replace") if args.map_classes else "",
+        map_classes_of(args),
     )
     return carry_out(PROGRAM, args, args.stream, order, paths, guide=args.map)

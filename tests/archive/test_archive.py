@@ -26,6 +26,7 @@ from PIL import Image
 import perigee
 from perigee.bitstream.errors import OrderError
 from perigee.bitstream.metadata import Acquisition, Metadata
+from perigee.ground.orders import Order
 
 pytest.importorskip("ray", reason="the extra archive is not installed: make more-ready")
 pytest.importorskip("obstore", reason="the extra archive is not installed: make more-ready")
@@ -440,3 +441,43 @@ def test_a_worker_leaves_nothing_in_the_temporary_folder(tmp_path, monkeypatch):
     assert worker.do(Key(tmp_path.as_uri(), "a.peri")).status == "made"
     assert worker.do(Key(tmp_path.as_uri(), "none.peri")).status == "failed"
     assert not list((tmp_path / "tmp").iterdir())
+
+
+def test_a_map_guides_what_it_touches(tmp_path, profile):
+    torch = pytest.importorskip("torch")
+    from perigee.export.map_guide import export_map_guide
+    from perigee.models.compensation.map_guide import MapGuide
+
+    folder = tmp_path / "profiles"
+    shutil.copytree(profile.folder.parent / "compensators" / "cosmic", folder / "cosmic")
+    torch.manual_seed(2)
+    state = {"kind": "map guide", "mean": MapGuide().state_dict(), "step": 1, "seconds": 1.0}
+    export_map_guide(state, folder / "cosmic", folder / "guided", "guided")
+    ring = [[5e5 + x, 5e6 - y] for x, y in ((40, 40), (140, 40), (140, 120), (40, 120), (40, 40))]
+    town = {
+        "type": "FeatureCollection",
+        "crs": {"type": "name", "properties": {"name": "EPSG:32633"}},
+        "features": [
+            {
+                "type": "Feature",
+                "properties": {"building": "yes"},
+                "geometry": {"type": "Polygon", "coordinates": [ring]},
+            }
+        ],
+    }
+    guide = tmp_path / "town.geojson"
+    guide.write_text(json.dumps(town))
+    for number in (0, 9):
+        (tmp_path / f"{number}.peri").write_bytes(stream(number, 10))
+    order = Order(compensation="guided")
+    work = Work("decode", (tmp_path / "out").as_uri(), "", order, profiles=(str(folder),), guide=str(guide))
+    found = {key.stem: Worker(work, 1).do(key) for key in keys_of(str(tmp_path), (".peri",))}
+    assert found["0"].status == "made" and found["9"].status == "failed" and "lies elsewhere" in found["9"].error
+    item = json.loads((tmp_path / "out" / "0.json").read_text())
+    assert item["properties"]["perigee:map_objects"] == "1"
+    before = work.text
+    guide.write_text(json.dumps(town | {"date": "2026-01-01"}))
+    assert work.text != before, "another map makes another product"
+    guide.write_text("{}")
+    said = archive("decode", tmp_path, tmp_path / "other", "--map", guide, ok=65)
+    assert "FeatureCollection" in said
