@@ -48,6 +48,7 @@ FIELD_DROP, ALL_DROP = (
 )  # shares of known metadata fields that are hidden one by one, and of images without any
 IMAGINED = 0.25  # share of images whose z0 is noise: the decoder must not take every z0 for a true one
 LATENT_NOISE = 0.6  # largest standard deviation of the noise on a true z0
+LATENT_BUDGET = 1.0  # squared error of an image that is decoded from its true z0, relative to the base image's
 LATE = 0.9  # share of the diffusion steps after which z is called nearly pure noise
 ADVERSARY_FROM = 0.15  # share of a stage in which the critic learns before the detail learns from it
 RATE_FLOOR = 0.02  # of the learning rate, at the end of a stage
@@ -236,6 +237,8 @@ class CompensatorTrainer:
             detail = net.decoder(features, z)
         loss, error, distance = self.detail_loss(detail.float(), batch)
         true = ~imagined.reshape(-1)
+        # what a true z0 gains in squared error is spent on perception, which is what one step is compared in
+        self.detail_loss.adjust_weight(torch.where(true, error, LATENT_BUDGET), batch, LATENT_BUDGET)
         figures = [error[true].mean().item(), distance[true].mean().item()] if true.any() else [math.nan] * 2
         return torch.where(true, loss, 0.2 * loss).mean() + 1e-3 * z.square().mean(), figures
 
