@@ -350,24 +350,27 @@ def main() -> None:
     for data in args.bands:
         for path in tqdm(sorted(data.glob("*.tif"))[: args.limit], desc=data.name, unit="image", disable=None):
             gains += band_gains_of(path, bench)
-    args.out.mkdir(parents=True, exist_ok=True)
-    with (args.out / "gains.csv").open("w", newline="", encoding="utf-8") as handle:
-        writer = csv.DictWriter(handle, list(asdict(gains[0])), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(asdict(gain) for gain in gains)
-    rows = summary(gains)
-    print(table(rows, list(rows[0])))
+    if gains:
+        report(gains, args.out)
     for path in args.seams:
         ratios = {rate: seam_ratio(path, bench, rate) for rate in VARIANT_RATES}
         print(
             f"seam ratio of {path.stem}:", ", ".join(f"{ratio:.3f} at {rate:g} bpp" for rate, ratio in ratios.items())
         )
-    kinds = by_kind(gains)
-    if kinds:
-        print(table(kinds, list(kinds[0])))
-    settings = by_setting(gains)
-    print(table(settings, list(settings[0])))
-    write_report(args.out / "summary.json", rows)
+
+
+def report(gains: list[Gain], folder: Path) -> None:
+    """Print the tables, and write them and every gain into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "gains.csv").open("w", newline="", encoding="utf-8") as handle:
+        writer = csv.DictWriter(handle, list(asdict(gains[0])), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(asdict(gain) for gain in gains)
+    rows = summary(gains)
+    for found in (rows, by_kind(gains), by_setting(gains)):
+        if found:
+            print(table(found, list(found[0])))
+    write_report(folder / "summary.json", rows)
 
 
 if __name__ == "__main__":
