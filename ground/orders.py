@@ -302,6 +302,8 @@ def _described(
         "lost": source.report.lost,
         "notes": source.report.notes,
     }
+    if isinstance(source, CompensatedSource) and source.support is not None:
+        found |= {"map": source.support.report()}
     # JSON has no NaN
     plain: dict[str, Any] = json.loads(json.dumps(found, default=str), parse_constant=lambda _: None)
     return plain

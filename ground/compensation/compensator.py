@@ -41,7 +41,7 @@ class Settings:
     much of the detail is added at which rate in bits per pixel. ``noise`` is the number of channels of noise at half the
     resolution of which the one-step network makes texture. ``fields_seen`` are the metadata fields known in training;
     ``intervals`` gives for the base image and for each method the table from quality step to interval factor. ``planes`` names the
-    planes of a map that its guide takes; without a guide there are none.
+    planes of a map that its guide takes; without a guide there are none. ``support`` are the thresholds of ``maps.support``.
     """
 
     window: int
@@ -54,6 +54,7 @@ class Settings:
     fields_seen: tuple[str, ...]
     intervals: dict[str, FloatArray]
     planes: tuple[str, ...] = ()
+    support: tuple[float, float] = (0.0, 0.0)
 
 
 def settings_of(manifest: Manifest) -> Settings:
@@ -71,9 +72,10 @@ def settings_of(manifest: Manifest) -> Settings:
             tuple(m.get("fields_seen", [])),
             {name: np.array(table, np.float64) for name, table in (m.get("interval") or {}).items()},
             tuple(m.get("planes", ())),
+            (float(m.get("support", (0, 0))[0]), float(m.get("support", (0, 0))[1])),
         )
         fields = list(m["fields"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, IndexError) as error:
         raise CompensationError(
             f"{manifest.folder}: incomplete manifest ({error})", Fault.MISSING, field="manifest"
         ) from error

@@ -28,6 +28,7 @@ from perigee.ground.compensation.sampler import runs_of, sample
 from perigee.ground.compensation.views import Views
 from perigee.ground.decoder import SceneDecoder
 from perigee.ground.maps.planes import MapPlanes
+from perigee.ground.maps.support import ObjectSupport
 from perigee.ground.regions import Place, Region, squares_over
 from perigee.ground.source import Decoded, Progress
 from perigee.ground.windows import STRIDE, Window, noise_at
@@ -85,6 +86,7 @@ class CompensatedSource:
                 expected="no map" if guide else "a map",
             )
         self.guide = guide
+        self.support: ObjectSupport | None = None
         self.steps = self.wanted.steps or compensator.settings.default_steps
         h = source.header
         colour = h.bands == 3 if self.metadata.colour is None else self.metadata.colour
@@ -98,6 +100,9 @@ class CompensatedSource:
         self._condition = values, compensator.known_fields(known)
         self._views = Views(source, compensator)
         self.grid = self._views.grid
+        if guide is not None:
+            whole, thresholds = Region(0, 0, self.height, self.width), compensator.settings.support
+            self.support = ObjectSupport(guide, lambda region: self._views.base(0, region), whole, thresholds)
         self._z: dict[int, dict[Window, FloatArray]] = {}
         self._patches_done: OrderedDict[tuple[int, int, int], FloatArray] = OrderedDict()
         low, high = (float(v) for v in DTYPE_RANGE[h.dtype])
@@ -199,9 +204,9 @@ class CompensatedSource:
         else:
             found = self.compensator.decode(features, z[None])
         detail: FloatArray = found[0]
-        if self.guide is not None:
+        if self.support is not None:
             place = Region(window.row * STRIDE, window.col * STRIDE, self.grid.side, self.grid.side)
-            detail = detail + self.compensator.guided(features, self.guide.planes(place)[None])[0]
+            detail = detail + self.compensator.guided(features, self.support.planes(place)[None])[0]
         return detail
 
     def _compensated(self, group: int, window: Window, z: FloatArray | None) -> FloatArray:
@@ -368,8 +373,8 @@ class CompensatedSource:
             "PERIGEE_COMPENSATION_STRENGTH": f"{self.wanted.strength:g}",
             "PERIGEE_COMPENSATION_FIELDS_IGNORED": " ".join(self._ignored()),
         }
-        if self.guide is not None:
-            tags |= self.guide.provenance()
+        if self.guide is not None and self.support is not None:
+            tags |= self.guide.provenance() | self.support.provenance()
         if self.left_alone:
             tags["PERIGEE_COMPENSATION_LEFT_ALONE"] = self.left_alone
         if self.agreement:

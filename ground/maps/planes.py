@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,6 +55,9 @@ class MapPlanes:
                 drawn.append((part, own, width))
         self._parts: list[tuple[Part, tuple[Points, ...], float]] = drawn
         self._boxes: Numbers = np.array(boxes).reshape(-1, 4)  # left, top, right, bottom
+        self._of_object: dict[int, list[int]] = defaultdict(list)
+        for i, (part, _, _) in enumerate(drawn):
+            self._of_object[part.number].append(i)
         left, top = self._boxes[:, :2].min(0) if boxes else (0.0, 0.0)
         right, bottom = self._boxes[:, 2:].max(0) if boxes else (0.0, 0.0)
         self._extent = (left, top, right, bottom)
@@ -80,22 +83,41 @@ class MapPlanes:
             (b[:, 0] < region.right) & (b[:, 2] > region.left) & (b[:, 1] < region.bottom) & (b[:, 3] > region.top)
         ).tolist()
 
-    def objects(self, region: Region, kind: str) -> IntArray:
-        """The number, from 1, of the object of a class that covers the middle of each pixel, int32 [rows, cols]; 0 where there is none."""
+    def numbers(self, region: Region, kind: str) -> set[int]:
+        """The numbers of the objects of a class whose boxes touch a region, with a margin of ``EDGE_REACH`` pixels."""
+        reach = EDGE_REACH
+        around = Region(region.top - reach, region.left - reach, region.rows + 2 * reach, region.cols + 2 * reach)
+        parts = (self._parts[i][0] for i in self._over(around))
+        return {part.number for part in parts if MAP_CLASSES[part.kind] == kind}
+
+    def box(self, number: int) -> Region:
+        """The pixels around an object, which may leave the scene."""
+        own = self._boxes[self._of_object[number]]
+        left, top = np.floor(own[:, :2].min(0)).astype(int).tolist()
+        right, bottom = np.ceil(own[:, 2:].max(0)).astype(int).tolist()
+        return Region(top, left, max(bottom - top, 1), max(right - left, 1))
+
+    def objects(self, region: Region, kind: str, only: Collection[int] | None = None) -> IntArray:
+        """The number, from 1, of the object of a class that covers the middle of each pixel, int32 [rows, cols]; 0 where there is none. ``only``
+        these objects are drawn."""
         chosen = [i for i in self._over(region) if MAP_CLASSES[self._parts[i][0].kind] == kind]
+        if only is not None:
+            chosen = [i for i in chosen if self._parts[i][0].number in only]
         shapes = [(shape, self._parts[i][0].number + 1) for i in chosen for shape in _shapes(*self._parts[i][1:])]
         return np.asarray(_drawn(shapes, region, 1, np.int32), np.int32)
 
-    def planes(self, region: Region) -> FloatArray:
+    def planes(self, region: Region, without: Collection[int] = ()) -> FloatArray:
         """Planes float32 [len(MAP_PLANES), rows, cols] of a region, which may leave the scene, see ``bitstream.map_planes``.
 
-        The map knows the ground within the box around all its objects.
+        The map knows the ground within the box around all its objects. Those ``without`` are not drawn.
         """
         reach = EDGE_REACH
         around = Region(region.top - reach, region.left - reach, region.rows + 2 * reach, region.cols + 2 * reach)
         by_class: dict[int, list[tuple[Any, int]]] = defaultdict(list)
         for i in self._over(around):
             part, rings, width = self._parts[i]
+            if part.number in without:
+                continue
             by_class[part.kind] += [(shape, 1) for shape in _shapes(rings, width)]
         shares = np.zeros((len(MAP_CLASSES), around.rows, around.cols), np.float32)
         for kind, shapes in by_class.items():
