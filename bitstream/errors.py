@@ -12,6 +12,7 @@ PerigeeError
 ├── MetadataError           metadata cannot be understood or carried
 ├── ProfileError            a profile is missing, damaged or inconsistent
 ├── CompensationError       a compensator is missing or damaged, or does not fit the stream
+├── MapError                a map cannot be read, or does not belong to the scene
 ├── EngineError             an engine is absent, fails its self-test or cannot run here
 │   ├── DeviceMemoryError   a device has no memory left
 │   └── UpsetError          a checksum over exact arithmetic failed: a bit has flipped
