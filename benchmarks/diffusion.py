@@ -1,9 +1,9 @@
 """What a diffusion could give and does give: ``python -m perigee.benchmarks.diffusion RUN --lpips ONNX --data FOLDER --way true --way noise:10``.
 
 The networks of a run of ``perigee-train-compensator``, which need not be finished, add detail to tiles near some rates. A way is ``one-step``;
-``true``, the decoder with the true z0, which no diffusion can beat; ``noise:STEPS``, z0 sampled from noise; or ``refine:TIME:STEPS``, sampled
-from the one-step result's z with so much of the noise's time. Every way runs at several strengths, so that ways are compared at equal loss of
-PSNR: the last columns are interpolated to ``LOSSES``.
+``true``, the one-step image with the true z0, which no diffusion can beat; ``noise:STEPS``, z0 sampled from noise; or ``refine:TIME:STEPS``,
+sampled from the one-step image, whose z is 0, with so much of the noise's time. Every way runs at several strengths, so that ways are compared
+at equal loss of PSNR: the last columns are interpolated to ``LOSSES``.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from perigee.bitstream.profile import DEFAULT_PROFILE, find_profile
 from perigee.models.checkpoint import read_checkpoint
 from perigee.models.compensation.compensator import Compensator, config_from
 from perigee.models.compensation.denoiser import DIFFUSION_STEPS, alpha_sigma
+from perigee.models.compensation.latent import CHANNELS
 from perigee.models.compensation.trunk import NOISE, Features
 from perigee.training.acquisitions import conditions_of
 from perigee.training.pairs import GroundTruth
@@ -97,36 +98,20 @@ class Bench:
         """What a way adds at full strength, [1, 3, H, W]."""
         name, *numbers = way.split(":")
         generator = torch.Generator().manual_seed(seed)
-        half = (1, NOISE, *features.half.shape[2:])
+        texture = torch.randn((1, NOISE, *features.half.shape[2:]), generator=generator)
+        one_step = self.net.detail(features, tile.base, texture)
         if name == "one-step":
-            return self.net.detail(features, tile.base, torch.randn(half, generator=generator))
+            return one_step
         if name == "true":
-            return self._decoded(features, self.net.encode(tile.image, tile.base))
-        time, start = 1.0, None
-        if name == "refine":
-            time = float(numbers.pop(0))
-            first = self.net.detail(features, tile.base, torch.randn(half, generator=generator))
-            start = self.net.encode(self.project(tile.base + first, tile.symbols, tile.quality_step), tile.base)
-        return self._decoded(features, self.sampled(tile, features, int(numbers[0]), time, start, generator))
-
-    def _decoded(self, features: Features, z: Tensor) -> Tensor:
-        detail: Tensor = self.net.decoder(features, z)
+            z = self.net.encode(tile.image, self.net.first(features, tile.base))
+        else:
+            time = float(numbers.pop(0)) if name == "refine" else 1.0
+            times = np.linspace(time, 0, int(numbers[0]) + 1).tolist()
+            _, sigma = alpha_sigma(torch.tensor(time * DIFFUSION_STEPS))
+            noise = sigma * torch.randn((1, CHANNELS, *features.eighth.shape[2:]), generator=generator)
+            z = self.net.sample(noise, times, features, self.net.trunk.scaled(tile.latents), tile.values, tile.known)
+        detail: Tensor = one_step + self.net.decoder(features, z)
         return detail
-
-    def sampled(
-        self, tile: Tile, features: Features, steps: int, time: float, start: Tensor | None, generator: torch.Generator
-    ) -> Tensor:
-        """z0 by DDIM (eta 0) in so many steps, from noise or from ``start`` with the noise of ``time``."""
-        scaled = self.net.trunk.scaled(tile.latents)
-        times = torch.linspace(time, 0, steps + 1)
-        noise = torch.randn((1, 4, *features.eighth.shape[2:]), generator=generator)
-        a, s = alpha_sigma(times[:1] * DIFFUSION_STEPS)
-        z = s * noise if start is None else a * start + s * noise
-        for now, after in zip(times[:-1], times[1:], strict=True):
-            (a, s), (a_next, s_next) = (alpha_sigma(t[None] * DIFFUSION_STEPS) for t in (now, after))
-            v = self.net.denoiser(z, now[None] * DIFFUSION_STEPS, features, scaled, tile.values, tile.known)
-            z = a_next * (a * z - s * v) + s_next * (s * z + a * v)
-        return z
 
     @torch.no_grad()
     def rows(self, tile: Tile, ways: list[str], seeds: int) -> Iterator[dict[str, Any]]:

@@ -136,7 +136,7 @@ def main() -> None:
                     equal = bool(np.array_equal(part.read(), wanted))
             rows.append(row_of(what, counted, equal))
         server.should_exit = True
-    print(f"{args.side} x {args.side} pixels, {len(data)} bytes, {-((-args.side // 256) ** 2)} segments")
+    print(f"{args.side} x {args.side} pixels, {len(data)} bytes, {(-(-args.side // 256)) ** 2} segments")
     print(table(rows, list(rows[0])))
     write_report(args.out, rows)
 

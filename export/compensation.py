@@ -69,8 +69,8 @@ class _Textured(nn.Module):
         return self.net.detail(Features(eighth, eighth, eighth), base, noise)
 
 
-class _Decoder(nn.Module):
-    """The detail decoder of the diffusion."""
+class _Remainder(nn.Module):
+    """The decoder of the diffusion."""
 
     def __init__(self, net: Compensator) -> None:
         super().__init__()
@@ -195,7 +195,7 @@ def _graphs(net: Compensator, done: dict[str, Any]) -> dict[str, Graph]:
         graphs["scale.onnx"] = (_Scale(net), {"half": half, "base": base, "detail": base}, ["scale"])
     if "diffusion" in done:
         features: Shapes = {"eighth": eighth, "quarter": quarter, "half": half}
-        graphs["decoder.onnx"] = (_Decoder(net), {**features, "z": z}, ["detail"])
+        graphs["remainder.onnx"] = (_Remainder(net), {**features, "z": z}, ["detail"])
         conditions: Shapes = {"values": (1, fields, 2), "known": (1, fields)}
         inputs: Shapes = {"z": z, "step": (1,), "eighth": eighth, "latents": y, **conditions}
         graphs["denoiser.onnx"] = (_Denoiser(net), inputs, ["v"])

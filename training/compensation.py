@@ -22,6 +22,7 @@ from perigee.bitstream.errors import Fault
 from perigee.models.checkpoint import CheckpointError, brief, read_checkpoint
 from perigee.models.compensation.compensator import STAGES, Compensator, CompensatorConfig, config_from
 from perigee.models.compensation.denoiser import DIFFUSION_STEPS, alpha_sigma
+from perigee.models.compensation.latent import CHANNELS
 from perigee.models.compensation.paper import paper_compensator
 from perigee.models.compensation.trunk import NOISE, Features
 from perigee.training.detail_loss import Batch, DetailLoss
@@ -50,6 +51,7 @@ IMAGINED = 0.25  # share of images whose z0 is noise: the decoder must not take 
 LATENT_NOISE = 0.6  # largest standard deviation of the noise on a true z0
 LATENT_BUDGET = 1.0  # squared error of an image that is decoded from its true z0, relative to the base image's
 LATE = 0.9  # share of the diffusion steps after which z is called nearly pure noise
+SAMPLING_STEPS = (1, 2, 4)  # of which each batch of the stage sampling takes one number
 ADVERSARY_FROM = 0.15  # share of a stage in which the critic learns before the detail learns from it
 RATE_FLOOR = 0.02  # of the learning rate, at the end of a stage
 # columns of a stage's log after `step` and `minutes`; means over the training steps since the last row
@@ -58,6 +60,7 @@ LOG_COLUMNS = {
     "texture": ("relative_squared_error", "relative_perceptual_distance"),
     "latent": ("relative_squared_error", "relative_perceptual_distance"),
     "diffusion": ("v_squared_error", "v_squared_error_noisiest_tenth"),
+    "sampling": ("relative_squared_error", "relative_perceptual_distance"),
     "scale": ("negative_log_likelihood", "error_over_scale"),
 }
 
@@ -71,9 +74,17 @@ class StageConfig:
     crop: int = 128
     learning_rate: float = 4e-4
     budget: float = 1.09  # squared error that detail may cost, relative to the base image's; 1.09 is 0.37 dB
-    adversary: float = 0.05  # weight of the critic beside the perceptual distance, in the stages one-step and texture
+    adversary: float = (
+        0.05  # weight of the critic beside the perceptual distance, in the stages one-step, texture and sampling
+    )
     seed: int = 1
     checkpoint_minutes: float = 4.0
+
+
+def _some(known: Tensor) -> Tensor:
+    """Return which fields [N, fields] are shown as known: some are hidden one by one, and all of some images."""
+    kept = torch.rand_like(known) >= FIELD_DROP
+    return known * kept * (torch.rand(len(known), 1, device=known.device) >= ALL_DROP)
 
 
 class CompensatorTrainer:
@@ -82,7 +93,7 @@ class CompensatorTrainer:
     The log ``STAGE.csv`` has a row for each checkpoint: ``step`` (training steps of the stage so far), ``minutes``, and two
     columns of means since the last row, by stage:
 
-    * ``one-step`` and ``texture``: ``relative_squared_error`` and ``relative_perceptual_distance`` of the compensated image,
+    * ``one-step``, ``texture`` and ``sampling``: ``relative_squared_error`` and ``relative_perceptual_distance`` of the compensated image,
       each relative to the base image's;
     * ``latent``: the same for images that are decoded from their true z0 with noise;
     * ``diffusion``: ``v_squared_error``, and ``v_squared_error_noisiest_tenth``, its mean over the last tenth of the diffusion
@@ -201,19 +212,19 @@ class CompensatorTrainer:
             return self._diffusion_loss(batch)
         if stage == "one-step":
             features = self.features(batch, net)
-            return self._one_step_loss(stage, self.detail(net, features, batch, None), batch, config)
+            return self._budget_loss(stage, self.detail(net, features, batch, None), batch, config)
         with torch.no_grad():
             features = self.features(batch, self.mean)
         if stage == "latent":
             return self._latent_loss(batch, features)
         noise = torch.randn(len(batch["base"]), NOISE, *features.half.shape[2:], device=self.device)
         if stage == "texture":
-            return self._one_step_loss(stage, self.detail(net, features, batch, noise), batch, config)
-        return self._scale_loss(batch, features, noise if "texture" in self.done else None)
+            return self._budget_loss(stage, self.detail(net, features, batch, noise), batch, config)
+        if stage == "sampling":
+            return self._budget_loss(stage, self._sampled(features, batch), batch, config)
+        return self._scale_loss(batch, features, noise if self.textured else None)
 
-    def _one_step_loss(
-        self, stage: str, detail: Tensor, batch: Batch, config: StageConfig
-    ) -> tuple[Tensor, list[float]]:
+    def _budget_loss(self, stage: str, detail: Tensor, batch: Batch, config: StageConfig) -> tuple[Tensor, list[float]]:
         """Return the loss of the stages that spend the budget of squared error."""
         late = self.done[stage]["seconds"] > ADVERSARY_FROM * 60 * config.minutes
         loss, error, distance = self.detail_loss(detail, batch, config.adversary if late else 0.0)
@@ -224,7 +235,8 @@ class CompensatorTrainer:
         """Return the loss of encoder and decoder, and update the deviation of z0."""
         net = self.net
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-            z = net.encoder(batch["image"], batch["base"]).float()
+            first = net.first(features, batch["base"], self.textured)
+            z = net.encoder(batch["image"], first).float()
         deviation = z.detach().square().mean((0, 2, 3)).sqrt() + 1e-4
         net.z_deviation.lerp_(deviation, 0.02 if self.done["latent"]["step"] > 50 else 0.5)
         z = z / net.z_deviation[None, :, None, None]
@@ -234,7 +246,7 @@ class CompensatorTrainer:
         noise = torch.randn_like(z)
         z = torch.where(imagined, 0.7 * noise, z + level * noise)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-            detail = net.decoder(features, z)
+            detail = self._one_step(features, batch).detach() + net.decoder(features, z)
         loss, error, distance = self.detail_loss(detail.float(), batch)
         true = ~imagined.reshape(-1)
         # what a true z0 gains in squared error is spent on perception, which is what one step is compared in
@@ -250,13 +262,40 @@ class CompensatorTrainer:
         diffusion_step = torch.rand(n, device=z0.device) * DIFFUSION_STEPS
         a, s = (x.reshape(n, 1, 1, 1) for x in alpha_sigma(diffusion_step))
         noise = torch.randn_like(z0)
-        known = batch["known"]
-        known = known * (torch.rand_like(known) >= FIELD_DROP) * (torch.rand(n, 1, device=known.device) >= ALL_DROP)
+        known = _some(batch["known"])
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             v = net.denoiser(a * z0 + s * noise, diffusion_step, features, batch["scaled"], batch["values"], known)
         wrong = (v.float() - (a * noise - s * z0)).square().mean((1, 2, 3))
         late = diffusion_step > LATE * DIFFUSION_STEPS
         return wrong.mean(), [wrong.mean().item(), wrong[late].mean().item() if late.any() else math.nan]
+
+    @property
+    def textured(self) -> bool:
+        """Whether the one-step network has learned texture."""
+        return "texture" in self.done
+
+    def _one_step(self, features: Features, batch: Batch) -> Tensor:
+        """Return what the averaged one-step network adds [N, 3, H, W], with new texture where it has any."""
+        noise = torch.randn(len(batch["base"]), NOISE, *features.half.shape[2:], device=self.device)
+        with torch.no_grad():
+            return self.detail(self.mean, features, batch, noise if self.textured else None)
+
+    def _sampled(self, features: Features, batch: Batch) -> Tensor:
+        """Return the detail [N, 3, H, W] of the diffusion, sampled from noise in a few steps through which gradients pass.
+
+        Fine-tuning a diffusion model through its own few steps with the losses of the image is known from one-step diffusion (Wu et al. 2024,
+        OSEDiff), and LDM-RSIC trains its four steps together with what they serve.
+        """
+        n, _, height, width = features.eighth.shape
+        steps = SAMPLING_STEPS[int(torch.randint(0, len(SAMPLING_STEPS), ()))]
+        z = torch.randn(n, CHANNELS, height, width, device=self.device)
+        with torch.no_grad():
+            scaled = self.mean.trunk.scaled(batch["latents"])
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+            times = [1 - i / steps for i in range(steps + 1)]
+            z = self.net.sample(z, times, features, scaled, batch["values"], _some(batch["known"]))
+            detail = self.net.decoder(features, z)
+        return self._one_step(features, batch) + detail.float()
 
     def _scale_loss(self, batch: Batch, features: Features, noise: Tensor | None) -> tuple[Tensor, list[float]]:
         """Return the loss of the scale head: the negative log-likelihood of a Laplace distribution."""
@@ -289,7 +328,11 @@ class CompensatorTrainer:
         rng = np.random.default_rng([config.seed, state["step"]])
         torch.manual_seed(config.seed + state["step"])
         figures: list[list[float]] = []
-        stored = StoredLatents(self.folder, pairs, self.mean, self.device, show) if stage == "diffusion" else None
+        stored = (
+            StoredLatents(self.folder, pairs, self.mean, self.device, self.textured, show)
+            if stage == "diffusion"
+            else None
+        )
         clock = Clock(config.minutes, config.checkpoint_minutes, state["seconds"])
         with tqdm(total=config.minutes, unit="min", disable=not show) as bar:
             while not clock.spent:

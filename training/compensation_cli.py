@@ -16,13 +16,14 @@ from perigee.support.command import Parser, positive, prepare_streams, run
 from perigee.training.arguments import add_data_arguments, add_device_arguments, source_value
 
 PROGRAM = "perigee-train-compensator"
-STAGE_MINUTES = {"one-step": 30.0, "texture": 60.0, "latent": 25.0, "diffusion": 150.0, "scale": 4.0}
+STAGE_MINUTES = {"one-step": 30.0, "texture": 60.0, "latent": 25.0, "diffusion": 150.0, "sampling": 40.0, "scale": 4.0}
 # Crops in a batch and their side in pixels. The denoiser trains on whole windows, because it is used on whole windows.
 STAGE_SHAPES = {
     "one-step": (8, 128),
     "texture": (8, 128),
     "latent": (8, 128),
     "diffusion": (32, 256),
+    "sampling": (8, 128),
     "scale": (8, 128),
 }
 
@@ -42,7 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the command's argument parser."""
     parser = Parser(
         prog=PROGRAM,
-        description="Train a compensator for a profile, in this order: one-step network, texture, latent space, diffusion, "
+        description="Train a compensator for a profile, in this order: one-step network, texture, latent space, diffusion, its sampling, "
         "error scale. A run that was interrupted goes on when the command is repeated.",
         epilog="Exit codes: 0 trained, 64 usage or unusable Stable Diffusion folder, 65 unusable images, pairs or checkpoint, "
         "66 input missing, 69 package missing, 74 I/O error, 78 unusable profile, 130 interrupted.",

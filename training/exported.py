@@ -19,7 +19,7 @@ from perigee.bitstream.errors import Fault
 from perigee.bitstream.manifest import COMPENSATOR, read_manifest
 from perigee.models.checkpoint import CheckpointError
 
-GRAPHS = ("features.onnx", "one_step.onnx", "decoder.onnx", "scale.onnx")
+GRAPHS = ("features.onnx", "one_step.onnx", "remainder.onnx", "scale.onnx")
 PREFIX, HALF = "net.", "_half"
 INPUT_SCALE = "trunk.input_scale"
 FINISH = re.compile(

@@ -27,7 +27,7 @@ Batch = dict[str, Tensor]
 def _digest(net: Compensator, pairs: Pairs) -> str:
     """What the arrays depend on."""
     found = hashlib.sha256(f"{pairs.contract} {len(pairs.shares)}".encode())
-    for module in (net.trunk, net.encoder):
+    for module in (net.trunk, net.finish, net.one_step, net.encoder):
         for value in module.state_dict().values():
             found.update(value.detach().cpu().numpy().tobytes())
     found.update(net.z_deviation.cpu().numpy().tobytes())
@@ -37,19 +37,23 @@ def _digest(net: Compensator, pairs: Pairs) -> str:
 class StoredLatents:
     """The stored arrays of all pairs, mapped into memory, with the conditions of the pairs."""
 
-    def __init__(self, run: Path, pairs: Pairs, net: Compensator, device: torch.device, show: bool = False) -> None:
-        """Open the arrays in the folder of a run, or make them with the networks of ``net``; ``show`` draws a progress bar."""
+    def __init__(
+        self, run: Path, pairs: Pairs, net: Compensator, device: torch.device, textured: bool, show: bool = False
+    ) -> None:
+        """Open the arrays in the folder of a run, or make them with the networks of ``net``, whose texture is trained or not; ``show`` draws a
+        progress bar.
+        """
         self.pairs, self.device = pairs, device
         folder = run / FOLDER
         digest, note = _digest(net, pairs), folder / DIGEST_FILE
         if not note.is_file() or note.read_text() != digest:
             folder.mkdir(parents=True, exist_ok=True)
-            self._make(folder, net, show)
+            self._make(folder, net, textured, show)
             note.write_text(digest)
         self.arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in PARTS}
 
     @torch.no_grad()
-    def _make(self, folder: Path, net: Compensator, show: bool) -> None:
+    def _make(self, folder: Path, net: Compensator, textured: bool, show: bool) -> None:
         """Compute the arrays in float16, a few pairs at once."""
         count = len(self.pairs.shares)
         out: dict[str, Array] = {}
@@ -60,7 +64,9 @@ class StoredLatents:
                 torch.from_numpy(np.asarray(crops[name])).to(self.device).float()
                 for name in ("image", "base", "latents")
             )
-            found = (net.encode(image / 255, base), net.trunk(base, latents).eighth, net.trunk.scaled(latents))
+            features = net.trunk(base, latents)
+            z0 = net.encode(image / 255, net.first(features, base, textured))
+            found = (z0, features.eighth, net.trunk.scaled(latents))
             for name, part in zip(PARTS, found, strict=True):
                 if name not in out:
                     path = folder / f"{name}.npy"

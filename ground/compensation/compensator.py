@@ -21,7 +21,8 @@ from perigee.bitstream.map_planes import MAP_PLANES
 from perigee.engines.backend import CPU_BACKEND, Backend
 
 ONE_STEP, DIFFUSION = "one-step", "diffusion"
-METHODS = {ONE_STEP: ("features.onnx", "one_step.onnx"), DIFFUSION: ("features.onnx", "decoder.onnx", "denoiser.onnx")}
+_FIRST = ("features.onnx", "one_step.onnx")
+METHODS = {ONE_STEP: _FIRST, DIFFUSION: (*_FIRST, "remainder.onnx", "denoiser.onnx")}
 
 
 class Features(NamedTuple):
@@ -164,9 +165,9 @@ class Compensator:
         out: FloatArray = self._graphs["one_step.onnx"](given)[0]
         return out
 
-    def decode(self, features: Features, z: FloatArray) -> FloatArray:
-        """Detail [1, 3, S, S] of z [1, 4, S/8, S/8]."""
-        out: FloatArray = self._graphs["decoder.onnx"]({**features._asdict(), "z": z})[0]
+    def remainder(self, features: Features, z: FloatArray) -> FloatArray:
+        """What z [1, 4, S/8, S/8] adds to the one-step image, [1, 3, S, S]."""
+        out: FloatArray = self._graphs["remainder.onnx"]({**features._asdict(), "z": z})[0]
         return out
 
     def denoise(

@@ -43,7 +43,7 @@ def sample(
 ) -> dict[Window, FloatArray]:
     """z0 [channels, side / pixels_per_element, side / pixels_per_element] of each needed window, the windows blended where they overlap.
 
-    ``start`` below 1: from the base image, whose z is 0, with so much of the noise's time.
+    ``start`` below 1: from the one-step image, whose z is 0, with so much of the noise's time.
     """
     wanted = list(needed)
     sets = [grid.around(wanted, steps - i) for i in range(steps)]  # the last step: one ring, for blending

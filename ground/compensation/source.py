@@ -196,14 +196,12 @@ class CompensatedSource:
     def _detail(self, group: int, window: Window, z: FloatArray | None) -> FloatArray:
         """What the network adds to the base image of a window [3, S, S], before it is projected to the symbols."""
         features, base, _ = self._views.window(group, window)
-        if z is None:
-            n, move = self.grid.side // TEXTURE_PIXELS, STRIDE // TEXTURE_PIXELS
-            shape = (self.compensator.settings.noise, n, n)
-            noise = noise_at(self.wanted.seed, TEXTURE_KEY + group, window.row * move, window.col * move, shape)
-            found = self.compensator.one_step(features, base[None], noise[None])
-        else:
-            found = self.compensator.decode(features, z[None])
-        detail: FloatArray = found[0]
+        n, move = self.grid.side // TEXTURE_PIXELS, STRIDE // TEXTURE_PIXELS
+        shape = (self.compensator.settings.noise, n, n)
+        noise = noise_at(self.wanted.seed, TEXTURE_KEY + group, window.row * move, window.col * move, shape)
+        detail: FloatArray = self.compensator.one_step(features, base[None], noise[None])[0]
+        if z is not None:
+            detail = detail + self.compensator.remainder(features, z[None])[0]
         if self.support is not None:
             place = Region(window.row * STRIDE, window.col * STRIDE, self.grid.side, self.grid.side)
             detail = detail + self.compensator.guided(features, self.support.planes(place)[None])[0]

@@ -6,7 +6,9 @@ plane as last channel.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -14,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perigee.bitstream.contract import BLOCK
-from perigee.models.compensation.denoiser import Denoiser, DenoiserConfig
-from perigee.models.compensation.latent import CHANNELS, DetailDecoder, DetailEncoder
-from perigee.models.compensation.trunk import Features, Finish, OneStepHead, ScaleHead, TextureHead, Trunk
+from perigee.models.compensation.denoiser import DIFFUSION_STEPS, Denoiser, DenoiserConfig, alpha_sigma
+from perigee.models.compensation.latent import CHANNELS, RemainderDecoder, RemainderEncoder
+from perigee.models.compensation.trunk import NOISE, Features, Finish, OneStepHead, ScaleHead, TextureHead, Trunk
 
 # the stages in the order in which they are trained, and the modules that each of them trains
 STAGES = {
@@ -24,6 +26,7 @@ STAGES = {
     "texture": ("finish", "one_step", "texture"),
     "latent": ("encoder", "decoder"),
     "diffusion": ("denoiser",),
+    "sampling": ("decoder", "denoiser"),
     "scale": ("scale",),
 }
 
@@ -77,8 +80,8 @@ class Compensator(nn.Module):
         self.one_step = OneStepHead()
         self.finish = Finish()  # only for one step with texture; everything else uses the trunk's own upper levels
         self.texture = TextureHead()
-        self.encoder = DetailEncoder()
-        self.decoder = DetailDecoder()
+        self.encoder = RemainderEncoder()
+        self.decoder = RemainderDecoder()
         self.denoiser = Denoiser(config.latents, config.denoiser)
         self.scale = ScaleHead()
         self.register_buffer("z_deviation", torch.ones(CHANNELS))
@@ -95,7 +98,37 @@ class Compensator(nn.Module):
         textured: Tensor = self.one_step(half) + self.texture(half, noise)
         return without_grid(textured)
 
-    def encode(self, image: Tensor, base: Tensor) -> Tensor:
-        """Return z0 [N, 4, H/8, W/8] of an image and its base image, normalised to unit deviation."""
-        z: Tensor = self.encoder(image, base) / self.z_deviation[None, :, None, None]
+    def first(self, features: Features, base: Tensor, textured: bool = True) -> Tensor:
+        """Return the one-step image [N, 3, H, W] without its texture, from which the diffusion starts.
+
+        ``textured`` says whether the stage ``texture`` has been trained.
+        """
+        noise = base.new_zeros((len(base), NOISE, *features.half.shape[2:])) if textured else None
+        return base + self.detail(features, base, noise)
+
+    def encode(self, image: Tensor, first: Tensor) -> Tensor:
+        """Return z0 [N, 4, H/8, W/8] of an image and its one-step image, normalised to unit deviation."""
+        z: Tensor = self.encoder(image, first) / self.z_deviation[None, :, None, None]
+        return z
+
+    def sample(
+        self,
+        z: Tensor,
+        times: Sequence[float],
+        features: Features,
+        scaled: Tensor,
+        values: Tensor,
+        known: Tensor,
+    ) -> Tensor:
+        """Return z0 by DDIM (Song et al. 2021, eta 0) from ``z`` [N, 4, H/8, W/8], which has the noise of the first of ``times`` (1 to 0).
+
+        The other inputs are those of the denoiser.
+        """
+        n = len(z)
+        for now, after in pairwise(times):
+            (a, s), (a_next, s_next) = (
+                alpha_sigma(z.new_full((n, 1, 1, 1), t * DIFFUSION_STEPS)) for t in (now, after)
+            )
+            v = self.denoiser(z, z.new_full((n,), now * DIFFUSION_STEPS), features, scaled, values, known).float()
+            z = a_next * (a * z - s * v) + s_next * (s * z + a * v)
         return z

@@ -1,6 +1,6 @@
-"""The latent space of the diffusion: z0 [N, 4, H/8, W/8] describes what the base image lacks, and a decoder adds it.
+"""The latent space of the diffusion: z0 [N, 4, H/8, W/8] describes the remainder, which is what the one-step image lacks, and a decoder adds it.
 
-In COSMIC z0 describes the whole image. Here it describes only the difference between image and base. Where z0 is zero the
+In COSMIC z0 describes the whole image. Here the diffusion starts from the one-step image: z0 describes only what that lacks. Where z0 is zero the
 decoder adds exactly zero, because all layers that z0 passes through are homogeneous and have no bias; the features enter as
 factors. As in Stable Diffusion, one position stands for 8x8 pixels and has four channels, so that the same sampler and the
 same windows serve a compensator that starts from its weights.
@@ -19,8 +19,8 @@ CHANNELS = 4
 SIDE = 8  # pixels on the side of what one position of z0 describes
 
 
-class DetailEncoder(nn.Module):
-    """Encodes an image and its base image to z0; only training needs it.
+class RemainderEncoder(nn.Module):
+    """Encodes an image and its one-step image to z0; only training needs it.
 
     This is the image encoder of the COSMIC paper (E with a tilde), applied to the difference instead of the image.
     """
@@ -40,14 +40,14 @@ class DetailEncoder(nn.Module):
             nn.Conv2d(128, CHANNELS, 1),
         )
 
-    def forward(self, image: Tensor, base: Tensor) -> Tensor:
-        """Return z0 [N, 4, H/8, W/8] of images [N, 3, H, W] in 0..1, before it is normalised."""
-        out: Tensor = self.layers(torch.cat([16 * (image - base), 4 * (base - 0.5)], 1))
+    def forward(self, image: Tensor, first: Tensor) -> Tensor:
+        """Return z0 [N, 4, H/8, W/8] of images and one-step images [N, 3, H, W] in 0..1, before it is normalised."""
+        out: Tensor = self.layers(torch.cat([16 * (image - first), 4 * (first - 0.5)], 1))
         return out
 
 
-class DetailDecoder(nn.Module):
-    """Decodes z0, with the trunk's features, to the detail that is added to the base image; zero where z0 is zero."""
+class RemainderDecoder(nn.Module):
+    """Decodes z0, with the trunk's features, to what is added to the one-step image; zero where z0 is zero."""
 
     def __init__(self) -> None:
         super().__init__()

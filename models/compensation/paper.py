@@ -31,10 +31,10 @@ class VaeEncoder(nn.Module):
         super().__init__()
         self.vae = vae.eval().requires_grad_(False)
 
-    def forward(self, image: Tensor, base: Tensor) -> Tensor:
+    def forward(self, image: Tensor, first: Tensor) -> Tensor:
         """Return z0 [N, 4, H/8, W/8] of images [N, 3, H, W] in 0..1.
 
-        ``base`` is ignored; it is there because ``DetailEncoder`` has the same interface.
+        ``first`` is ignored; it is there because ``RemainderEncoder`` has the same interface.
         """
         out: Tensor = self.vae.encode(2 * image - 1).latent_dist.mean * self.vae.config.scaling_factor
         return out

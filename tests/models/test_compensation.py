@@ -16,9 +16,12 @@ from perigee.export.compensation import export_compensator
 from perigee.ground.compensation.compensator import Compensator as Loaded
 from perigee.ground.compensation.compensator import shipped_folders
 from perigee.ground.compensation.sampler import alpha_sigma as shares_of_time
+from perigee.ground.compensation.sampler import sample
+from perigee.ground.windows import Grid, Window, noise_at
 from perigee.models.checkpoint import CheckpointError
 from perigee.models.compensation.compensator import STAGES, Compensator, CompensatorConfig, without_grid
 from perigee.models.compensation.denoiser import DIFFUSION_STEPS, DenoiserConfig, MetadataEncoder, alpha_sigma
+from perigee.models.compensation.trunk import NOISE
 from perigee.training.compensation import CompensatorTrainer, StageConfig
 from perigee.training.pairs import Pairs, make_pairs
 from perigee.training.projection import ProjectToCells
@@ -44,11 +47,37 @@ def test_pairs_are_what_the_ground_decodes(pairs, profile):
     assert batch["known"][:, FIELDS.index("gsd")].all() and batch["known"].sum() == 3
 
 
-def test_without_z_the_decoder_adds_nothing():
+def test_without_z_the_diffusion_is_the_one_step_image():
     net = Compensator(SMALL)
-    features = net.trunk(torch.rand(1, 3, 64, 64), torch.randn(1, 449, 4, 4))
+    base = torch.rand(1, 3, 64, 64)
+    features = net.trunk(base, torch.randn(1, 449, 4, 4))
     assert not net.decoder(features, torch.zeros(1, 4, 8, 8)).any()
     assert net.decoder(features, torch.ones(1, 4, 8, 8)).any()
+    without_texture = torch.zeros(1, NOISE, 32, 32)
+    assert torch.equal(net.first(features, base), base + net.detail(features, base, without_texture))
+    assert torch.equal(net.first(features, base, False), base + net.one_step(features.half))
+
+
+def test_training_samples_as_the_ground_does():
+    net, seed = Compensator(SMALL), 7
+    with torch.no_grad():  # at first the U-Net's answer is far too regular for a test
+        for parameter in net.denoiser.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    features = net.trunk(torch.rand(1, 3, 256, 256), torch.randn(1, 449, 16, 16))
+    scaled, values, known = torch.randn(1, 449, 16, 16), torch.zeros(1, len(FIELDS), 2), torch.zeros(1, len(FIELDS))
+
+    @torch.no_grad()
+    def denoise(_, z, step):
+        return net.denoiser(torch.from_numpy(z[None]), torch.tensor([step]), features, scaled, values, known)[0].numpy()
+
+    grid, window = Grid(256, 256, 256), Window(0, 0)
+    found = sample(grid, [window], denoise, 3, seed)[window]
+    noise = noise_at(seed, 0, 0, 0, (4, 32, 32))
+    with torch.no_grad():
+        wanted = net.sample(
+            torch.from_numpy(noise[None].copy()), np.linspace(1, 0, 4).tolist(), features, scaled, values, known
+        )
+    assert np.allclose(found, wanted[0].numpy(), atol=1e-4)
 
 
 def test_an_absent_field_is_its_token_whatever_its_value():
@@ -128,7 +157,7 @@ def test_training_learns_resumes_and_exports(pairs, profile, tmp_path):
     torch.save({"codec_config": {}}, tmp_path / "checkpoint.pt")  # a codec's run
     with pytest.raises(CheckpointError, match="a folder of its own"):
         CompensatorTrainer(SMALL, ProjectToCells(profile), tmp_path)
-    for stage in ("texture", "latent", "diffusion", "scale"):
+    for stage in ("texture", "latent", "diffusion", "sampling", "scale"):
         again.run(stage, pairs, short, False)
     trunk = dict(trainer.mean.trunk.named_parameters())
     for name, parameter in again.mean.trunk.named_parameters():  # later stages do not change it
@@ -162,7 +191,7 @@ def test_training_learns_resumes_and_exports(pairs, profile, tmp_path):
     assert np.abs(features.half - wanted.half.numpy()).max() < 1e-3
     found = loaded.denoise(z.numpy(), 500.0, features, latents, batch["values"][0], batch["known"][0])
     assert np.abs(found - v.numpy()).max() < 1e-3
-    assert np.abs(loaded.decode(features, z.numpy()) - detail.numpy()).max() < 1e-4
+    assert np.abs(loaded.remainder(features, z.numpy()) - detail.numpy()).max() < 1e-4
 
 
 def test_what_repeats_with_the_blocks_is_taken_out_of_detail():
