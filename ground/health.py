@@ -119,14 +119,14 @@ def _restored(c: compensators.Compensator, method: str, base: FloatArray, latent
     """What a compensator computes for a window."""
     features = c.features(base, latents)
     side = base.shape[-1]
+    c.one_step(features, base, np.zeros((1, c.settings.noise, side // 2, side // 2), np.float32))
     if method == compensators.ONE_STEP:
-        c.one_step(features, base, np.zeros((1, c.settings.noise, side // 2, side // 2), np.float32))
         return
     z = np.zeros((1, 4, side // 8, side // 8), np.float32)
     values, known = np.zeros((len(FIELDS), 2), np.float32), np.zeros(len(FIELDS), np.float32)
     for _ in range(c.settings.default_steps):
         z = c.denoise(z, 1.0, features, latents, values, known)
-    c.decode(features, z)
+    c.remainder(features, z)
 
 
 def examine(device: str | None = None, threads: int | None = None) -> Iterator[Finding]:

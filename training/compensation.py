@@ -278,7 +278,8 @@ class CompensatorTrainer:
         """Return what the averaged one-step network adds [N, 3, H, W], with new texture where it has any."""
         noise = torch.randn(len(batch["base"]), NOISE, *features.half.shape[2:], device=self.device)
         with torch.no_grad():
-            return self.detail(self.mean, features, batch, noise if self.textured else None)
+            found: Tensor = self.detail(self.mean, features, batch, noise if self.textured else None)
+        return found
 
     def _sampled(self, features: Features, batch: Batch) -> Tensor:
         """Return the detail [N, 3, H, W] of the diffusion, sampled from noise in a few steps through which gradients pass.

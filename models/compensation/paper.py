@@ -53,11 +53,10 @@ def _config_of(unet: Any) -> DenoiserConfig:
     )
 
 
-def paper_compensator(folder: Path, latents: int) -> Compensator:
-    """Return a compensator that starts from Stable Diffusion's weights in ``folder``.
+def stable_diffusion(folder: Path) -> tuple[Any, Any]:
+    """Return the VAE and the U-Net in a folder in the layout of diffusers.
 
-    ``latents`` is the number of the codec's latents. Raises CompensationError where the folder has no weights that fit, and
-    ModuleNotFoundError without diffusers.
+    Raises CompensationError where it has no weights that fit, and ModuleNotFoundError without diffusers.
     """
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
@@ -89,6 +88,16 @@ def paper_compensator(folder: Path, latents: int) -> Compensator:
                 expected=CHANNELS,
                 found=channels,
             )
+    return vae, unet
+
+
+def paper_compensator(folder: Path, latents: int) -> Compensator:
+    """Return a compensator that starts from Stable Diffusion's weights in ``folder``.
+
+    ``latents`` is the number of the codec's latents. Raises CompensationError where the folder has no weights that fit, and
+    ModuleNotFoundError without diffusers.
+    """
+    vae, unet = stable_diffusion(folder)
     net = Compensator(CompensatorConfig(latents, _config_of(unet)))
     net.encoder = VaeEncoder(vae)  # type: ignore[assignment]
     net.denoiser.unet = unet

@@ -26,6 +26,8 @@ from perigee.models.codec.reference import (
     MeanScaleHyper,
     reference_analysis,
 )
+from perigee.models.compensation.magc import STEPS as MAGC_STEPS
+from perigee.models.compensation.magc import Magc, magc_from
 from perigee.models.enhancement.paper import LatentReader, PaperEnhancer
 
 TOLERANCE = 0.03  # what the counting behind the expected figures is trusted to
@@ -262,3 +264,69 @@ def test_the_published_enhancement_has_its_published_cost() -> None:
         assert not torch.equal(model(image, noise), model(image, torch.zeros_like(noise)))
     parameters = sum(value.numel() for value in model.parameters())
     assert parameters / 1e6 == pytest.approx(24.1, rel=TOLERANCE)
+
+
+def test_the_published_map_guidance_has_its_published_cost() -> None:
+    """142.5 G multiply-adds a tile on board (136.4 the VAE's encoder, 6.2 the codec), 5.4 T on the ground; nothing is computed here."""
+    diffusers = pytest.importorskip("diffusers")
+    with torch.device("meta"):
+        levels = ("DownEncoderBlock2D",) * 4, ("UpDecoderBlock2D",) * 4
+        vae = diffusers.AutoencoderKL(3, 3, *levels, block_out_channels=(128, 256, 512, 512), layers_per_block=2)
+        unet = diffusers.UNet2DConditionModel(
+            cross_attention_dim=1024, attention_head_dim=(5, 10, 20, 20), use_linear_projection=True
+        )
+        net = Magc(vae, unet).eval()
+        image, z, step, prompt = (
+            torch.zeros(1, 3, 256, 256),
+            torch.zeros(1, 4, 32, 32),
+            torch.zeros(1),
+            torch.zeros(1, 77, 1024),
+        )
+
+    def giga(part: Callable[..., object], *inputs: torch.Tensor) -> float:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            part(*inputs)
+        return counter.get_total_flops() / 2e9
+
+    coded = giga(net.encode, image, image)
+    one_step, decoded = giga(net.denoise, z, step, z, image, prompt), giga(net.image, z)
+    assert coded == pytest.approx(142.5, rel=TOLERANCE)
+    assert giga(net.codec.encode, z, image) == pytest.approx(6.2, rel=0.02)
+    assert giga(net.adapter, image, z) == pytest.approx(11.9, rel=TOLERANCE)
+    assert one_step == pytest.approx(90.6 + 11.9, rel=TOLERANCE)
+    assert (MAGC_STEPS * one_step + decoded) / 1000 == pytest.approx(5.4, rel=TOLERANCE)
+    assert sum(v.numel() for v in net.adapter.parameters()) / 1e6 == pytest.approx(158, rel=TOLERANCE)
+
+
+def test_the_published_map_guidance_runs_with_a_local_folder(tmp_path: Path) -> None:
+    """Small random weights in the layout of diffusers: at first the U-Net's answer is that of its own weights and the adapter's."""
+    diffusers = pytest.importorskip("diffusers")
+    widths = (8, 8, 8, 8)
+    levels = ("DownEncoderBlock2D",) * 4, ("UpDecoderBlock2D",) * 4
+    diffusers.AutoencoderKL(3, 3, *levels, block_out_channels=widths, norm_num_groups=4).save_pretrained(
+        tmp_path / "vae"
+    )
+    diffusers.UNet2DConditionModel(
+        block_out_channels=(16, 16, 16, 16),
+        norm_num_groups=8,
+        cross_attention_dim=32,
+        attention_head_dim=8,
+        layers_per_block=1,
+    ).save_pretrained(tmp_path / "unet")
+    net, planes = magc_from(tmp_path, 9).eval(), torch.rand(1, 9, 256, 256)
+    image, prompt = torch.rand(1, 3, 256, 256), torch.zeros(1, 77, 32)
+    with torch.no_grad():
+        coded = net.encode(image, planes)
+        assert (
+            coded.y.shape == coded.mean.shape == (1, 64, 8, 8)
+            and coded.z.shape == (1, 64, 4, 4)
+            and (coded.scale > 0).all()
+        )
+        assert torch.allclose((coded.y - coded.mean).round(), coded.y - coded.mean, atol=1e-4)
+        assert not torch.equal(net.encode(image, 1 - planes).mean, coded.mean)
+        decoded = net.codec.decode(coded.y, planes)
+        noise = torch.randn(1, 4, 32, 32)
+        first = net.denoise(noise, torch.tensor([999.0]), decoded, planes, prompt)
+        assert torch.equal(first, net.denoise(noise, torch.tensor([999.0]), 0 * decoded, planes, prompt))
+        assert not torch.equal(first, net.denoise(noise, torch.tensor([999.0]), decoded, 0 * planes, prompt))
+        assert net.image(first).shape == image.shape
