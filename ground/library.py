@@ -134,14 +134,19 @@ class Library:
             return self._enhancers[name]
 
     def additions(self, contract: bytes) -> list[str]:
-        """What can be asked of streams of a contract as compensation: the names of compensators, and of enhancers."""
+        """What can be asked of streams of a contract as compensation without a map: the names of compensators, and of enhancers."""
         if contract not in self.profiles:
             return []
-        serving = []
-        for name, folder in known_folders(self.folders).items():
-            if contract in read_manifest(folder, COMPENSATOR).contracts:
-                serving.append(name)
-        return serving + list(known_enhancers(self.folders))
+        return [*self._serving(contract, guided=False), *known_enhancers(self.folders)]
+
+    def guided(self, contract: bytes) -> list[str]:
+        """The names of the compensators for streams of a contract that take a map."""
+        return self._serving(contract, guided=True) if contract in self.profiles else []
+
+    def _serving(self, contract: bytes, guided: bool) -> list[str]:
+        manifests = {name: read_manifest(folder, COMPENSATOR) for name, folder in known_folders(self.folders).items()}
+        serving = {name: found for name, found in manifests.items() if contract in found.contracts}
+        return [name for name, found in serving.items() if bool(found.details.get("planes")) == guided]
 
     def component_source(
         self, stream: ComponentStream, damaged: bool = False, compensation: str = NONE, fast: bool = False
@@ -200,7 +205,7 @@ class Library:
             )  # cells are of images in their coding range
             return EnhancedSource(decoder, self.enhancer(name), coding, wanted.strength, wanted.seed, hold)
         if name not in known_folders(self.folders):
-            accepted = ", ".join([NONE, *self.additions(contract)])
+            accepted = ", ".join([NONE, *self.additions(contract), *self.guided(contract)])
             raise CompensationError(
                 f"compensation {name!r}: accepted are {accepted}",
                 Fault.NAME,

@@ -172,6 +172,12 @@ class Made(NamedTuple):
             return {"cut": len(report.cut), "lost": len(report.lost), "notes": notes}
         return None
 
+    @property
+    def buildings(self) -> dict[str, int] | None:
+        """How many buildings of the map are supported, unsupported and contradicted; None without a map."""
+        support = self.source.support if isinstance(self.source, CompensatedSource) else None
+        return None if support is None else support.counts
+
     def warnings(self) -> list[str]:
         """Lines for people: what was not compensated, was decoded from a cut, or was lost."""
         report = self.source.report

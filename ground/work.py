@@ -33,7 +33,7 @@ class Result(NamedTuple):
     """What came of a task.
 
     ``size`` (rows and columns) and ``bands`` are those of the product, ``warnings`` lines for people; ``value`` is there where JSON was
-    wanted, ``damage`` where the stream was damaged.
+    wanted, ``damage`` where the stream was damaged, and ``buildings`` where a map was drawn.
     """
 
     size: tuple[int, int]
@@ -41,6 +41,7 @@ class Result(NamedTuple):
     warnings: list[str]
     value: dict[str, Any] | None = None
     damage: dict[str, int] | None = None
+    buildings: dict[str, int] | None = None
 
     @property
     def pixels(self) -> int:
@@ -65,4 +66,4 @@ def perform(task: Task, library: Library, progress: Progress | None = None) -> R
             "a stream says itself how it was coded; codec and bpp are for other files", Fault.MISFIT, field="codec, bpp"
         )
     made = make(task.order, read_bounded(task.given), library, task.paths, task.limits, progress, task.guide)
-    return Result(made.view.size, len(made.view.bands), made.warnings(), made.value, made.damage)
+    return Result(made.view.size, len(made.view.bands), made.warnings(), made.value, made.damage, made.buildings)

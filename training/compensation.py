@@ -295,7 +295,7 @@ class CompensatorTrainer:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             times = [1 - i / steps for i in range(steps + 1)]
             z = self.net.sample(z, times, features, scaled, batch["values"], _some(batch["known"]))
-            detail = self.net.decoder(features, z)
+            detail: Tensor = self.net.decoder(features, z)
         return self._one_step(features, batch) + detail.float()
 
     def _scale_loss(self, batch: Batch, features: Features, noise: Tensor | None) -> tuple[Tensor, list[float]]:

@@ -51,16 +51,20 @@ class ObjectSupport:
         near = self.found.numbers(region, KIND)
         return self.found.planes(region, without={number for number in near if self.of(number) == CONTRADICTED})
 
-    def report(self) -> dict[str, Any]:
-        """How many of the buildings that were needed have each support, and the numbers of the first that are contradicted."""
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many of the buildings that were needed have each support."""
         counts = Counter(self._known.values())
+        return {name: counts[name] for name in (SUPPORTED, UNSUPPORTED, CONTRADICTED)}
+
+    def report(self) -> dict[str, Any]:
+        """The counts, and the numbers of the first objects that are contradicted."""
         listed = sorted(number for number, support in self._known.items() if support == CONTRADICTED)[:LISTED_MAX]
-        return {name: counts[name] for name in (SUPPORTED, UNSUPPORTED, CONTRADICTED)} | {"not_drawn": listed}
+        return self.counts | {"not_drawn": listed}
 
     def provenance(self) -> dict[str, str]:
         """The counts of the report as a tag of a product."""
-        found = self.report()
-        parts = (f"{found[name]} {name}" for name in (SUPPORTED, UNSUPPORTED, CONTRADICTED))
+        parts = (f"{count} {name}" for name, count in self.counts.items())
         return {"PERIGEE_MAP_BUILDINGS": ", ".join(parts) + "; what is contradicted is not drawn"}
 
     def _judged(self, number: int) -> str:

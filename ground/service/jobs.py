@@ -50,7 +50,7 @@ log = logging.getLogger("perigee.jobs")
 
 @dataclass
 class State:
-    """State of one job; ``progress`` is 0..1, ``created`` and ``finished`` are seconds since 1970."""
+    """State of one job; ``progress`` is 0..1, ``created`` and ``finished`` are seconds since 1970, ``buildings`` those of the map by support."""
 
     status: str = "queued"
     progress: float = 0.0
@@ -58,6 +58,7 @@ class State:
     finished: float | None = None
     file: str | None = None
     damage: dict[str, int] | None = None
+    buildings: dict[str, int] | None = None
     problem: dict[str, Any] | None = None
     attempts: int = 0
 
@@ -73,6 +74,7 @@ class State:
             "file": state.file in (None, *(f"scene.{suffix}" for suffix in FORMATS))
             and (state.status != "done" or state.file is not None),
             "damage": _is_plain(state.damage, 1),
+            "buildings": _is_plain(state.buildings, 1),
             "problem": _is_plain(state.problem, PROBLEM_DEPTH),
             "attempts": type(state.attempts) is int,
         }
@@ -237,8 +239,8 @@ class Jobs:
         with self._lock:
             return [{"id": name, **asdict(state)} for name, state in self._states.items()]
 
-    def result(self, name: str) -> tuple[Path, dict[str, int] | None]:
-        """The product and its damage. Raises UnknownJobError, or UnfinishedJobError where the job is not done.
+    def result(self, name: str) -> tuple[Path, State]:
+        """The product and the state of its job. Raises UnknownJobError, or UnfinishedJobError where the job is not done.
 
         A job whose product was emptied has failed. One whose product leads out of its folder has none.
         """
@@ -253,7 +255,7 @@ class Jobs:
         if path.stat().st_size == 0:
             self._end(name, state, "failed", _told(Problem(500, "the job's product is empty")))
             raise UnfinishedJobError(f"job {name} is failed", state.problem)
-        return path, state.damage
+        return path, state
 
     def cancel(self, name: str) -> str:
         """Cancel a job that is not finished, or forget one that is; returns what was done. Raises UnknownJobError."""
@@ -341,7 +343,7 @@ class Jobs:
         made = self._workers.perform(task, progress)
         if made.value is not None:
             write_atomically(path, json.dumps(made.value).encode())
-        state.file, state.damage, state.progress = path.name, made.damage, 1.0
+        state.file, state.damage, state.buildings, state.progress = path.name, made.damage, made.buildings, 1.0
         self._end(name, state, "done")
 
     def _end(self, name: str, state: State, status: str, problem: dict[str, Any] | None = None) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from typing import Annotated, Any
+from collections.abc import Coroutine
+from typing import Annotated, Any, TypeVar
 
 from anyio import CapacityLimiter, move_on_after, to_thread
 from fastapi import APIRouter, Depends, Query, Request, Response
@@ -19,15 +20,15 @@ from perigee.ground.maps.reading import map_file_of
 from perigee.ground.orders import FORMATS, Order
 from perigee.ground.service import problems
 from perigee.ground.service.answers import ProductResponse
-from perigee.ground.service.jobs import Jobs
+from perigee.ground.service.jobs import Jobs, State
 from perigee.ground.service.limits import Places, Settings
 from perigee.ground.service.metrics import Metrics
 from perigee.ground.service.parameters import enhancement_of, order_of, wish_of
 from perigee.ground.service.problems import Problem
-from perigee.ground.service.uploads import MAP_FIELD, Upload, read_upload
+from perigee.ground.service.uploads import MAP_FIELD, Upload, read_map, read_upload
 from perigee.ground.service.workers import Workers, described
 from perigee.ground.service.workspace import Workspace
-from perigee.ground.work import Task
+from perigee.ground.work import Result, Task
 
 BODY_SCHEMA: dict[str, Any] = {
     "requestBody": {
@@ -59,6 +60,14 @@ WITH_MAP_SCHEMA: dict[str, Any] = {
         },
     }
 }
+MAP_SCHEMA: dict[str, Any] = {
+    "requestBody": {
+        "content": {
+            FORM: {"schema": {"type": "object", "properties": {MAP_FIELD: {"type": "string", "format": "binary"}}}}
+        }
+    }
+}
+T = TypeVar("T")
 READING = 2  # scenes that are read at a time
 PROBLEM_EXAMPLE = {
     "type": "about:blank",
@@ -117,10 +126,23 @@ class Service:
 
         Raises Problem 408, 413, 415 or 422, and BusyError.
         """
-        with self.uploads.place(), move_on_after(self.settings.upload_s):
-            found = await read_upload(request, self.settings.upload_bytes, with_map)
-            self.metrics.received.inc(len(found.data) + len(found.guide or b""))
-            return found
+        found: Upload = await self._in_time(read_upload(request, self.settings.upload_bytes, with_map))
+        self.metrics.received.inc(len(found.data) + len(found.guide or b""))
+        return found
+
+    async def guide(self, request: Request) -> bytes | None:
+        """The map of a request about a scene that the service has, None without a body; within the same limits and with the same errors."""
+        found: bytes | None = await self._in_time(read_map(request, self.settings.upload_bytes))
+        self.metrics.received.inc(len(found or b""))
+        return found
+
+    async def _in_time(self, reading: Coroutine[Any, Any, T]) -> T:
+        """What an upload is read to. Raises Problem 408, and BusyError."""
+        try:
+            with self.uploads.place(), move_on_after(self.settings.upload_s):
+                return await reading
+        finally:
+            reading.close()
         raise Problem(408, f"the upload took longer than {self.settings.upload_s} s")
 
     def produce(self, order: Order, sent: Upload, wish: Wish | None = None) -> Response:
@@ -144,9 +166,9 @@ class Service:
         self.metrics.seconds.observe(time.perf_counter() - start)
         if made.value is not None:
             workspace.close()
-            return _with_damage(to_json(made.value), made.damage)
+            return _with_findings(to_json(made.value), made)
         answer = ProductResponse(path, FORMATS[order.format], self.settings.write_s, workspace)
-        return _with_damage(answer, made.damage)
+        return _with_findings(answer, made)
 
     def check(self) -> None:
         """Raise PerigeeError where nothing can be decoded: an engine does not load, or no worker is up."""
@@ -260,9 +282,9 @@ def _add_jobs(router: APIRouter, service: Service) -> None:
     )
     def result(name: str) -> Response:
         """The product of a job that is done."""
-        path, damage = service.jobs.result(name)
+        path, state = service.jobs.result(name)
         answer = ProductResponse(path, FORMATS[path.suffix[1:]], service.settings.write_s)
-        return _with_damage(answer, damage)
+        return _with_findings(answer, state)
 
     @router.delete("/jobs/{name}", responses=NO_JOB, response_description="id of the job, and in which state it was")
     def cancel(name: str) -> JSONResponse:
@@ -329,7 +351,8 @@ def to_json(value: Any) -> JSONResponse:
     return JSONResponse(plain)
 
 
-def _with_damage(answer: Response, damage: dict[str, int] | None) -> Response:
-    if damage is not None:
-        answer.headers["Perigee-Damage"] = json.dumps(damage)
+def _with_findings(answer: Response, found: Result | State) -> Response:
+    for header, counts in (("Perigee-Damage", found.damage), ("Perigee-Map-Buildings", found.buildings)):
+        if counts is not None:
+            answer.headers[header] = json.dumps(counts)
     return answer

@@ -17,7 +17,7 @@ from perigee.ground.orders import Order
 from perigee.ground.service import rendering
 from perigee.ground.service.parameters import integers, numbers, order_of
 from perigee.ground.service.problems import Problem
-from perigee.ground.service.routes import ANSWERS, BODY_SCHEMA, PRODUCT, Service, problem, to_json
+from perigee.ground.service.routes import ANSWERS, BODY_SCHEMA, MAP_SCHEMA, PRODUCT, Service, problem, to_json
 from perigee.ground.service.scenes import Opened, Scenes
 from perigee.ground.service.uploads import Upload
 from perigee.ground.tiles import Tiles
@@ -264,18 +264,23 @@ def _check_tile(tiles: Tiles, level: int, row: int, col: int) -> None:
 
 
 def _add_work(router: APIRouter, service: Service, scenes: Scenes) -> None:
-    @router.post("/{name}/decode", responses=PRODUCT | ANSWERS, response_class=Response)
-    async def decode(name: str, order: Annotated[Order, Depends(order_of)]) -> Response:
-        """As /decode, of a scene that the service keeps."""
-        data = await to_thread.run_sync(scenes.data, name)
+    @router.post("/{name}/decode", openapi_extra=MAP_SCHEMA, responses=PRODUCT | ANSWERS, response_class=Response)
+    async def decode(name: str, request: Request, order: Annotated[Order, Depends(order_of)]) -> Response:
+        """As /decode, of a scene that the service keeps. A form may have the part ``map``."""
+        sent = Upload(await to_thread.run_sync(scenes.data, name), await service.guide(request))
         with service.decodings.place():
-            return await to_thread.run_sync(service.produce, order, Upload(data), limiter=service.limiter)
+            return await to_thread.run_sync(service.produce, order, sent, limiter=service.limiter)
 
     @router.post(
-        "/{name}/jobs", status_code=202, responses=ANSWERS, response_description="The job, as under /jobs/{name}"
+        "/{name}/jobs",
+        status_code=202,
+        openapi_extra=MAP_SCHEMA,
+        responses=ANSWERS,
+        response_description="The job, as under /jobs/{name}",
     )
-    async def submit(name: str, order: Annotated[Order, Depends(order_of)]) -> JSONResponse:
-        """As /jobs, of a scene that the service keeps."""
+    async def submit(name: str, request: Request, order: Annotated[Order, Depends(order_of)]) -> JSONResponse:
+        """As /jobs, of a scene that the service keeps. A form may have the part ``map``."""
+        guide = await service.guide(request)
         data = await to_thread.run_sync(scenes.data, name)
-        job = await to_thread.run_sync(service.jobs.submit, order, data)
+        job = await to_thread.run_sync(service.jobs.submit, order, data, None, guide)
         return JSONResponse(job, 202, {"Location": f"/jobs/{job['id']}"})

@@ -261,7 +261,8 @@ class Scenes:
         found = {"id": name, "bytes": len(data), "created": round(stamp[0] / 1e9, 3)} | described
         found |= item_place(tiles.source, view_of(tiles.source))
         found["provenance"] = tiles.source.provenance()
-        found["compensations"] = self._library.additions(bytes.fromhex(str(found["contract"])))
+        contract = bytes.fromhex(str(found["contract"]))
+        found |= {"compensations": self._library.additions(contract), "guided": self._library.guided(contract)}
         found |= {"tile_side": tiles.side, "levels": [{"height": rows, "width": cols} for rows, cols in tiles.levels]}
         with self._lock:
             self._described[name] = (stamp, found)

@@ -25,6 +25,29 @@ class Upload(NamedTuple):
 async def read_upload(request: Request, limit_bytes: int, with_map: bool = False) -> Upload:
     """The uploaded stream, and a map where ``with_map`` allows one. Raises Problem 413 beyond the limit, 415 for another media type, 422 without
     a file."""
+    files, maps = await _received(request, limit_bytes, with_map)
+    if len(files) != 1 or len(maps) > 1:
+        raise Problem(
+            422,
+            f"{len(files)} files and {len(maps)} maps in the form; send one file{' and at most one map' * with_map}",
+        )
+    return Upload(files[0], maps[0] if maps else None)
+
+
+async def read_map(request: Request, limit_bytes: int) -> bytes | None:
+    """The uploaded map beside a stream that the service has; None where the request has no body. Raises Problem as :func:`read_upload`."""
+    if request.headers.get("content-length", "0") == "0" and "transfer-encoding" not in request.headers:
+        return None
+    files, maps = await _received(request, limit_bytes, True)
+    if files or len(maps) != 1:
+        raise Problem(
+            422, f"{len(files)} files and {len(maps)} maps in the request; send a form whose part {MAP_FIELD} is a map"
+        )
+    return maps[0]
+
+
+async def _received(request: Request, limit_bytes: int, with_map: bool) -> tuple[list[bytes], list[bytes]]:
+    """The files of a request, and the maps among them."""
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if kind not in OCTETS and kind != "multipart/form-data":
         raise Problem(
@@ -41,7 +64,7 @@ async def read_upload(request: Request, limit_bytes: int, with_map: bool = False
     if kind != "multipart/form-data":
         if not body:
             raise Problem(422, "the request has no body; send a Perigee stream")
-        return Upload(bytes(body))
+        return [bytes(body)], []
 
     async def once() -> AsyncGenerator[bytes, None]:
         yield bytes(body)
@@ -53,9 +76,4 @@ async def read_upload(request: Request, limit_bytes: int, with_map: bool = False
     named = [(name, value) for name, value in form.multi_items() if isinstance(value, UploadFile)]
     maps = [value for name, value in named if with_map and name == MAP_FIELD]
     files = [value for name, value in named if value not in maps]
-    if len(files) != 1 or len(maps) > 1:
-        raise Problem(
-            422,
-            f"{len(files)} files and {len(maps)} maps in the form; send one file{' and at most one map' * with_map}",
-        )
-    return Upload(await files[0].read(), await maps[0].read() if maps else None)
+    return [await file.read() for file in files], [await file.read() for file in maps]

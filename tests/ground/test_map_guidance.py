@@ -141,7 +141,9 @@ def test_what_does_not_go_together_is_refused(place, decode, options, code, said
 @pytest.fixture(scope="module")
 def url(place, serve):
     library = Library([place / "profiles"], 2)
-    server, address = serve(Settings(library=library, upload_bytes=2_000_000))
+    (place / "scenes").mkdir()
+    shutil.copy(place / "a.peri", place / "scenes" / "a.peri")
+    server, address = serve(Settings(library=library, upload_bytes=2_000_000, scenes=place / "scenes"))
     yield address
     server.should_exit = True
 
@@ -155,17 +157,40 @@ def test_a_map_is_the_second_part_of_a_form(place, url, decode):
     wanted, _ = decode("guided", "--compensation", "guided", "--map", place / "map.geojson")
     answer = sent(url, place, "decode?compensation=guided", file="a.peri", map="map.geojson")
     assert answer.status_code == 200, answer.text
+    assert json.loads(answer.headers["Perigee-Map-Buildings"]) == {"supported": 1, "unsupported": 0, "contradicted": 0}
     with MemoryFile(answer.content) as memory, memory.open() as found:
         assert np.array_equal(found.read(), wanted) and found.tags()["PERIGEE_MAP_OBJECTS"] == "1"
-    job = sent(url, place, "jobs?compensation=guided", file="a.peri", map="map.geojson").json()
+    check_job(url, sent(url, place, "jobs?compensation=guided", file="a.peri", map="map.geojson").json(), wanted)
+
+
+def check_job(url, job, wanted):
     for _ in range(600):
         state = httpx.get(f"{url}/jobs/{job['id']}").json()
         if state["status"] in ("done", "failed"):
             break
         time.sleep(0.1)
     result = httpx.get(f"{url}/jobs/{job['id']}/result")
+    assert json.loads(result.headers["Perigee-Map-Buildings"]) == state["buildings"] and state["buildings"]["supported"] == 1
     with MemoryFile(result.content) as memory, memory.open() as found:
         assert np.array_equal(found.read(), wanted)
+
+
+def test_a_served_scene_is_decoded_with_a_map(place, url, decode):
+    wanted, _ = decode("guided", "--compensation", "guided", "--map", place / "map.geojson")
+    scene = httpx.get(f"{url}/scenes/a", timeout=60).json()
+    assert scene["guided"] == ["guided"] and "guided" not in scene["compensations"]
+    answer = sent(url, place, "scenes/a/decode?compensation=guided", map="map.geojson")
+    with MemoryFile(answer.content) as memory, memory.open() as found:
+        assert np.array_equal(found.read(), wanted)
+    check_job(url, sent(url, place, "scenes/a/jobs?compensation=guided", map="map.geojson").json(), wanted)
+    assert httpx.post(f"{url}/scenes/a/decode", timeout=60).status_code == 200
+    for query, files in (
+        ("scenes/a/decode?compensation=guided", {"file": "map.geojson"}),
+        ("scenes/a/jobs?compensation=guided", {"file": "a.peri", "map": "map.geojson"}),
+        ("scenes/a/decode", {"map": "map.geojson"}),
+    ):
+        assert sent(url, place, query, **files).status_code == 422
+    assert httpx.get(f"{url}/scenes/a/tiles/0/0/0.png?compensation=guided", timeout=60).status_code == 422
 
 
 @pytest.mark.parametrize(

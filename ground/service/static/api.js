@@ -81,10 +81,12 @@ export function upload(path, file, progress) {
 }
 
 export async function save(path, options, name) {
-  const blob = await (await request(path, options)).blob();
+  const answer = await request(path, options);
+  const blob = await answer.blob();
   const link = document.createElement("a");
   link.href = URL.createObjectURL(blob);
   link.download = name;
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
+  return answer;
 }

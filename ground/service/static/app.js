@@ -88,7 +88,8 @@ async function openScene(id) {
   const images = [["none", "Base image"], ...scene.compensations.map((name) => [name, name === "restore" ? "Enhanced: restore" : `Compensated: ${name}`])];
   options(at("left"), images, "none");
   options(at("right"), images, images.length > 1 ? images[1][0] : "none");
-  options(at("added"), images, "none");
+  options(at("added"), [...images, ...scene.guided.map((name) => [name, `Guided by a map: ${name}`])], "none");
+  takeMap();
   const bands = Array.from({ length: scene.bands }, (_, n) => [String(n + 1), scene.band_names?.[n] ? `${n + 1} ${scene.band_names[n]}` : String(n + 1)]);
   ["red", "green", "blue"].forEach((name, n) => options(at(name), bands, String(scene.bands >= 3 ? n + 1 : 1)));
   at("trust").checked = false;
@@ -166,11 +167,30 @@ function wanted(format) {
   return new URLSearchParams(given).toString();
 }
 
+function takeMap() {
+  at("guide").disabled = !scene.guided.includes(at("added").value);
+  at("objects").textContent = "";
+}
+
+function posted() {
+  const [map] = at("guide").disabled ? [] : at("guide").files;
+  if (!map) return { method: "POST" };
+  const body = new FormData();
+  body.append("map", map);
+  return { method: "POST", body };
+}
+
+function tellObjects(counts) {
+  at("objects").textContent = counts
+    ? `Buildings of the map: ${counts.supported} supported by the image, ${counts.unsupported} unsupported, ${counts.contradicted} contradicted and not drawn.` : "";
+}
+
 async function download() {
   const format = at("format").value;
   at("download").disabled = true;
   try {
-    await save(`/scenes/${encodeURIComponent(scene.id)}/decode?${wanted(format)}`, { method: "POST" }, `${scene.id}.${format}`);
+    const answer = await save(`/scenes/${encodeURIComponent(scene.id)}/decode?${wanted(format)}`, posted(), `${scene.id}.${format}`);
+    tellObjects(JSON.parse(answer.headers.get("Perigee-Map-Buildings")));
   } finally {
     at("download").disabled = false;
   }
@@ -178,7 +198,7 @@ async function download() {
 
 async function asJob() {
   const format = at("format").value;
-  const job = await json(`/scenes/${encodeURIComponent(scene.id)}/jobs?${wanted(format)}`, { method: "POST" });
+  const job = await json(`/scenes/${encodeURIComponent(scene.id)}/jobs?${wanted(format)}`, posted());
   const item = element("li");
   const state = element("span", "queued");
   const bar = element("progress", undefined, { max: 1, value: 0 });
@@ -199,6 +219,7 @@ async function follow(id, name, { state, bar, button }) {
     if (!["queued", "running"].includes(now.status)) {
       if (now.status === "done") {
         bar.value = 1;
+        if (now.buildings) tellObjects(now.buildings);
         const fetched = element("button", "Save", { type: "button" });
         fetched.addEventListener("click", tried(() => save(`/jobs/${id}/result`, {}, name)));
         button.replaceWith(fetched);
@@ -228,6 +249,7 @@ document.addEventListener("drop", tried((event) => {
 at("swipe").addEventListener("input", () => viewer.slide(at("swipe").value / 100));
 for (const id of ["left", "right", "trust", "red", "green", "blue", "low", "high"]) at(id).addEventListener("change", show);
 at("stretch").addEventListener("click", () => stretch());
+at("added").addEventListener("change", takeMap);
 at("whole").addEventListener("click", () => viewer.whole());
 at("pixels").addEventListener("click", () => viewer.pixels());
 at("from-view").addEventListener("click", fromView);
