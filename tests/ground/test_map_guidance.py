@@ -170,7 +170,10 @@ def check_job(url, job, wanted):
             break
         time.sleep(0.1)
     result = httpx.get(f"{url}/jobs/{job['id']}/result")
-    assert json.loads(result.headers["Perigee-Map-Buildings"]) == state["buildings"] and state["buildings"]["supported"] == 1
+    assert (
+        json.loads(result.headers["Perigee-Map-Buildings"]) == state["buildings"]
+        and state["buildings"]["supported"] == 1
+    )
     with MemoryFile(result.content) as memory, memory.open() as found:
         assert np.array_equal(found.read(), wanted)
 
