@@ -26,6 +26,7 @@ from tqdm import tqdm
 import perigee
 from perigee.benchmarks.codec import pixels_of
 from perigee.benchmarks.common import closest, decode_pillow, jpeg2000, psnr, table, write_report
+from perigee.benchmarks.crops import Coded, save, sheet
 from perigee.benchmarks.map_mosaics import PLACE, Mosaic, invented, map_of, mosaic_of, split_objects
 from perigee.benchmarks.metrics import Lpips
 from perigee.bitstream.arrays import BoolArray, Pixels
@@ -38,17 +39,19 @@ RATES_BPP = (0.05, 0.1, 0.2)
 WITHHELD, INVENTED = 0.2, 0.2  # shares of the buildings
 AROUND = 8  # pixels around buildings that count
 SHIFT = 16
+CROP = 160  # pixels on a side of the crops
 MOSAICS = ("banepa=banepa_38669[2345]_22024[5678]_*:8", "kampala=kampala_12384*_21.jpg:10")
 BUILDING = SEEN.index("building")
 
 
 @dataclass(frozen=True)
 class Truth:
-    """A mosaic with what is asked about it: masks bool [rows, cols] of the segmenter's answer, of mapped and withheld buildings with what is
-    around them, and of invented ones by number."""
+    """A mosaic with what is asked about it: masks bool [rows, cols] of the segmenter's answer, of the buildings that are in the map, of mapped and
+    withheld buildings with what is around them, and of invented ones by number."""
 
     mosaic: Mosaic
     answer: BoolArray
+    kept: BoolArray
     mapped: BoolArray
     withheld: BoolArray
     invented: Any
@@ -90,7 +93,7 @@ def truth_of(mosaic: Mosaic, judge: Judge, folder: Path) -> Truth:
         "empty": map_of([corner], folder / "empty.geojson"),
     }
     near = [ndimage.binary_dilation(mask, iterations=AROUND) for mask in (kept, hidden)]
-    return Truth(mosaic, judge(mosaic.pixels), near[0] & ~hidden, near[1] & ~kept, others, maps)
+    return Truth(mosaic, judge(mosaic.pixels), kept, near[0] & ~hidden, near[1] & ~kept, others, maps)
 
 
 def iou(found: BoolArray, wanted: BoolArray, within: BoolArray) -> float:
@@ -118,23 +121,49 @@ def decoded(
 
 
 def rows_of(
-    truth: Truth, rate: float, judge: Judge, lpips: Lpips | None, ways: dict[str, Pixels], bpp: float
+    truth: Truth, rate: float, judge: Judge, lpips: Lpips | None, ways: dict[str, Pixels], bpp: float, painted: str
 ) -> list[dict[str, Any]]:
-    """A row for each way."""
+    """A row for each way, and one for the map painted over the answer on ``painted``."""
     mosaic, out = truth.mosaic, []
     everywhere = np.ones_like(truth.answer)
     count = int(truth.invented.max())
-    for name, pixels in ways.items():
-        found = judge(pixels)
+    answers = {name: judge(pixels) for name, pixels in ways.items()}
+    for name, found in (answers | {f"{painted}, map painted over": answers[painted] | truth.kept}).items():
+        pixels = ways.get(name)
         seen = ndimage.mean(found & ~truth.answer, truth.invented, range(1, count + 1)) if count else []
         out.append({
             "mosaic": mosaic.name, "rate": rate, "bpp": round(bpp, 4), "way": name,
             "IoU": round(iou(found, truth.answer, everywhere), 4), "mapped": round(iou(found, truth.answer, truth.mapped), 4),
             "withheld": round(iou(found, truth.answer, truth.withheld), 4), "labels": round(iou(found, mosaic.buildings, everywhere), 4),
             "invented seen, %": round(100 * float(np.mean(np.asarray(seen) > 0.5)), 1) if count else "",
-            "PSNR": round(psnr(mosaic.pixels, pixels), 2), "LPIPS": round(lpips(mosaic.pixels, pixels), 4) if lpips else "",
+            "PSNR": "" if pixels is None else round(psnr(mosaic.pixels, pixels), 2),
+            "LPIPS": "" if pixels is None or lpips is None else round(lpips(mosaic.pixels, pixels), 4),
         })  # fmt: skip
     return out
+
+
+def outlined(truth: Truth) -> Pixels:
+    """The mosaic in grey with the outlines of the map's buildings in green, and of the invented ones in red."""
+    out = np.repeat(truth.mosaic.pixels.mean(2, keepdims=True), 3, 2).astype(np.uint8)
+    for mask, colour in ((truth.kept, (0, 220, 0)), (truth.invented > 0, (255, 0, 0))):
+        out[mask & ~ndimage.binary_erosion(mask)] = colour
+    return out
+
+
+def shown_ways(args: argparse.Namespace) -> tuple[str, ...]:
+    """What a sheet of crops shows beside the original and the map."""
+    return ("base", args.compensation, f"{args.guided}, true map", f"{args.guided}, with invented map")
+
+
+def windows_of(truth: Truth) -> list[tuple[int, int]]:
+    """Row and column of the crops of a mosaic: where most buildings are mapped, and where most are invented."""
+    found = []
+    for mask in (truth.kept, truth.invented > 0):
+        total = np.pad(mask.astype(np.int64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+        sums = total[CROP:, CROP:] - total[:-CROP, CROP:] - total[CROP:, :-CROP] + total[:-CROP, :-CROP]
+        row, col = np.unravel_index(int(sums.argmax()), sums.shape)
+        found.append((int(row), int(col)))
+    return found
 
 
 def main() -> None:
@@ -154,6 +183,12 @@ def main() -> None:
         "--rates", type=float, nargs="+", default=RATES_BPP, help="bits per pixel (default %(default)s)"
     )
     parser.add_argument("--lpips", type=Path, metavar="ONNX", help="model with inputs ref and dist in -1..1")
+    parser.add_argument(
+        "--sheets",
+        type=Path,
+        metavar="DIR",
+        help="also write crops of each mosaic, with the map, and with invented buildings",
+    )
     parser.add_argument("--out", type=Path, default=Path("build/semantics.json"), help="JSON report")
     args = parser.parse_args()
     library, judge = Library(args.profiles, None), Judge(args.segmenter)
@@ -164,6 +199,7 @@ def main() -> None:
         pattern, _, width = rest.rpartition(":")
         mosaic = mosaic_of(args.maps, name, pattern, int(width))
         planes = np.ascontiguousarray(mosaic.pixels.transpose(2, 0, 1))
+        crops: list[tuple[float, list[Coded]]] = []
         with tempfile.TemporaryDirectory() as folder:
             truth = truth_of(mosaic, judge, Path(folder))
             for rate in args.rates:
@@ -172,7 +208,17 @@ def main() -> None:
                 ways = dict(decoded(data, library, truth, args.compensation, args.guided))
                 ways["JPEG 2000"] = decode_pillow(closest(lambda s: jpeg2000(mosaic.pixels, s / 1000), 4000, len(data)))  # noqa: B023
                 ways["AVIF"] = decode_pillow(closest(lambda s: avif(mosaic.pixels, s), 100, len(data)))  # noqa: B023
-                rows += rows_of(truth, rate, judge, lpips, ways, 8 * len(data) / mosaic.buildings.size)
+                rows += rows_of(
+                    truth, rate, judge, lpips, ways, 8 * len(data) / mosaic.buildings.size, args.compensation
+                )
+                crops.append((rate, [Coded(name, len(data), ways[name]) for name in ways if name in shown_ways(args)]))
+        if args.sheets:
+            for number, place in enumerate(windows_of(truth)):
+                drawn = [
+                    (rate, [Coded("map: green; invented: red", parts[0].size_bytes, outlined(truth)), *parts])
+                    for rate, parts in crops
+                ]
+                save(sheet(name, mosaic.pixels, drawn, place, CROP), args.sheets / f"{name}_{number}.png")
     print(table(rows, list(rows[0])))
     write_report(args.out, rows)
 
