@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,12 +33,14 @@ from perigee.training.run import (
     ADAM_BETAS,
     CHECKPOINT_FILE,
     Clock,
+    Figures,
     append_row,
     cosine_fall,
     descend,
     follow,
     half_precision,
     save_checkpoint,
+    train,
     warm_up,
 )
 from perigee.training.stored import StoredLatents
@@ -315,8 +317,6 @@ class CompensatorTrainer:
 
         ``show`` draws a progress bar on stderr.
         """
-        from tqdm import tqdm
-
         self._prepare(stage, pairs)
         state = self.done.setdefault(stage, {"step": 0, "seconds": 0.0, "config": {}})
         if state["seconds"] >= 60 * config.minutes:  # finished in an earlier part of the run
@@ -328,32 +328,31 @@ class CompensatorTrainer:
         trained, optimiser = self._select(stage, config.learning_rate)
         rng = np.random.default_rng([config.seed, state["step"]])
         torch.manual_seed(config.seed + state["step"])
-        figures: list[list[float]] = []
         stored = (
             StoredLatents(self.folder, pairs, self.mean, self.device, self.textured, show)
             if stage == "diffusion"
             else None
         )
         clock = Clock(config.minutes, config.checkpoint_minutes, state["seconds"])
-        with tqdm(total=config.minutes, unit="min", disable=not show) as bar:
-            while not clock.spent:
-                fall = cosine_fall(clock.progress, RATE_FLOOR)
-                optimiser.param_groups[0]["lr"] = config.learning_rate * warm_up(state["step"]) * fall
-                batch = stored.batch(config.batch, rng) if stored else self.batch(pairs, config, rng)
-                loss, found = self.loss_of(stage, batch, config)
-                descend(loss, optimiser, trained)
-                self._average(state["step"])
-                figures.append(found)
-                state["step"] += 1
-                due = clock.tick()
-                state["seconds"] = clock.seconds
-                if due:
-                    self._log(stage, figures)
-                    self.save(stage, optimiser)
-                    figures.clear()
-                    clock.restart()
-                    bar.n = round(clock.minutes, 1)
-                    bar.refresh()
+
+        def training_step() -> Figures:
+            state["seconds"] = clock.seconds
+            fall = cosine_fall(clock.progress, RATE_FLOOR)
+            optimiser.param_groups[0]["lr"] = config.learning_rate * warm_up(state["step"]) * fall
+            batch = stored.batch(config.batch, rng) if stored else self.batch(pairs, config, rng)
+            loss, found = self.loss_of(stage, batch, config)
+            descend(loss, optimiser, trained)
+            self._average(state["step"])
+            state["step"] += 1
+            return dict(zip(LOG_COLUMNS[stage], found, strict=True))
+
+        def checkpoint(means: dict[str, float]) -> None:
+            state["seconds"] = clock.seconds
+            head = {"step": state["step"], "minutes": round(clock.minutes, 2)}
+            append_row(self.folder / f"{stage}.csv", head | {name: round(v, 5) for name, v in means.items()})
+            self.save(stage, optimiser)
+
+        train(clock, training_step, checkpoint, show)
         self.net.load_state_dict(self.mean.state_dict())  # later stages build on the averaged weights
         state["finished"] = True
         self.optimiser = None
@@ -385,11 +384,3 @@ class CompensatorTrainer:
         trained = [(ours, theirs) for ours, theirs in pairs if theirs.requires_grad]
         follow([ours for ours, _ in trained], [theirs for _, theirs in trained], training_step)
         self.mean.z_deviation.copy_(self.net.z_deviation)
-
-    def _log(self, stage: str, figures: Sequence[Sequence[float]]) -> None:
-        """Append a row with the means of the figures, ignoring NaN, to the stage's log."""
-        state = self.done[stage]
-        seen = [[value for value in column if not math.isnan(value)] for column in zip(*figures, strict=True)]
-        means = [round(sum(column) / len(column), 5) if column else "" for column in seen]
-        head = {"step": state["step"], "minutes": round(state["seconds"] / 60, 2)}
-        append_row(self.folder / f"{stage}.csv", head | dict(zip(LOG_COLUMNS[stage], means, strict=True)))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,11 +31,13 @@ from perigee.training.run import (
     ADAM_BETAS,
     CHECKPOINT_FILE,
     Clock,
+    ahead,
     append_row,
     cosine_fall,
     descend,
     follow,
     save_checkpoint,
+    train,
     warm_up,
 )
 
@@ -201,32 +203,17 @@ class SynthesisTrainer:
 
     def run(self, sampler: ComponentSampler, validation: list[FloatArray], show: bool = False) -> None:
         """Train until the time budget is spent; write the log and the checkpoint on the way. ``show`` draws a progress bar."""
-        from tqdm import tqdm
-
-        clock = self.clock
-        if clock.spent:
-            return
         stream = self.examples.batches(sampler, np.random.default_rng(self.seed + self.step))
-        budget = round(clock.budget_s / 60, 1)
-        with ThreadPoolExecutor(1) as pool, tqdm(total=budget, unit="min", disable=not show) as bar:
-            following = pool.submit(next, stream)
-            clock.restart()
-            total, counted = 0.0, 0
-            while True:
-                example, crop = following.result()
-                following = pool.submit(next, stream)
-                total += self.train_step(example, crop)
-                counted += 1
-                if clock.tick():
-                    row = {"step": self.step, "minutes": round(clock.minutes, 2), "left": round(total / counted, 4)}
-                    append_row(self.folder / "log.csv", row | self.gains(validation))
-                    self.save()
-                    bar.n = round(clock.minutes, 1)
-                    bar.refresh()
-                    total, counted = 0.0, 0
-                    if clock.spent:
-                        return
-                    clock.restart()
+        made = ahead(lambda: next(stream))
+
+        def checkpoint(means: dict[str, float]) -> None:
+            head = {"step": self.step, "minutes": round(self.clock.minutes, 2)}
+            rounded = {name: round(value, 4) for name, value in means.items()}
+            append_row(self.folder / "log.csv", head | rounded | self.gains(validation))
+            self.save()
+
+        with closing(made):
+            train(self.clock, lambda: {"left": self.train_step(*next(made))}, checkpoint, show)
 
     @torch.no_grad()
     def gains(self, crops: list[FloatArray]) -> dict[str, float]:

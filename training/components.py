@@ -6,7 +6,7 @@ See ``run`` for the clock and the checkpoints, and ``bands`` for the crops.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,11 +33,14 @@ from perigee.training.run import (
     ADAM_BETAS,
     CHECKPOINT_FILE,
     Clock,
+    Figures,
+    ahead,
     append_row,
     cosine_fall,
     descend,
     follow,
     save_checkpoint,
+    train,
     warm_up,
 )
 
@@ -203,8 +206,8 @@ class ComponentTrainer:
             },
         )
 
-    def train_step(self, batch: Batch) -> tuple[float, float]:
-        """Take one training step; return bits a sample and the loss."""
+    def train_step(self, batch: Batch) -> Figures:
+        """Take one training step; return bits a sample and the logarithm of the cost."""
         progress = self.clock.progress
         self.codec.prior.quantised = progress >= self.quantise_from
         for group in self.optimiser.param_groups:
@@ -215,42 +218,22 @@ class ComponentTrainer:
         descend(loss, self.optimiser, list(self.codec.parameters()))
         follow(self.mean.parameters(), self.codec.parameters(), self.step)
         self.step += 1
-        return float((costs.bits.detach() / costs.samples).mean()), float(torch.log(cost.detach()).mean())
+        bits = float((costs.bits.detach() / costs.samples).mean())
+        return {"bits": bits, "cost": float(torch.log(cost.detach()).mean())}
 
     def run(self, sampler: ComponentSampler, validation: list[FloatArray], show: bool = False) -> None:
         """Train until the time budget is spent; write the log and the checkpoint on the way. ``show`` draws a progress bar."""
-        from tqdm import tqdm
-
-        clock = self.clock
-        if clock.spent:
-            return
         stream = batches(sampler, np.random.default_rng(self.seed + self.step))
-        budget = round(clock.budget_s / 60, 1)
-        with ThreadPoolExecutor(1) as pool, tqdm(total=budget, unit="min", disable=not show) as bar:
-            following = pool.submit(next, stream)
-            clock.restart()
-            sums, counted = np.zeros(2), 0
-            while True:
-                batch = following.result()
-                following = pool.submit(next, stream)
-                sums += self.train_step(batch)
-                counted += 1
-                if clock.tick():
-                    row = {
-                        "step": self.step,
-                        "minutes": round(clock.minutes, 2),
-                        "bits": round(sums[0] / counted, 4),
-                        "cost": round(sums[1] / counted, 4),
-                    }
-                    measured = evaluate(self.mean, validation, self.codec.prior.quantised) if validation else {}
-                    append_row(self.folder / "log.csv", row | measured)
-                    self.save()
-                    bar.n = round(clock.minutes, 1)
-                    bar.refresh()
-                    sums, counted = np.zeros(2), 0
-                    if clock.spent:
-                        return
-                    clock.restart()
+        made = ahead(lambda: next(stream))
+
+        def checkpoint(means: dict[str, float]) -> None:
+            head = {"step": self.step, "minutes": round(self.clock.minutes, 2)}
+            measured = evaluate(self.mean, validation, self.codec.prior.quantised) if validation else {}
+            append_row(self.folder / "log.csv", head | {name: round(v, 4) for name, v in means.items()} | measured)
+            self.save()
+
+        with closing(made):
+            train(self.clock, lambda: self.train_step(next(made)), checkpoint, show)
 
 
 @torch.no_grad()

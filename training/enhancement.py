@@ -7,12 +7,11 @@ together with the network. See ``run`` for the clock and the checkpoints, and ``
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,11 +26,13 @@ from perigee.training.run import (
     ADAM_BETAS,
     CHECKPOINT_FILE,
     Clock,
+    ahead,
     append_row,
     cosine_fall,
     descend,
     follow,
     save_checkpoint,
+    train,
     warm_up,
 )
 
@@ -157,31 +158,12 @@ class EnhancementTrainer:
 
     def run(self, pairs: Pairs, show: bool = False) -> None:
         """Train until the time budget is spent; write the log and the checkpoint on the way. ``show`` draws a progress bar."""
-        from tqdm import tqdm
+        batches = ahead(lambda: pairs.batch(CROPS, SIDE))
 
-        clock = self.clock
-        if clock.spent:
-            return
-        budget = round(clock.budget_s / 60, 1)
-        with ThreadPoolExecutor(1) as pool, tqdm(total=budget, unit="min", disable=not show) as bar:
-            following = pool.submit(pairs.batch, CROPS, SIDE)
-            clock.restart()
-            total: list[float] = []
-            while True:
-                batch = following.result()
-                following = pool.submit(pairs.batch, CROPS, SIDE)
-                total.append(self.train_step(*batch))
-                if clock.tick():
-                    row = {
-                        "step": self.step,
-                        "minutes": round(clock.minutes, 2),
-                        "left": round(float(np.mean(total)), 4),
-                    }
-                    append_row(self.folder / "log.csv", row)
-                    self.save()
-                    bar.n = round(clock.minutes, 1)
-                    bar.refresh()
-                    total = []
-                    if clock.spent:
-                        return
-                    clock.restart()
+        def checkpoint(means: dict[str, float]) -> None:
+            head = {"step": self.step, "minutes": round(self.clock.minutes, 2)}
+            append_row(self.folder / "log.csv", head | {name: round(value, 4) for name, value in means.items()})
+            self.save()
+
+        with closing(batches):
+            train(self.clock, lambda: {"left": self.train_step(*next(batches))}, checkpoint, show)

@@ -7,8 +7,7 @@ The learning rate follows a cosine over the time budget, and the prior is traine
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,12 +27,15 @@ from perigee.training.run import (
     ADAM_BETAS,
     CHECKPOINT_FILE,
     Clock,
+    Figures,
+    ahead,
     append_row,
     cosine_fall,
     descend,
     follow,
     half_precision,
     save_checkpoint,
+    train,
     warm_up,
 )
 
@@ -90,17 +92,6 @@ def _to_tensor(pixels: np.ndarray[Any, Any], device: torch.device) -> Tensor:
     """Return images uint8 [N, H, W, 3] as float32 [N, 3, H, W] in 0..1 on a device."""
     x = torch.from_numpy(np.ascontiguousarray(pixels).copy()).to(device, non_blocking=True)
     return x.permute(0, 3, 1, 2).float().div_(255).contiguous(memory_format=torch.channels_last)
-
-
-def _batches(sampler: CropSampler, config: TrainingConfig, seed: int) -> Iterator[np.ndarray[Any, Any]]:
-    """Yield batches of crops for ever; a thread prepares the next batch while the last one is used."""
-    rng = np.random.default_rng(seed)
-    with ThreadPoolExecutor(1) as pool:
-        following = pool.submit(sampler.batch, config.batch, config.crop, rng)
-        while True:
-            ready = following.result()
-            following = pool.submit(sampler.batch, config.batch, config.crop, rng)
-            yield ready
 
 
 class Trainer:
@@ -194,7 +185,7 @@ class Trainer:
         there = low + drawn[0] * (high - low)
         return torch.where(drawn[1] < RATES_SHARE, there, P.QUALITY_STEPS * drawn[2]).round()
 
-    def train_step(self, x: Tensor, generator: torch.Generator) -> tuple[float, float]:
+    def train_step(self, x: Tensor, generator: torch.Generator) -> Figures:
         """Take one training step on images [N, 3, H, W] in 0..1; return bits per pixel and squared error, means of the batch."""
         codec, config, progress = self.codec, self.config, self.clock.progress
         codec.prior.quantised = progress >= config.quantise_from or bool(config.only)
@@ -217,7 +208,7 @@ class Trainer:
         descend(loss, self.optimiser, [p for p in codec.parameters() if p.requires_grad])
         follow(self.mean.parameters(), codec.parameters(), self.training_step)
         self.training_step += 1
-        return bpp.detach().mean().item(), mse.detach().mean().item()
+        return {"bpp": bpp.detach().mean().item(), "mse": mse.detach().mean().item()}
 
     def run(self, training: ImageSet, validation: ImageSet, weights: dict[str, float], show: bool) -> None:
         """Train until the time budget is spent, and write the log and the checkpoint on the way.
@@ -225,36 +216,26 @@ class Trainer:
         Nothing is done where the budget is spent already. ``weights`` multiply the probabilities of sources by name; ``show``
         draws a progress bar on stderr.
         """
-        from tqdm import tqdm
-
-        config, clock = self.config, self.clock
-        if clock.spent:
+        if self.clock.spent:
             return
         if self.projects:
             self.codec.enable_projection()
             self.mean.enable_projection()
-        sampler = CropSampler(training, weights)
-        generator = torch.Generator().manual_seed(config.seed + self.training_step)
-        clock.restart()
-        sums = np.zeros(2)
-        counted = 0
-        with tqdm(total=config.minutes, initial=round(clock.minutes, 1), unit="min", disable=not show) as bar:
-            for pixels in _batches(sampler, config, config.seed + self.training_step):
-                sums += self.train_step(_to_tensor(pixels, self.device), generator)
-                counted += 1
-                if clock.tick():
-                    row = self._log_row(sums / counted, validation)
-                    bar.n = round(clock.minutes, 1)
-                    validated = row[self.codec.config.analyses[-1]]
-                    bar.set_postfix_str(f"step {self.training_step} validation {validated}")
-                    self.save()
-                    sums[:], counted = 0, 0
-                    if clock.spent:
-                        return
-                    clock.restart()
+        sampler, seed = CropSampler(training, weights), self.config.seed + self.training_step
+        generator, rng = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
+        batches = ahead(lambda: sampler.batch(self.config.batch, self.config.crop, rng))
 
-    def _log_row(self, means: np.ndarray[Any, Any], validation: ImageSet) -> dict[str, Any]:
-        """Evaluate the averaged weights, append a row to the log and return it; without validation images its cells are empty."""
+        def checkpoint(means: dict[str, float]) -> None:
+            self._log(means, validation)
+            self.save()
+
+        with closing(batches):
+            train(
+                self.clock, lambda: self.train_step(_to_tensor(next(batches), self.device), generator), checkpoint, show
+            )
+
+    def _log(self, means: dict[str, float], validation: ImageSet) -> None:
+        """Evaluate the averaged weights and append a row to the log; without validation images its cells are empty."""
         quantised, analyses = self.codec.prior.quantised, self.codec.config.analyses
         if validation.images:
             results = {name: evaluate(self.mean, validation, quantised, name, VALIDATION_IMAGES) for name in analyses}
@@ -267,13 +248,12 @@ class Trainer:
         row = {
             "step": self.training_step,
             "minutes": round(self.clock.minutes, 2),
-            "bpp": round(float(means[0]), 4),
-            "mse": round(float(means[1]), 6),
+            "bpp": round(means["bpp"], 4),
+            "mse": round(means["mse"], 6),
             "quantised": int(self.codec.prior.quantised),
             **measured,
         }
         append_row(self.folder / "log.csv", row)
-        return row
 
 
 @torch.no_grad()

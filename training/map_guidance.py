@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
+from perigee.bitstream.arrays import Array
 from perigee.bitstream.errors import Fault
 from perigee.models.checkpoint import CheckpointError, read_checkpoint, read_weights
 from perigee.models.compensation.compensator import Compensator, CompensatorConfig
@@ -30,12 +30,14 @@ from perigee.training.run import (
     ADAM_BETAS,
     CHECKPOINT_FILE,
     Clock,
+    Figures,
     append_row,
     cosine_fall,
     descend,
     follow,
     half_precision,
     save_checkpoint,
+    train,
     warm_up,
 )
 
@@ -118,26 +120,22 @@ class GuideTrainer:
     def run(self, pairs: MapPairs, show: bool) -> None:
         """Train until the time is spent; ``show`` draws a progress bar."""
         rng = np.random.default_rng([self.config.seed, self.step])
-        figures: list[list[float]] = []
-        self.clock.restart()
-        with tqdm(total=self.config.minutes, unit="min", disable=not show) as bar:
-            while not self.clock.spent:
-                arrays = pairs.batch(BATCH, SIDE, rng)
-                batch = {name: torch.from_numpy(np.ascontiguousarray(a)).float() for name, a in arrays.items()}
-                batch["image"] = batch["image"] / 255
-                fall = cosine_fall(self.clock.progress, RATE_FLOOR)
-                self.optimiser.param_groups[0]["lr"] = self.config.learning_rate * warm_up(self.step) * fall
-                loss, found = self.loss_of(batch)
-                descend(loss, self.optimiser, list(self.guide.parameters()))
-                follow(self.mean.parameters(), self.guide.parameters(), self.step)
-                self.step += 1
-                figures.append(found)
-                if self.clock.tick():
-                    means = [round(float(v), 5) for v in np.mean(figures, 0)]
-                    head = {"step": self.step, "minutes": round(self.clock.minutes, 2)}
-                    append_row(self.folder / "guide.csv", head | dict(zip(COLUMNS, means, strict=True)))
-                    self.save()
-                    figures.clear()
-                    bar.n = round(self.clock.minutes, 1)
-                    bar.refresh()
-                    self.clock.restart()
+
+        def checkpoint(means: dict[str, float]) -> None:
+            head = {"step": self.step, "minutes": round(self.clock.minutes, 2)}
+            append_row(self.folder / "guide.csv", head | {name: round(value, 5) for name, value in means.items()})
+            self.save()
+
+        train(self.clock, lambda: self.train_step(pairs.batch(BATCH, SIDE, rng)), checkpoint, show)
+
+    def train_step(self, arrays: dict[str, Array]) -> Figures:
+        """Take one training step; return the figures of the log."""
+        batch = {name: torch.from_numpy(np.ascontiguousarray(a)).float() for name, a in arrays.items()}
+        batch["image"] = batch["image"] / 255
+        fall = cosine_fall(self.clock.progress, RATE_FLOOR)
+        self.optimiser.param_groups[0]["lr"] = self.config.learning_rate * warm_up(self.step) * fall
+        loss, found = self.loss_of(batch)
+        descend(loss, self.optimiser, list(self.guide.parameters()))
+        follow(self.mean.parameters(), self.guide.parameters(), self.step)
+        self.step += 1
+        return dict(zip(COLUMNS, found, strict=True))

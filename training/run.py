@@ -1,4 +1,4 @@
-"""What all training runs share: a clock, the learning rate, averaged weights, a log, and checkpoints.
+"""What all training runs share: the loop, a clock, the learning rate, averaged weights, a log, and checkpoints.
 
 A run lives in a folder. It is driven by a time budget instead of a number of training steps: the clock sums the time of all
 parts of a run that was interrupted and resumed, and the learning rate follows it. A checkpoint holds everything that is
@@ -10,9 +10,10 @@ from __future__ import annotations
 import csv
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,6 +26,8 @@ WARM_UP_STEPS = 100
 DECAY_MAX = 0.999  # of the averaged weights
 ADAM_BETAS = (0.9, 0.99)
 GRADIENT_NORM_MAX = 1.0
+T = TypeVar("T")
+Figures = Mapping[str, float]  # of the log, by the names of its columns
 
 
 class Clock:
@@ -98,6 +101,50 @@ def follow(mean: Iterable[Tensor], weights: Iterable[Tensor], training_step: int
     torch._foreach_lerp_(list(mean), list(weights), 1 - decay)
 
 
+def ahead(make: Callable[[], T]) -> Generator[T]:
+    """Yield what ``make`` returns, again and again; a thread makes the next one while the last one is used. Close it at the end."""
+    with ThreadPoolExecutor(1) as pool:
+        following = pool.submit(make)
+        while True:
+            ready = following.result()
+            following = pool.submit(make)
+            yield ready
+
+
+def train(
+    clock: Clock,
+    training_step: Callable[[], Figures],
+    checkpoint: Callable[[dict[str, float]], None],
+    show: bool = False,
+) -> None:
+    """Take training steps until the time budget is spent; nothing is done where it is spent already.
+
+    Whenever a checkpoint is due, ``checkpoint`` is called with the means of the steps' figures since the last one, in which NaN does not
+    count, and the time that it takes does not count either. ``show`` draws a progress bar on stderr.
+    """
+    from tqdm import tqdm
+
+    figures: list[Figures] = []
+    clock.restart()
+    with tqdm(
+        total=round(clock.budget_s / 60, 1), initial=round(clock.minutes, 1), unit="min", disable=not show
+    ) as bar:
+        while not clock.spent:
+            figures.append(training_step())
+            if clock.tick():
+                checkpoint(_means(figures))
+                figures.clear()
+                bar.n = round(clock.minutes, 1)
+                bar.refresh()
+                clock.restart()
+
+
+def _means(figures: Sequence[Figures]) -> dict[str, float]:
+    """Return the mean of each column without NaN, and NaN where nothing else is there."""
+    known = {name: [row[name] for row in figures if not math.isnan(row[name])] for name in figures[0]}
+    return {name: sum(values) / len(values) if values else math.nan for name, values in known.items()}
+
+
 def save_checkpoint(folder: Path, state: Mapping[str, Any]) -> None:
     """Write a run's checkpoint atomically: a crash while writing leaves the previous one in place."""
     with replacing(folder / CHECKPOINT_FILE) as part:
@@ -105,8 +152,9 @@ def save_checkpoint(folder: Path, state: Mapping[str, Any]) -> None:
 
 
 def append_row(path: Path, row: Mapping[str, Any]) -> None:
-    """Append a row to a CSV log, below a header of the row's names where the file is new."""
+    """Append a row to a CSV log, below a header of the row's names where the file is new; the cell of a NaN is empty."""
     fresh = not path.exists()
+    row = {name: "" if isinstance(value, float) and math.isnan(value) else value for name, value in row.items()}
     with path.open("a", newline="", encoding="utf-8") as handle:
         writer = csv.writer(handle)
         if fresh:

@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from perigee.bitstream.arrays import FloatArray
 from perigee.models.checkpoint import read_checkpoint
@@ -27,6 +26,7 @@ from perigee.training.run import (
     follow,
     half_precision,
     save_checkpoint,
+    train,
     warm_up,
 )
 
@@ -116,33 +116,25 @@ class SegmenterTrainer:
     def run(self, tiles: Sequence[MapTile], held_out: Sequence[MapTile], show: bool) -> None:
         """Train until the time is spent; the log has the overlap (IoU) of each class on the tiles that are held out."""
         crops = CropsWithMaps(tiles, self.seed + self.step)
-        self.clock.restart()
-        total: list[float] = []
-        with tqdm(total=round(self.clock.budget_s / 60, 1), unit="min", disable=not show) as bar:
-            while not self.clock.spent:
-                images, masks, known = crops.batch(BATCH, SIDE)
-                fall = cosine_fall(self.clock.progress, RATE_FLOOR)
-                self.optimiser.param_groups[0]["lr"] = self.rate * warm_up(self.step) * fall
-                with torch.autocast("cpu", torch.bfloat16, enabled=self.half):
-                    logits = self.network(images).float()
-                loss = loss_of(logits, masks, known)
-                descend(loss, self.optimiser, list(self.network.parameters()))
-                follow(self.mean.parameters(), self.network.parameters(), self.step)
-                self.step += 1
-                total.append(loss.item())
-                if self.clock.tick():
-                    found = {name: round(value, 4) for name, value in overlaps(self.mean, held_out).items()}
-                    head = {
-                        "step": self.step,
-                        "minutes": round(self.clock.minutes, 2),
-                        "loss": round(float(np.mean(total)), 4),
-                    }
-                    append_row(self.folder / "log.csv", head | found)
-                    self.save()
-                    total.clear()
-                    bar.n = round(self.clock.minutes, 1)
-                    bar.refresh()
-                    self.clock.restart()
+
+        def checkpoint(means: dict[str, float]) -> None:
+            found = {name: round(value, 4) for name, value in (means | overlaps(self.mean, held_out)).items()}
+            append_row(self.folder / "log.csv", {"step": self.step, "minutes": round(self.clock.minutes, 2)} | found)
+            self.save()
+
+        train(self.clock, lambda: {"loss": self.train_step(*crops.batch(BATCH, SIDE))}, checkpoint, show)
+
+    def train_step(self, images: Tensor, masks: Tensor, known: Tensor) -> float:
+        """Take one training step; return the loss."""
+        fall = cosine_fall(self.clock.progress, RATE_FLOOR)
+        self.optimiser.param_groups[0]["lr"] = self.rate * warm_up(self.step) * fall
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.half):
+            logits = self.network(images).float()
+        loss = loss_of(logits, masks, known)
+        descend(loss, self.optimiser, list(self.network.parameters()))
+        follow(self.mean.parameters(), self.network.parameters(), self.step)
+        self.step += 1
+        return loss.item()
 
 
 @torch.no_grad()

@@ -66,7 +66,7 @@ def test_it_learns_resumes_and_leaves_its_weights(folder, tmp_path, capsys, monk
     monkeypatch.setattr(segmenter, "BATCH", 4)
     monkeypatch.setattr(segmenter, "SIDE", 64)
     run, out = tmp_path / "run", tmp_path / "out"
-    common = [str(run), "--data", str(folder), "--hold-out", "3.*", "--threads", "2", "--learning-rate", "3e-3"]
+    common = [str(run), "--data", str(folder), "--hold-out", "3.*", "--threads", "1", "--learning-rate", "3e-3"]
     assert segmenter_cli.main([*common, "--minutes", "0.15"]) == 0
     assert "3 tiles, 1 held out; from training step 0" in capsys.readouterr().err
     assert segmenter_cli.main([*common, "--minutes", "0.3", "--export", str(out)]) == 0
