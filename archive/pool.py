@@ -39,11 +39,11 @@ class _Actor:
         from perigee.ground.environment import own_environment
 
         own_environment("perigee-archive")
-        self._failure: PerigeeError | None = None
+        self._failure: Exception | None = None
         try:
             backend, _ = choose(engine, device, threads)
             self._worker = Worker(work, threads, backend, temporary)
-        except PerigeeError as error:
+        except (PerigeeError, OSError) as error:  # such as a map that is not on this machine
             self._failure = error
 
     def ready(self) -> str | None:

@@ -23,8 +23,10 @@ from perigee.bitstream.manifest import MANIFEST_FILE, manifests_in
 from perigee.engines.backend import Backend
 from perigee.ground.enhancing import Wish
 from perigee.ground.library import Library
+from perigee.ground.maps.reading import BYTES_MAX as MAP_BYTES_MAX
 from perigee.ground.orders import IMAGE, STAC, Order, OrderLimits
 from perigee.ground.work import Task, perform
+from perigee.support.files import read_bounded
 
 DECODE, ENHANCE, ENCODE = "decode", "enhance", "encode"
 SUFFIXES = {DECODE: (".peri",), ENHANCE: (".jp2", ".j2k", ".jpg", ".jpeg", ".tif", ".tiff"), ENCODE: (".tif", ".tiff")}
@@ -66,7 +68,7 @@ class Work:
             for path in manifests_in(Path(one))
         ]
         if self.guide:
-            own.append(hashlib.sha256(Path(self.guide).read_bytes()).hexdigest())
+            own.append(hashlib.sha256(read_bounded(Path(self.guide), MAP_BYTES_MAX)).hexdigest())
         return json.dumps([self.kind, perigee.__version__, about, own], sort_keys=True)
 
 

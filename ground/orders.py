@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from perigee.bitstream import format as fmt
-from perigee.bitstream.errors import Fault, OrderError, TooLargeError
+from perigee.bitstream.errors import CompensationError, Fault, OrderError, TooLargeError
 from perigee.bitstream.parsing import parse_stream
 from perigee.bitstream.version2 import VERSION, ComponentStream, version_of
 from perigee.bitstream.version2_parsing import parse_component_stream
@@ -175,8 +175,9 @@ class Made(NamedTuple):
     @property
     def buildings(self) -> dict[str, int] | None:
         """How many buildings of the map are supported, unsupported and contradicted; None without a map."""
-        support = self.source.support if isinstance(self.source, CompensatedSource) else None
-        return None if support is None else support.counts
+        source = self.source
+        drawn = isinstance(source, CompensatedSource) and source.active and source.support is not None
+        return source.support.counts if drawn else None  # type: ignore[union-attr]
 
     def warnings(self) -> list[str]:
         """Lines for people: what was not compensated, was decoded from a cut, or was lost."""
@@ -215,7 +216,15 @@ def open_source(
     """
     classes = classes_from_json(order.map_classes) if order.map_classes else None
     found = None if guide is None else read_map(guide, classes)
+    if classes is not None and found is None:
+        raise CompensationError(
+            "a mapping of classes is for a map, and none was given", Fault.MISSING, field="map", expected="a map"
+        )
     if version_of(data) == VERSION:
+        if found is not None:
+            raise CompensationError(
+                "streams of format version 2 are not guided by a map", Fault.MISFIT, field="map", expected="no map"
+            )
         components = parse_component_stream(data, damaged=order.damaged)
         return library.component_source(components, order.damaged, order.compensation, order.effort == FAST)
     stream = parse_stream(data, damaged=order.damaged)
@@ -269,6 +278,8 @@ def make(
         writing = _half(progress, 1)
     view = order.view(source)
     check_size(view, limits)
+    if isinstance(source, CompensatedSource) and source.support is not None:
+        source.support.product = view.region
     trusted = check_trust(source, view) if TRUST in order.products else None
     if order.format == "png" and IMAGE in order.products:
         check_png(source)
@@ -308,7 +319,7 @@ def _described(
         "lost": source.report.lost,
         "notes": source.report.notes,
     }
-    if isinstance(source, CompensatedSource) and source.support is not None:
+    if isinstance(source, CompensatedSource) and source.active and source.support is not None:
         found |= {"map": source.support.report()}
     # JSON has no NaN
     plain: dict[str, Any] = json.loads(json.dumps(found, default=str), parse_constant=lambda _: None)

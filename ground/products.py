@@ -240,7 +240,7 @@ def write_cog(
 def write_png(
     path: Path, source: ImageSource, view: View, progress: Progress | None = None, unknown_crs: str = "refuse"
 ) -> None:
-    """Write a PNG of the bands of :func:`png_view`, 8 or 16 bits; an alpha band where samples may be invalid.
+    """Write a PNG of the bands of :func:`png_view`, 8 or 16 bits; an alpha band where samples may be invalid. Its text chunks are the product's tags.
 
     Raises OrderError for int16 and float32, and what :func:`write_cog` raises.
     """
@@ -248,7 +248,7 @@ def write_png(
     opacity = source.has_gaps or source.metadata.alpha_band is not None
     with _plain_beside(path) as plain, _told():
         _write_plain(plain, source, png_view(view), progress, unknown_crs, opacity)
-        _copy(plain, path, driver="PNG")
+        _copy(plain, path, driver="PNG", WRITE_METADATA_AS_TEXT="YES")
 
 
 def png_view(view: View) -> View:

@@ -1,35 +1,43 @@
 """Reads a vector map: GeoJSON (RFC 7946, and the older form with a CRS), or GeoPackage and FlatGeobuf by pyogrio.
 
-A file is bounded in bytes, objects and vertices before it is drawn. What has no area (points, rings of fewer than three vertices) and objects of
-no class are left out and counted.
+A map may come from anybody. It is bounded in bytes, objects and vertices before it is drawn, its CRS is one of a registry (a name that leads
+to a file or an address is not followed), and its texts are made harmless.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections import Counter
+import re
+import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import rasterio.errors
 from rasterio.crs import CRS
 
 from perigee.bitstream.errors import Fault, LimitError, MapError
 from perigee.bitstream.map_planes import MAP_CLASSES
-from perigee.ground.maps.classes import Classes, width_of
+from perigee.ground.maps import objects
+from perigee.ground.maps.classes import Classes
+from perigee.ground.maps.objects import Collector, Part
+from perigee.ground.maps.texts import plain
+from perigee.support.files import read_bounded
 
 BYTES_MAX = 64 << 20
-OBJECTS_MAX = 500_000
-VERTICES_MAX = 4_000_000
+BRACES_MAX = 2_000_000  # objects of JSON, of which every one takes memory
 WGS84 = CRS.from_epsg(4326)
-MAP_STEM = "map"
+MAP_STEM, SUFFIXES = "map", (".geojson", ".gpkg", ".fgb")
 DEGREES = (180.0, 90.0)  # largest longitude and latitude
+METRES = 1e8  # largest coordinate of another CRS: twice the way around the Earth; PROJ needs hours for 1e20
 SQLITE, FLATGEOBUF = b"SQLite format 3\0", b"fgb"
+CRS_NAME = re.compile(
+    r"(?:urn:ogc:def:crs:|https?://www\.opengis\.net/def/crs/)?(EPSG|OGC)[:/](?:[0-9.]*[:/])?(CRS84|[0-9]{4,6})", re.I
+)
 OSM, OSM_LICENCE = "OpenStreetMap", "(c) OpenStreetMap contributors, ODbL 1.0"
 NOTES = {  # what a file may say of itself, by the names of its members
     "source": ("source", "generator", "name"),
@@ -37,29 +45,21 @@ NOTES = {  # what a file may say of itself, by the names of its members
     "attribution": ("attribution", "copyright"),
     "date": ("timestamp", "date"),
 }
-NOTE_MAX = 200  # characters
-Points = npt.NDArray[np.float64]  # [n, 2]: x and y in the map's CRS
-
-
-@dataclass(frozen=True)
-class Part:
-    """A polygon with its holes, or a line of some width, of the object with this number and class (of ``MAP_CLASSES``)."""
-
-    number: int
-    kind: int
-    rings: tuple[Points, ...]
-    width_m: float | None = None  # of a line
 
 
 @dataclass(frozen=True)
 class VectorMap:
-    """A map that was read: parts in its CRS, what it says of itself, the digest of its file, and what was left out, by reason."""
+    """A map that was read: parts in its CRS, what it says of itself, the digest of its file, and what was left out, by reason.
+
+    ``classes`` is the digest of a mapping of classes, empty without one.
+    """
 
     parts: tuple[Part, ...]
     crs: CRS
     digest: str
     notes: Mapping[str, str]
     left_out: Mapping[str, int] = field(default_factory=dict)
+    classes: str = ""
 
     @property
     def objects(self) -> int:
@@ -69,21 +69,23 @@ class VectorMap:
 
 def read_map(path: Path, classes: Classes | None = None) -> VectorMap:
     """Read a map. Raises MapError for a file that is none or has nothing to draw, LimitError for one that is too large, and OSError."""
-    size = path.stat().st_size
-    if size > BYTES_MAX:
+    try:
+        data = read_bounded(path, BYTES_MAX)
+    except LimitError as error:
         raise LimitError(
-            f"{path.name}: a map of {size} bytes; accepted are up to {BYTES_MAX}: cut it to the scene",
+            f"{path.name}: a map of more than {BYTES_MAX} bytes: cut it to the scene",
             field="map",
             expected=f"at most {BYTES_MAX} bytes",
-            found=size,
-        )
-    data = path.read_bytes()
+        ) from error
+    classes = classes or Classes()
     features: Iterable[Any]
     if data.startswith((SQLITE, FLATGEOBUF)):
-        features, crs, members = _by_pyogrio(path)
+        if data.startswith(SQLITE):
+            _check_tables(path)
+        features, crs, members = _by_pyogrio(path, classes)
     else:
         features, crs, members = _of_geojson(path.name, data)
-    collector = _Collector(path.name, classes or Classes())
+    collector = Collector(path.name, classes)
     for number, feature in enumerate(features):
         collector.add(number, feature)
     if not collector.parts:
@@ -91,11 +93,9 @@ def read_map(path: Path, classes: Classes | None = None) -> VectorMap:
         raise MapError(
             f"{path.name}: nothing to draw ({reasons})", Fault.MISSING, field="map", expected=", ".join(MAP_CLASSES)
         )
-    if crs == WGS84:
-        _check_degrees(path.name, collector.parts)
-    return VectorMap(
-        tuple(collector.parts), crs, hashlib.sha256(data).hexdigest()[:16], _notes(members), dict(collector.left_out)
-    )
+    _check_extent(path.name, collector.parts, crs)
+    digest = hashlib.sha256(data).hexdigest()[:16]
+    return VectorMap(tuple(collector.parts), crs, digest, _notes(members), dict(collector.left_out), classes.digest)
 
 
 def map_file_of(data: bytes) -> str:
@@ -104,12 +104,21 @@ def map_file_of(data: bytes) -> str:
     return MAP_STEM + suffix
 
 
+def map_file_in(folder: Path) -> Path | None:
+    """The map that is kept in a folder, None where there is none."""
+    return next((path for suffix in SUFFIXES if (path := folder / f"{MAP_STEM}{suffix}").is_file()), None)
+
+
 def _of_geojson(name: str, data: bytes) -> tuple[list[Any], CRS, Mapping[str, Any]]:
     """The features of a GeoJSON text, its CRS and its members."""
+    if data.count(b"{") > BRACES_MAX:
+        raise LimitError(
+            f"{name}: more than {BRACES_MAX} objects of JSON", field="map", expected=f"at most {BRACES_MAX}"
+        )
     try:
         found = json.loads(data)
     except (ValueError, RecursionError) as error:
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else plain(error)
         raise MapError(f"{name}: not a GeoJSON text ({reason})", Fault.UNREADABLE, field="map") from error
     kind = found.get("type") if isinstance(found, dict) else None
     if kind == "FeatureCollection":
@@ -124,25 +133,50 @@ def _of_geojson(name: str, data: bytes) -> tuple[list[Any], CRS, Mapping[str, An
             Fault.KIND,
             field="map",
             expected="FeatureCollection, Feature",
-            found=str(kind)[:NOTE_MAX],
+            found=plain(kind),
         )
-    return features, _crs_of(name, found.get("crs")), found
+    member = found.get("crs")
+    return features, WGS84 if member is None else _crs_of_member(name, member), found
 
 
-def _crs_of(name: str, member: Any) -> CRS:
-    """The CRS that the older form of GeoJSON names; WGS 84 where it names none."""
-    if member is None:
-        return WGS84
+def _crs_of_member(name: str, member: Any) -> CRS:
+    """The CRS that the older form of GeoJSON names. GDAL would also read a file or an address from such a name: only codes are accepted."""
+    properties = member.get("properties") if isinstance(member, dict) else None
+    text = properties.get("name") if isinstance(properties, dict) else None
+    code = CRS_NAME.fullmatch(text.strip()) if isinstance(text, str) else None
     try:
-        crs = CRS.from_user_input(member["properties"]["name"])
-    except (KeyError, TypeError, ValueError, rasterio.errors.CRSError) as error:
-        raise MapError(f"{name}: its CRS is not known ({str(error)[:NOTE_MAX]})", Fault.KIND, field="crs") from error
-    # "urn:ogc:def:crs:OGC:1.3:CRS84" is WGS 84 with longitude first, as GeoJSON has it anyway
-    return WGS84 if crs.is_geographic and crs.to_epsg() in (None, 4326) else crs
+        if code is not None:
+            # CRS84 is WGS 84 with longitude first, as GeoJSON has it anyway
+            return WGS84 if code[2].upper() == "CRS84" else CRS.from_epsg(int(code[2]))
+    except rasterio.errors.CRSError:
+        pass
+    raise MapError(
+        f"{name}: its CRS is not known ({plain(text)}); accepted are codes of EPSG such as EPSG:32633, and CRS84",
+        Fault.KIND,
+        field="crs",
+        expected="EPSG:CODE, CRS84",
+        found=plain(text),
+    )
 
 
-def _by_pyogrio(path: Path) -> tuple[Iterator[Any], CRS, Mapping[str, Any]]:
-    """The features of all layers of a GeoPackage or FlatGeobuf, which have one CRS, and no members."""
+def _check_tables(path: Path) -> None:
+    """Raise MapError for a GeoPackage with views, which may be computed without end."""
+    try:
+        with contextlib.closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro&immutable=1", uri=True)) as file:
+            views = [row[0] for row in file.execute("SELECT name FROM sqlite_master WHERE type = 'view'")]
+    except sqlite3.Error as error:
+        raise MapError(f"{path.name}: cannot be read ({plain(error)})", Fault.UNREADABLE, field="map") from error
+    if views:
+        raise MapError(
+            f"{path.name}: a GeoPackage with views ({plain(', '.join(map(str, views)))}); save what they show as layers",
+            Fault.KIND,
+            field="map",
+            expected="layers",
+        )
+
+
+def _by_pyogrio(path: Path, classes: Classes) -> tuple[Iterator[Any], CRS, Mapping[str, Any]]:
+    """The features of all layers of a GeoPackage or FlatGeobuf, which must have one CRS, and no members."""
     try:
         import pyogrio
         import shapely
@@ -154,31 +188,40 @@ def _by_pyogrio(path: Path) -> tuple[Iterator[Any], CRS, Mapping[str, Any]]:
             field="map",
             expected="GeoJSON",
         ) from error
+    layers: list[Any] = []
+    room = objects.OBJECTS_MAX + 1
     try:
-        layers = [
-            pyogrio.raw.read(path, layer=layer, max_features=OBJECTS_MAX + 1) for layer, _ in pyogrio.list_layers(path)
-        ]
-        crs = CRS.from_user_input(layers[0][0]["crs"] or WGS84)
+        for layer, geometry_type in pyogrio.list_layers(path):
+            if geometry_type is None:  # a table without geometry, such as QGIS's styles
+                continue
+            info = pyogrio.read_info(path, layer=layer)
+            fields = [name for name in info["fields"] if name in classes.attributes]
+            layers.append(pyogrio.raw.read(path, layer=layer, columns=fields, max_features=max(room, 1)))
+            if len(layers[-1][2]) < min(info["features"], max(room, 1)):
+                raise ValueError(f"the layer {layer} is cut short")  # told as the errors below
+            room -= len(layers[-1][2])
+        if not layers:
+            raise ValueError("it has no layer of shapes")
+        crs = [CRS.from_string(meta["crs"]) if meta["crs"] else WGS84 for meta, *_ in layers]
     except Exception as error:  # pyogrio's errors have no common base that is documented
-        raise MapError(
-            f"{path.name}: cannot be read ({str(error)[:NOTE_MAX]})", Fault.UNREADABLE, field="map"
-        ) from error
+        told = plain(str(error).replace(str(path), path.name))
+        raise MapError(f"{path.name}: cannot be read ({told})", Fault.UNREADABLE, field="map") from error
+    if any(one != crs[0] for one in crs):
+        raise MapError(f"{path.name}: its layers have different CRSs; save them in one", Fault.MISFIT, field="crs")
 
     def features() -> Iterator[Any]:
         for meta, _, geometries, columns in layers:
-            for row, geometry in enumerate(shapely.from_wkb(geometries)):
-                shape = None if geometry is None else mapping(geometry)
-                yield {
-                    "geometry": shape,
-                    "properties": {n: c[row] for n, c in zip(meta["fields"], columns, strict=True)},
-                }
+            for row, geometry in enumerate(shapely.from_wkb(geometries, on_invalid="ignore")):
+                values = {name: column[row] for name, column in zip(meta["fields"], columns, strict=True)}
+                yield {"geometry": None if geometry is None else mapping(geometry), "properties": values}
 
-    return features(), crs, {}
+    return features(), crs[0], {}
 
 
-def _check_degrees(name: str, parts: Iterable[Part]) -> None:
-    largest = np.max([np.abs(part.rings[0]).max(0) for part in parts], axis=0)
-    if (largest > DEGREES).any():
+def _check_extent(name: str, parts: Iterable[Part], crs: CRS) -> None:
+    """Raise MapError for coordinates that are none of the CRS's."""
+    largest = np.max([np.abs(ring).max(0) for part in parts for ring in part.rings], axis=0)
+    if crs.is_geographic and (largest > DEGREES).any():
         raise MapError(
             f"{name}: coordinates up to {largest[0]:.0f}, {largest[1]:.0f} are no degrees; a GeoJSON that is not in WGS 84 names its CRS in a member "
             "crs",
@@ -187,100 +230,24 @@ def _check_degrees(name: str, parts: Iterable[Part]) -> None:
             expected="longitudes to 180 and latitudes to 90 degrees",
             found=f"{largest[0]:.0f}, {largest[1]:.0f}",
         )
+    if largest.max() > METRES:
+        raise MapError(
+            f"{name}: coordinates up to {largest.max():.3g} lie on no map of the Earth",
+            Fault.RANGE,
+            field="map",
+            expected=f"coordinates up to {METRES:g}",
+            found=f"{largest.max():.3g}",
+        )
 
 
 def _notes(members: Mapping[str, Any]) -> dict[str, str]:
     """What a map says of its source, licence, attribution and date, for tags and STAC."""
     out: dict[str, str] = {}
     for note, names in NOTES.items():
-        value = next((members[n] for n in names if isinstance(members.get(n), str) and members[n]), None)
+        texts = (plain(members[n]) for n in names if isinstance(members.get(n), str))
+        value = next((text for text in texts if text), None)
         if value:
-            out[note] = " ".join(value.split())[:NOTE_MAX]
+            out[note] = value
     if OSM.lower() in " ".join(out.values()).lower():
         out.setdefault("licence", OSM_LICENCE)
     return out
-
-
-class _Collector:
-    """Features to parts, with limits."""
-
-    def __init__(self, name: str, classes: Classes) -> None:
-        self.parts: list[Part] = []
-        self.left_out: Counter[str] = Counter()
-        self._name, self._classes, self._vertices = name, classes, 0
-
-    def _wrong(self, number: int, reason: str) -> MapError:
-        return MapError(f"{self._name}: feature {number}: {reason}", Fault.SHAPE, field=f"feature {number}")
-
-    def add(self, number: int, feature: Any) -> None:
-        """Add the parts of a feature."""
-        if number >= OBJECTS_MAX:
-            raise LimitError(
-                f"{self._name}: more than {OBJECTS_MAX} features: cut the map to the scene",
-                field="map",
-                expected=f"at most {OBJECTS_MAX} features",
-            )
-        if not isinstance(feature, dict):
-            raise self._wrong(number, "not a Feature of GeoJSON")
-        attributes, geometry = feature.get("properties") or {}, feature.get("geometry")
-        if not isinstance(attributes, dict):
-            raise self._wrong(number, "its properties are no object")
-        name = self._classes.of(attributes)
-        if name is None:
-            self.left_out["without a class"] += 1
-        elif geometry is None:
-            self.left_out["without a geometry"] += 1
-        else:
-            width = width_of(name, attributes)
-            before = len(self.parts)
-            for rings, line in self._shapes(number, geometry):
-                self.parts.append(Part(number, MAP_CLASSES.index(name), rings, width if line else None))
-            self.left_out["without an area"] += len(self.parts) == before
-        self.left_out = +self.left_out  # without zeros
-
-    def _shapes(self, number: int, geometry: Any, depth: int = 0) -> Iterator[tuple[tuple[Points, ...], bool]]:
-        """Rings of each polygon, or the line, with whether it is one."""
-        kind = geometry.get("type") if isinstance(geometry, dict) else None
-        inside = geometry.get("coordinates", ()) if isinstance(geometry, dict) else ()
-        if kind == "GeometryCollection" and depth == 0:
-            for member in self._listed(number, geometry.get("geometries")):
-                yield from self._shapes(number, member, depth + 1)
-        elif kind in ("Polygon", "MultiPolygon"):
-            for polygon in [inside] if kind == "Polygon" else self._listed(number, inside):
-                rings = [self._points(number, ring) for ring in self._listed(number, polygon)]
-                if rings and len(rings[0]) > 2:
-                    yield tuple(ring for ring in rings if len(ring) > 2), False
-        elif kind in ("LineString", "MultiLineString"):
-            for line in [inside] if kind == "LineString" else self._listed(number, inside):
-                points = self._points(number, line)
-                if len(points) > 1:
-                    yield (points,), True
-        elif kind not in ("Point", "MultiPoint"):
-            raise self._wrong(number, f"its geometry is {str(kind)[:NOTE_MAX]}, which GeoJSON does not have here")
-
-    def _listed(self, number: int, value: Any) -> list[Any] | tuple[Any, ...]:
-        if not isinstance(value, list | tuple):
-            raise self._wrong(number, "its coordinates are nested otherwise than those of its type")
-        return value
-
-    def _points(self, number: int, value: Any) -> Points:
-        """Positions [n, 2]; heights are dropped."""
-        listed = self._listed(number, value)
-        self._vertices += len(listed)
-        if self._vertices > VERTICES_MAX:
-            raise LimitError(
-                f"{self._name}: more than {VERTICES_MAX} vertices: cut the map to the scene",
-                field="map",
-                expected=f"at most {VERTICES_MAX} vertices",
-            )
-        if not listed:
-            return np.zeros((0, 2))
-        try:
-            points = np.array([position[:2] for position in listed], np.float64)
-        except (TypeError, ValueError, KeyError, OverflowError) as error:
-            raise self._wrong(number, "a position is not two or three numbers") from error
-        if points.shape != (len(listed), 2):
-            raise self._wrong(number, "a position is not two or three numbers")
-        if not np.isfinite(points).all():
-            raise self._wrong(number, "a coordinate is not finite")
-        return points

@@ -29,9 +29,9 @@ from perigee.bitstream.errors import (
     UnknownJobError,
 )
 from perigee.ground.enhancing import Wish
-from perigee.ground.maps.reading import MAP_STEM, map_file_of
+from perigee.ground.maps.reading import map_file_in, map_file_of
 from perigee.ground.orders import FORMATS, Order, OrderLimits
-from perigee.ground.service.problems import Problem, problem_of
+from perigee.ground.service.problems import Problem, problem_of, sound
 from perigee.ground.service.workers import Workers
 from perigee.ground.service.workspace import LOCK, hold
 from perigee.ground.work import Task
@@ -101,7 +101,8 @@ def _levels(value: Any) -> int:
 
 
 def _told(problem: Problem) -> dict[str, Any]:
-    return {"status": problem.status, "detail": problem.detail, **problem.extra}
+    told: dict[str, Any] = sound({"status": problem.status, "detail": problem.detail, **problem.extra})
+    return told
 
 
 def _read(path: Path) -> State:
@@ -338,7 +339,7 @@ class Jobs:
             dict.fromkeys(order.products, path),
             self._limits,
             wish,
-            next(place.glob(f"{MAP_STEM}.*"), None),
+            map_file_in(place),
         )
         made = self._workers.perform(task, progress)
         if made.value is not None:

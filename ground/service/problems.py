@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import logging
 from typing import Any
 
@@ -75,7 +76,13 @@ def problem_response(problem: Problem) -> JSONResponse:
         "status": problem.status,
         "detail": problem.detail,
     }
-    return JSONResponse(body | problem.extra, problem.status, problem.headers, MEDIA_TYPE)
+    return JSONResponse(sound(body | problem.extra), problem.status, problem.headers, MEDIA_TYPE)
+
+
+def sound(value: Any) -> Any:
+    """JSON-ready values without what JSON in UTF-8 does not have: NaN becomes null, halves of surrogate pairs question marks."""
+    text = json.dumps(value, default=str, ensure_ascii=False).encode("utf-8", "replace")
+    return json.loads(text, parse_constant=lambda _: None)
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT)

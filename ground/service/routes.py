@@ -25,7 +25,7 @@ from perigee.ground.service.limits import Places, Settings
 from perigee.ground.service.metrics import Metrics
 from perigee.ground.service.parameters import enhancement_of, order_of, wish_of
 from perigee.ground.service.problems import Problem
-from perigee.ground.service.uploads import MAP_FIELD, Upload, read_map, read_upload
+from perigee.ground.service.uploads import FORM, MAP_FIELD, Upload, read_map, read_upload
 from perigee.ground.service.workers import Workers, described
 from perigee.ground.service.workspace import Workspace
 from perigee.ground.work import Result, Task
@@ -35,7 +35,7 @@ BODY_SCHEMA: dict[str, Any] = {
         "required": True,
         "content": {
             "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
-            "multipart/form-data": {
+            FORM: {
                 "schema": {
                     "type": "object",
                     "properties": {"file": {"type": "string", "format": "binary"}},
@@ -45,7 +45,6 @@ BODY_SCHEMA: dict[str, Any] = {
         },
     }
 }
-FORM = "multipart/form-data"
 _body = BODY_SCHEMA["requestBody"]["content"]
 _form = _body[FORM]["schema"]
 WITH_MAP_SCHEMA: dict[str, Any] = {
@@ -347,8 +346,7 @@ def _add_state(router: APIRouter, service: Service) -> None:
 
 def to_json(value: Any) -> JSONResponse:
     """JSON without NaN, which JSON does not have."""
-    plain = json.loads(json.dumps(value, default=str), parse_constant=lambda _: None)
-    return JSONResponse(plain)
+    return JSONResponse(problems.sound(value))
 
 
 def _with_findings(answer: Response, found: Result | State) -> Response:

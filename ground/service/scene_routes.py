@@ -267,7 +267,8 @@ def _add_work(router: APIRouter, service: Service, scenes: Scenes) -> None:
     @router.post("/{name}/decode", openapi_extra=MAP_SCHEMA, responses=PRODUCT | ANSWERS, response_class=Response)
     async def decode(name: str, request: Request, order: Annotated[Order, Depends(order_of)]) -> Response:
         """As /decode, of a scene that the service keeps. A form may have the part ``map``."""
-        sent = Upload(await to_thread.run_sync(scenes.data, name), await service.guide(request))
+        guide = await service.guide(request)
+        sent = Upload(await to_thread.run_sync(scenes.data, name), guide)
         with service.decodings.place():
             return await to_thread.run_sync(service.produce, order, sent, limiter=service.limiter)
 

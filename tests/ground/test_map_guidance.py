@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import rasterio
 import torch
+from PIL import Image
 from rasterio.io import MemoryFile
 from rasterio.transform import Affine
 
@@ -54,6 +55,7 @@ def place(profile, tiles, tmp_path_factory):
     (folder / "a.peri").write_bytes(perigee.encode(folder / "a.tif", 8))
     members = {"type": "FeatureCollection", "attribution": "(c) OpenStreetMap contributors"}
     (folder / "map.geojson").write_text(json.dumps(members | {"features": [building(30, 40, 90, 110)]}))
+    (folder / "classes.json").write_text('\ufeff{"water": {"building": "*"}}')
     (folder / "far.geojson").write_text(json.dumps(members | {"features": [building(9000, 40, 9060, 110)]}))
     return folder
 
@@ -114,8 +116,10 @@ def test_classes_of_ones_own(place, decode, tmp_path):
     mapping = tmp_path / "classes.json"
     mapping.write_text('{"water": {"building": "*"}}')
     built, _ = decode("built", "--compensation", "guided", "--map", place / "map.geojson")
-    flooded, _ = decode("flooded", "--compensation", "guided", "--map", place / "map.geojson", "--map-classes", mapping)
-    assert (built != flooded).any()
+    flooded, tags = decode(
+        "flooded", "--compensation", "guided", "--map", place / "map.geojson", "--map-classes", mapping
+    )
+    assert (built != flooded).any() and len(tags["PERIGEE_MAP_CLASSES"]) == 16
     mapping.write_text("{")
     said = decode("x", "--compensation", "guided", "--map", place / "map.geojson", "--map-classes", mapping, code=65)
     assert "mapping of classes" in said
@@ -131,6 +135,7 @@ def test_classes_of_ones_own(place, decode, tmp_path):
         (["--compensation", "guided", "--map", "far.geojson"], 65, "lies elsewhere"),
         (["--compensation", "guided", "--map", "none.geojson"], 66, "none.geojson"),
         (["--compensation", "guided", "--map", "a.peri"], 65, "not a GeoJSON"),
+        (["--compensation", "cosmic", "--map-classes", "classes.json"], 64, "none was given"),
     ],
 )
 def test_what_does_not_go_together_is_refused(place, decode, options, code, said):
@@ -186,7 +191,8 @@ def test_a_served_scene_is_decoded_with_a_map(place, url, decode):
     with MemoryFile(answer.content) as memory, memory.open() as found:
         assert np.array_equal(found.read(), wanted)
     check_job(url, sent(url, place, "scenes/a/jobs?compensation=guided", map="map.geojson").json(), wanted)
-    assert httpx.post(f"{url}/scenes/a/decode", timeout=60).status_code == 200
+    for empty in ({}, {"content": b"", "headers": {"Content-Type": "application/json"}}):
+        assert httpx.post(f"{url}/scenes/a/decode", timeout=60, **empty).status_code == 200
     for query, files in (
         ("scenes/a/decode?compensation=guided", {"file": "map.geojson"}),
         ("scenes/a/jobs?compensation=guided", {"file": "a.peri", "map": "map.geojson"}),
@@ -213,6 +219,56 @@ def test_maps_that_cannot_be_used_are_problems(place, url, query, files, error):
     answer = sent(url, place, query, **files)
     assert answer.status_code == 422 and answer.headers["content-type"] == "application/problem+json", answer.text
     assert answer.json().get("error") == error
+
+
+def test_a_hostile_text_harms_no_one_else(place, url):
+    parts = {
+        "map": ("m", json.dumps({"type": "Feature", "properties": {"building": 1}, "geometry": {"type": "\ud800"}}))
+    }
+    job = httpx.post(f"{url}/scenes/a/jobs?compensation=guided", files=parts).json()["id"]
+    for _ in range(600):
+        found = httpx.get(f"{url}/jobs/{job}")
+        if found.json()["status"] == "failed":
+            break
+        time.sleep(0.1)
+    assert found.json()["problem"]["error"] == "MapError"
+    assert httpx.get(f"{url}/jobs").status_code == 200 and httpx.get(f"{url}/jobs/{job}/result").status_code == 409
+
+
+def test_what_a_map_gave_is_said_in_a_png_too(place, tmp_path):
+    out, options = tmp_path / "a.png", ["--profiles", str(place / "profiles"), "--compensation", "guided"]
+    assert (
+        cli.main(
+            [
+                str(place / "a.peri"),
+                "-o",
+                str(out),
+                *options,
+                "--map",
+                str(place / "map.geojson"),
+                "--window",
+                "0,0,128,256",
+            ]
+        )
+        == 0
+    )
+    with Image.open(out) as png:
+        assert png.text["PERIGEE_MAP_LICENCE"].endswith("ODbL 1.0") and png.text["PERIGEE_GENERATED_DETAIL"] == "YES"
+
+
+def test_buildings_beyond_the_product_are_not_counted(place, url):
+    for query, wanted in (("window=0,0,128,256", 1), ("window=200,400,64,64", 0)):
+        answer = sent(url, place, f"decode?compensation=guided&{query}", file="a.peri", map="map.geojson")
+        assert json.loads(answer.headers["Perigee-Map-Buildings"])["supported"] == wanted
+    answer = sent(url, place, "decode?compensation=guided&strength=0", file="a.peri", map="map.geojson")
+    assert "Perigee-Map-Buildings" not in answer.headers
+
+
+def test_a_map_for_streams_of_components_is_refused(place, url):
+    data = perigee.encode(np.random.default_rng(1).integers(0, 4000, (5, 128, 128), np.uint16), 40)
+    parts = {"file": ("a.peri", data), "map": ("m", (place / "map.geojson").read_bytes())}
+    answer = httpx.post(f"{url}/decode", files=parts, timeout=60)
+    assert answer.status_code == 422 and "version 2" in answer.json()["detail"]
 
 
 def test_hostile_maps_do_not_harm_the_service(place, url):

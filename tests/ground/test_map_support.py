@@ -59,6 +59,20 @@ def test_each_building_is_judged_by_what_stands_there(support):
     assert support.provenance()["PERIGEE_MAP_BUILDINGS"].startswith("2 supported, 2 unsupported, 1 contradicted")
 
 
+def test_the_buildings_of_a_product_are_counted(support):
+    support.planes(WHOLE)
+    support.product = Region(40, 30, 60, 60)
+    assert support.counts == {"supported": 1, "unsupported": 0, "contradicted": 0}
+    support.product = Region(60, 140, 100, 100)
+    assert support.report() == {"supported": 0, "unsupported": 0, "contradicted": 1, "not_drawn": [1]}
+
+
+def test_where_nothing_was_received_nothing_is_contradicted():
+    mask = np.zeros((60, 60), bool)
+    mask[20:40, 20:40] = True
+    assert contrast(np.full((3, 60, 60), 0.4, np.float32), mask) is None
+
+
 def test_what_is_contradicted_is_not_drawn_whatever_the_window(support):
     planes = dict(zip(MAP_PLANES, support.planes(WHOLE), strict=True))
     assert planes["building"][55:85, 45:75].min() == 1 and not planes["building"][60:100, 150:190].any()

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import resource
+import sqlite3
 import time
 from pathlib import Path
 
@@ -15,8 +16,8 @@ from rasterio.warp import transform
 from perigee.bitstream.errors import LimitError, MapError
 from perigee.bitstream.map_planes import MAP_CLASSES, MAP_PLANES
 from perigee.bitstream.metadata import Metadata
-from perigee.ground.maps import reading
-from perigee.ground.maps.classes import Classes, classes_from_json
+from perigee.ground.maps import drawing, objects, reading
+from perigee.ground.maps.classes import Classes, classes_from_json, width_of
 from perigee.ground.maps.planes import MapPlanes
 from perigee.ground.maps.reading import read_map
 from perigee.ground.regions import Region
@@ -68,7 +69,7 @@ def test_a_building_is_drawn_where_it_stands(written):
     assert planes["known"].sum() == pytest.approx(40 * 40.5, rel=0.06) and not planes["water"].any()
     edge = planes["edge"]
     assert edge[80, 60] == 1 and 0 < edge[62, 60] < 1 and edge[50, 60] == 0, "nothing is known outside"
-    assert set(np.unique(found.objects(WHOLE, "building"))) == {0, 1}
+    assert found.polygons(WHOLE, "building") == [0] and found.mask(0, WHOLE).sum() in (40 * 40, 40 * 41)
     assert found.map.crs.to_epsg() == 4326 and found.map.objects == 1
 
 
@@ -153,8 +154,10 @@ def test_openstreetmap_tags():
     classes = Classes()
     for tags, wanted in (
         ({"building": "no"}, None), ({"building": "house"}, "building"), ({"highway": "proposed"}, None), ({"railway": "tram"}, "rail"),
+        ({"railway": "subway"}, None),
         ({"waterway": "river"}, "water"), ({"landuse": "forest"}, "wood"), ({"landuse": "farmland"}, "field"), ({"natural": "beach"}, "land"),
-        ({"layer": "1"}, None), ({}, None),
+        ({"layer": "1"}, None), ({}, None), ({"building": False}, None), ({"building": 0}, None), ({"building": np.bool_(False)}, None),
+        ({"building": np.bool_(True)}, "building"), ({"building": float("nan")}, None), ({"building": ""}, None),
     ):  # fmt: skip
         assert classes.of(tags) == wanted, tags
 
@@ -197,7 +200,8 @@ def test_what_is_no_map_is_refused(tmp_path, text, said):
 @pytest.mark.parametrize(
     ("coordinates", "said"),
     [
-        ([[[0, 0], [1, "a"], [1, 1]]], "position"), ([[[0, 0], [1, None], [1, 1]]], "finite"), ([[0, 0], [1, 1]], "position"), (7, "nested"),
+        ([[[0, 0], [1, "a"], [1, 1]]], "position"), ([[[0, 0], [1, None], [1, 1]]], "position"), ([[[0, 0], [True, False], ["1", "2"]]], "position"),
+        ([[0, 0], [1, 1]], "position"), (7, "nested"),
         ([[[1e400, 0], [1, 1], [0, 1]]], "finite"), ([[[0, 0], [9520016, 3202766], [1, 1]]], "names its CRS"), ([[[0], [1], [2]]], "position"),
     ],
 )  # fmt: skip
@@ -220,14 +224,16 @@ def test_a_map_of_elsewhere_and_scenes_without_a_place(written):
 
 def test_sizes_are_bounded(written, monkeypatch):
     path = written(*[feature(box(n, 0, n + 1, 1), building="yes") for n in range(20)])
-    for name, most in (("BYTES_MAX", 1000), ("OBJECTS_MAX", 10), ("VERTICES_MAX", 50)):
+    for module, name, most in (
+        (reading, "BYTES_MAX", 1000), (reading, "BRACES_MAX", 30), (objects, "OBJECTS_MAX", 10), (objects, "VERTICES_MAX", 50),
+    ):  # fmt: skip
         with monkeypatch.context() as patch:
-            patch.setattr(reading, name, most)
+            patch.setattr(module, name, most)
             with pytest.raises(LimitError):
                 read_map(path)
 
 
-def test_a_million_vertices_take_bounded_time_and_memory(tmp_path):
+def test_a_million_vertices_take_bounded_time_and_memory(tmp_path, monkeypatch):
     ring = [place(128 + 90 * np.cos(t), 128 + 90 * np.sin(t)) for t in np.linspace(0, 2 * np.pi, 500)]
     ring[-1] = ring[0]
     one = json.dumps(feature({"type": "Polygon", "coordinates": [ring]}, building="yes"))
@@ -235,6 +241,9 @@ def test_a_million_vertices_take_bounded_time_and_memory(tmp_path):
     path.write_text('{"type": "FeatureCollection", "features": [' + ",".join([one] * 2000) + "]}")
     assert path.stat().st_size < reading.BYTES_MAX
     start, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(LimitError, match="1000000 vertices within 272 x 272 pixels"):
+        planes_of(path)
+    monkeypatch.setattr(drawing, "VERTICES_MAX", 10**7)
     planes, _ = planes_of(path)
     assert planes["building"][128, 128] == 1
     assert time.monotonic() - start < 120
@@ -299,3 +308,147 @@ def test_a_real_map_is_read():
         pytest.skip("the map of Banepa is not here")
     with pytest.raises(MapError, match="names its CRS in a member crs"):
         read_map(path)
+
+
+def test_widths_and_what_lies_below_the_ground(written):
+    for tags, metres in (
+        ({"width": "8 m"}, 8), ({"width": "nan", "highway": "motorway"}, 22), ({"width": "0", "lanes": 2}, 6.4), ({"lanes": 10**400}, 5.5),
+        ({"width": "1e9"}, 200), ({"width": [3]}, 5.5),
+    ):  # fmt: skip
+        assert width_of("road", tags) == pytest.approx(metres), tags
+    line = {"type": "LineString", "coordinates": [place(20, 128), place(236, 128)]}
+    hidden = [{"tunnel": "yes"}, {"layer": "-1"}, {"location": "underground"}]
+    path = written(
+        *[feature(line, highway="primary", **tags) for tags in hidden],
+        feature(line, highway="path", tunnel="no", layer="1"),
+    )
+    found = read_map(path)
+    assert found.objects == 1 and found.left_out == {"below the ground": 3}
+
+
+def test_an_open_ring_is_drawn_and_a_line_is_no_building(written):
+    corners = [place(40, 60), place(90, 60), place(40, 110)]
+    planes, found = planes_of(
+        written(
+            feature({"type": "Polygon", "coordinates": [corners]}, building="yes"),
+            feature({"type": "LineString", "coordinates": corners}, building="yes"),
+        )
+    )
+    assert planes["building"].sum() == pytest.approx(50 * 50 / 2, rel=0.02)
+    assert found.provenance()["PERIGEE_MAP_LEFT_OUT"] == "1 without an area"
+
+
+@pytest.mark.parametrize("name", [
+    "http://127.0.0.1:9/crs", "/etc/hostname", "+proj=longlat +pm=paris", 'LOCAL_CS["x"]', "", 7, ["EPSG:4326"], "EPSG:4326+5773", "OGC:CRS27",
+])  # fmt: skip
+def test_a_crs_is_a_code_and_nothing_that_has_to_be_looked_up(written, name):
+    with pytest.raises(MapError, match="CRS is not known"):
+        read_map(written(feature(box(0, 0, 9, 9), building="yes"), crs={"properties": {"name": name}}))
+
+
+def test_coordinates_of_no_map_are_refused_before_they_are_projected(written):
+    crs = {"type": "name", "properties": {"name": "EPSG:3857"}}
+    start = time.monotonic()
+    for far in (1e9, 1e20, 1e300):
+        shape = {"type": "Polygon", "coordinates": [[[0, 0], [far, 0], [0, far], [0, 0]]]}
+        with pytest.raises(MapError, match="no map of the Earth"):
+            read_map(written(feature(shape, building="yes"), crs=crs))
+    assert time.monotonic() - start < 5
+
+
+def test_texts_of_a_map_are_made_harmless(written):
+    path = written(feature(box(0, 0, 9, 9), building="yes"), attribution="(c)\ud800 A\0B\n\x1b[31m C" + "x" * 999)
+    note = read_map(path).notes["attribution"]
+    assert note.startswith("(c) A B [31m C") and len(note) == 200 and note.encode()
+    with pytest.raises(MapError) as caught:
+        read_map(written(feature({"type": "\ud800", "coordinates": []}, building="yes")))
+    assert str(caught.value).encode()
+
+
+def test_large_and_far_shapes_are_drawn_within_the_region(written, monkeypatch):
+    angles = np.linspace(0, 2 * np.pi, 3000, endpoint=False)
+    star = [
+        place(128 + r * np.cos(a), 128 + r * np.sin(a))
+        for a, r in zip(angles, 100 + 40 * np.sin(7 * angles), strict=True)
+    ]
+    path = written(feature({"type": "Polygon", "coordinates": [star]}, building="yes"))
+    _, found = planes_of(path)
+    region = Region(60, 90, 70, 80)
+    clipped = found.planes(region)
+    with monkeypatch.context() as patch:
+        patch.setattr(drawing, "CLIPPED_FROM", 10**9)
+        assert np.array_equal(found.planes(region), clipped) and clipped[0].any() and not clipped[0].all()
+        whole = found.planes(WHOLE)
+    assert np.array_equal(whole[:, 60:130, 90:170], clipped)
+    utm = {"type": "name", "properties": {"name": "EPSG:32633"}}
+    wide = [[-9e7, -9e7], [9e7, -9e7], [9e7, 9e7], [-9e7, 9e7]]
+    planes, _ = planes_of(written(feature({"type": "Polygon", "coordinates": [wide]}, natural="water"), crs=utm))
+    assert planes["water"].min() == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(drawing, "VERTICES_MAX", 100)
+        patch.setattr(drawing, "CLIPPED_FROM", 10**9)
+        with pytest.raises(LimitError, match="simplify"):
+            found.planes(WHOLE)
+
+
+def test_long_lines_cost_what_is_near(written):
+    rng = np.random.default_rng(3)
+    points = rng.uniform(-9000, 9000, (20_000, 2)) + [500_000, 5_000_000]
+    utm = {"type": "name", "properties": {"name": "EPSG:32633"}}
+    _, found = planes_of(
+        written(feature({"type": "LineString", "coordinates": points.tolist()}, highway="path"), crs=utm)
+    )
+    start = time.monotonic()
+    assert found.planes(Region(0, 0, 16, 16)).shape == (len(MAP_PLANES), 16, 16)
+    assert time.monotonic() - start < 5
+
+
+def test_a_scene_across_180_degrees(written):
+    scene = Metadata(transform=(1e-5, 0.0, 179.9985, 0.0, -1e-5, 10.0), epsg=4326)  # 180 degrees at column 150
+    crossing = [[179.9995, 9.999], [-179.9995, 9.999], [-179.9995, 9.998], [179.9995, 9.998]]
+    beyond = [[-179.9994, 9.9995], [-179.9992, 9.9995], [-179.9992, 9.999], [-179.9994, 9.999]]
+    shapes = [feature({"type": "Polygon", "coordinates": [ring]}, building="yes") for ring in (crossing, beyond)]
+    found = MapPlanes(read_map(written(*shapes)), scene, SIDE, SIDE)
+    planes = dict(zip(MAP_PLANES, found.planes(WHOLE), strict=True))
+    wanted = np.zeros((SIDE, SIDE))
+    wanted[100:200, 100:200], wanted[50:100, 210:230] = 1, 1
+    assert np.abs(planes["building"] - wanted).sum() < 30
+
+
+def test_another_datum_is_not_taken_for_wgs_84(written):
+    paris = {"type": "name", "properties": {"name": "EPSG:4807"}}  # grads from the meridian of Paris
+    (x,), (y,) = transform(UTM, CRS.from_epsg(4807), [500_020.0], [4_999_970.0])[:2]
+    ring = [[x, y], [x + 1e-4, y], [x + 1e-4, y + 1e-4], [x, y + 1e-4]]
+    _, found = planes_of(written(feature({"type": "Polygon", "coordinates": [ring]}, building="yes"), crs=paris))
+    left = found.box(0)
+    assert abs(left.left - 40) < 4 and abs(left.bottom - 60) < 4
+
+
+@pytest.mark.parametrize("kind", ["styles", "two CRSs", "view"])
+def test_geopackages_as_programs_write_them(written, tmp_path, kind):
+    pyogrio, shapely = pytest.importorskip("pyogrio"), pytest.importorskip("shapely")
+    path, tags = tmp_path / "map.gpkg", [np.array([True, False])]
+    geometry = shapely.to_wkb([shapely.geometry.shape(box(n, 60, n + 40, 100, crs=UTM)) for n in (40, 100)])
+    pyogrio.raw.write(path, geometry, tags, ["building"], geometry_type="Polygon", crs="EPSG:32633", layer="a")
+    if kind == "two CRSs":
+        pyogrio.raw.write(
+            path, geometry, tags, ["building"], geometry_type="Polygon", crs="EPSG:32634", layer="b", append=True
+        )
+        with pytest.raises(MapError, match="different CRSs"):
+            read_map(path)
+        return
+    with sqlite3.connect(path) as file:
+        file.execute("CREATE TABLE layer_styles (id INTEGER PRIMARY KEY, name TEXT)")
+        file.execute(
+            "INSERT INTO gpkg_contents (table_name, data_type, identifier) VALUES ('layer_styles', 'attributes', 'layer_styles')"
+        )
+        if kind == "view":
+            file.execute(
+                "CREATE VIEW endless AS WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT i FROM n"
+            )
+    if kind == "view":
+        with pytest.raises(MapError, match="views"):
+            read_map(path)
+        return
+    planes, found = planes_of(path)
+    assert planes["building"][80, 60] == 1 and planes["building"][80, 120] == 0 and found.map.objects == 1

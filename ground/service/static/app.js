@@ -89,6 +89,7 @@ async function openScene(id) {
   options(at("left"), images, "none");
   options(at("right"), images, images.length > 1 ? images[1][0] : "none");
   options(at("added"), [...images, ...scene.guided.map((name) => [name, `Guided by a map: ${name}`])], "none");
+  at("guide").value = "";
   takeMap();
   const bands = Array.from({ length: scene.bands }, (_, n) => [String(n + 1), scene.band_names?.[n] ? `${n + 1} ${scene.band_names[n]}` : String(n + 1)]);
   ["red", "green", "blue"].forEach((name, n) => options(at(name), bands, String(scene.bands >= 3 ? n + 1 : 1)));
@@ -168,7 +169,8 @@ function wanted(format) {
 }
 
 function takeMap() {
-  at("guide").disabled = !scene.guided.includes(at("added").value);
+  at("guide").required = scene.guided.includes(at("added").value);
+  at("guide").disabled = !at("guide").required;
   at("objects").textContent = "";
 }
 
@@ -180,23 +182,25 @@ function posted() {
   return { method: "POST", body };
 }
 
-function tellObjects(counts) {
+function tellObjects(id, counts) {
   at("objects").textContent = counts
-    ? `Buildings of the map: ${counts.supported} supported by the image, ${counts.unsupported} unsupported, ${counts.contradicted} contradicted and not drawn.` : "";
+    ? `${id}, buildings of the map: ${counts.supported} supported by the image, ${counts.unsupported} unsupported, ${counts.contradicted} contradicted and not drawn.` : "";
 }
 
 async function download() {
   const format = at("format").value;
   at("download").disabled = true;
   try {
-    const answer = await save(`/scenes/${encodeURIComponent(scene.id)}/decode?${wanted(format)}`, posted(), `${scene.id}.${format}`);
-    tellObjects(JSON.parse(answer.headers.get("Perigee-Map-Buildings")));
+    const { id } = scene;
+    const answer = await save(`/scenes/${encodeURIComponent(id)}/decode?${wanted(format)}`, posted(), `${id}.${format}`);
+    tellObjects(id, JSON.parse(answer.headers.get("Perigee-Map-Buildings")));
   } finally {
     at("download").disabled = false;
   }
 }
 
 async function asJob() {
+  if (!at("product").reportValidity()) return;
   const format = at("format").value;
   const job = await json(`/scenes/${encodeURIComponent(scene.id)}/jobs?${wanted(format)}`, posted());
   const item = element("li");
@@ -219,7 +223,7 @@ async function follow(id, name, { state, bar, button }) {
     if (!["queued", "running"].includes(now.status)) {
       if (now.status === "done") {
         bar.value = 1;
-        if (now.buildings) tellObjects(now.buildings);
+        if (now.buildings) tellObjects(name, now.buildings);
         const fetched = element("button", "Save", { type: "button" });
         fetched.addEventListener("click", tried(() => save(`/jobs/${id}/result`, {}, name)));
         button.replaceWith(fetched);
@@ -238,10 +242,15 @@ async function follow(id, name, { state, bar, button }) {
 at("alert-close").addEventListener("click", () => { at("alert").hidden = true; });
 at("file").addEventListener("change", tried(() => at("file").files[0] && take(at("file").files[0])));
 for (const kind of ["dragenter", "dragover"]) {
-  document.addEventListener(kind, (event) => { event.preventDefault(); at("drop").classList.add("over"); });
+  document.addEventListener(kind, (event) => {
+    if (event.target === at("guide")) return;
+    event.preventDefault();
+    at("drop").classList.add("over");
+  });
 }
 for (const kind of ["dragleave", "drop"]) document.addEventListener(kind, () => at("drop").classList.remove("over"));
 document.addEventListener("drop", tried((event) => {
+  if (event.target === at("guide")) return;
   event.preventDefault();
   const [file] = event.dataTransfer.files;
   if (file) return take(file);
