@@ -1,6 +1,7 @@
 """The weights of an exported compensator, read back from its graphs, so that a training can start from a shipped one.
 
 An export keeps the names of most weights; of the denoiser's some are merged or renamed, so a denoiser is not read. The encoder is not exported.
+So the stages that need them count as not trained.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from perigee.bitstream.manifest import COMPENSATOR, read_manifest
 from perigee.models.checkpoint import CheckpointError
 
 GRAPHS = ("features.onnx", "one_step.onnx", "remainder.onnx", "scale.onnx")
+NOT_READ = ("latent", "diffusion", "sampling")  # stages whose weights are not, or not all, in the graphs
 PREFIX, HALF = "net.", "_half"
 INPUT_SCALE = "trunk.input_scale"
 FINISH = re.compile(
@@ -46,4 +48,5 @@ def exported_weights(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
                 weights[INPUT_SCALE] = value.flatten()
     if INPUT_SCALE not in weights:
         raise CheckpointError(f"{folder}: its graphs do not name their weights", Fault.MISSING, field=str(folder))
-    return weights, dict(manifest.details.get("training", {}))
+    done = dict(manifest.details.get("training", {}))
+    return weights, {stage: state for stage, state in done.items() if stage not in NOT_READ}

@@ -125,7 +125,7 @@ def test_what_is_trained_through_is_what_the_ground_does(pairs, profile):
 def test_a_training_can_start_from_the_shipped_compensator(pairs, profile, tmp_path):
     folder = shipped_folders()["cosmic"]
     trainer = CompensatorTrainer(CompensatorConfig(448), ProjectToCells(profile), tmp_path)
-    trainer.start_from(folder, ["latent", "diffusion"])
+    trainer.start_from(folder, ["latent"])
     assert set(trainer.done) == {"one-step", "texture", "scale"}
     batch = pairs.crops(np.array([0]), np.array([[0, 0]]), 256)
     base, latents = batch["base"].astype(np.float32), batch["latents"].astype(np.float32)
