@@ -1,4 +1,4 @@
-"""What decoded images show of buildings: ``python -m perigee.benchmarks.semantics --maps FOLDER --segmenter DIR --guided NAME``.
+"""What decoded images show of buildings: ``python -m perigee.benchmarks.semantics --maps FOLDER --guided NAME``.
 
 Mosaics of held-out tiles are coded near some rates, decoded plainly, by a compensator, and by one that a map guides: the true map without a fifth of
 the buildings and with others that are not there, half of it, one that is shifted by 16 pixels, one of another place (mirrored), and one that knows
@@ -42,6 +42,7 @@ SHIFT = 16
 CROP = 160  # pixels on a side of the crops
 MOSAICS = ("banepa=banepa_38669[2345]_22024[5678]_*:8", "kampala=kampala_12384*_21.jpg:10")
 BUILDING = SEEN.index("building")
+SEGMENTER = Path(__file__).resolve().parent / "segmenter"
 
 
 @dataclass(frozen=True)
@@ -170,7 +171,9 @@ def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--maps", type=Path, required=True, metavar="DIR", help="folder of tiles with class rasters")
-    parser.add_argument("--segmenter", type=Path, required=True, metavar="DIR", help="exported segmenter")
+    parser.add_argument(
+        "--segmenter", type=Path, default=SEGMENTER, metavar="DIR", help="exported segmenter (default: the project's)"
+    )
     parser.add_argument("--compensation", default="cosmic", help="compensator without a map (default %(default)s)")
     parser.add_argument("--guided", help="compensator with a map (default: none)")
     parser.add_argument(

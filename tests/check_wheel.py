@@ -37,7 +37,9 @@ def main() -> int:
     wanted |= {
         str(p.relative_to(ROOT)) for p in (ROOT / "profiles").rglob("*") if p.suffix in {".onnx", ".npz", ".json"}
     }
-    wanted |= {str(p.relative_to(ROOT)) for p in (ROOT / "benchmarks" / "sample").iterdir()}
+    wanted |= {
+        str(p.relative_to(ROOT)) for name in ("sample", "segmenter") for p in (ROOT / "benchmarks" / name).iterdir()
+    }
     wanted |= {str(p.relative_to(ROOT)) for p in (ROOT / "ground" / "service" / "static").rglob("*") if p.is_file()}
     missing = sorted(wanted - packed)
     strange = sorted(

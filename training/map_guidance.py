@@ -43,9 +43,9 @@ from perigee.training.run import (
 
 BATCH, SIDE = 8, 128
 STRENGTH = 0.8  # of the compensator's own detail, at the low rates that maps are for
-SEGMENTER_WEIGHT = 2.0
+SEGMENTER_WEIGHT = 10.0
 RATE_FLOOR = 0.02
-COLUMNS = ("relative_squared_error", "relative_perceptual_distance", "segmenter_cross_entropy", "without_map")
+COLUMNS = ("relative_squared_error", "relative_perceptual_distance", "segmenter_cross_entropy")
 
 
 @dataclass(frozen=True)
@@ -110,11 +110,8 @@ class GuideTrainer:
         shown = project(base + own + guided, batch["symbols"], batch["quality"]).clamp(0, 1)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.half):
             found = self.judge(shown).float()
-            with torch.no_grad():
-                plain = self.judge(project(base + own, batch["symbols"], batch["quality"]).clamp(0, 1)).float()
         missed = F.binary_cross_entropy_with_logits(found, wanted)
-        before = F.binary_cross_entropy_with_logits(plain, wanted)
-        figures = [error.mean().item(), distance.mean().item(), missed.item(), before.item()]
+        figures = [error.mean().item(), distance.mean().item(), missed.item()]
         return loss.mean() + SEGMENTER_WEIGHT * missed, figures
 
     def run(self, pairs: MapPairs, show: bool) -> None:

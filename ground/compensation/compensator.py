@@ -89,6 +89,15 @@ def settings_of(manifest: Manifest) -> Settings:
             expected=f"{COMPENSATION_WINDOW}, {list(FIELDS)}",
             found=f"{settings.window}, {fields}",
         )
+    low, high = settings.support
+    if not 0 <= low <= high:
+        raise CompensationError(
+            f"{manifest.folder}: thresholds of support {low} and {high}; the first is at most the second",
+            Fault.RANGE,
+            field="support",
+            expected="two numbers from 0 upwards, the smaller one first",
+            found=f"{low}, {high}",
+        )
     if settings.planes not in ((), MAP_PLANES):
         raise CompensationError(
             f"{manifest.folder}: a guide for the planes {', '.join(settings.planes)}",

@@ -220,6 +220,38 @@ def test_a_job_shows_its_progress_and_can_be_saved_or_cancelled(browser, address
             assert found.shape == (700, 900) and found.tags()["PERIGEE_GENERATED_DETAIL"] == "YES"
 
 
+def test_a_map_guides_a_product_and_its_buildings_are_told(browser, address, tmp_path):
+    left, top = PLACE.transform[2] + 120, PLACE.transform[5] - 160  # 60 x 50 pixels at column 60, row 80
+    ring = [[left, top], [left + 120, top], [left + 120, top - 100], [left, top - 100], [left, top]]
+    shape = {
+        "type": "Feature",
+        "properties": {"building": "yes"},
+        "geometry": {"type": "Polygon", "coordinates": [ring]},
+    }
+    crs = {"type": "name", "properties": {"name": "EPSG:32633"}}
+    (tmp_path / "m.geojson").write_text(json.dumps({"type": "FeatureCollection", "crs": crs, "features": [shape]}))
+    with opened(browser, address) as page:
+        choose(page, "town")
+        settled(page)
+        assert page.is_disabled("#guide"), "no map without a compensator that takes one"
+        assert "magc" not in page.inner_text("#right"), "a view has no map"
+        page.select_option("#added", "magc")
+        page.set_input_files("#guide", tmp_path / "m.geojson")
+        for field, value in {"top": "40", "left-px": "40", "rows": "128", "cols": "128"}.items():
+            page.fill(f"#{field}", value)
+        with page.expect_download() as waiting:
+            page.click("#download")
+        waiting.value.save_as(tmp_path / "a.tif")
+        until(page, "document.querySelector('#objects').textContent.startsWith('town, buildings of the map: ')")
+        with rasterio.open(tmp_path / "a.tif") as found:
+            assert found.tags()["PERIGEE_MAP_OBJECTS"] == "1" and found.shape == (128, 128)
+        page.click("#as-job")
+        page.wait_for_selector("#jobs button:text-is('Save')", timeout=60_000)
+        until(page, "document.querySelector('#objects').textContent.startsWith('town.tif, buildings of the map: ')")
+        choose(page, "many-bands")
+        assert page.input_value("#guide") == "" and page.inner_text("#objects") == ""
+
+
 def test_a_file_is_dropped_shown_and_deleted(browser, address, folder):
     data = perigee.encode(landscape(3, 300, 300), 40)
     with opened(browser, address) as page:

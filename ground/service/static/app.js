@@ -50,7 +50,7 @@ async function listScenes() {
     }
     return item;
   }));
-  at("kept").textContent = `${found.count} scenes, ${size(found.bytes)} of ${size(found.quota_bytes)}`;
+  at("kept").textContent = `${found.count} scene${found.count === 1 ? "" : "s"}, ${size(found.bytes)} of ${size(found.quota_bytes)}`;
   at("file").disabled = found.read_only;
 }
 
