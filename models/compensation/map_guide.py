@@ -2,17 +2,28 @@
 
 MAGC injects map features at each scale of its diffusion network (its semantic adapter). Here the planes pass through layers that are homogeneous
 and have no bias, with the compensator's features as factors, as z0 does in the detail decoder: where a map knows nothing it adds nothing, bit
-for bit.
+for bit. It adds nothing either where the map knows the ground and has no object near, so that it cannot change the look of open land.
 """
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from perigee.bitstream.map_planes import MAP_PLANES
+from perigee.bitstream.map_planes import MAP_CLASSES, MAP_PLANES
 from perigee.models.compensation.trunk import WIDTHS, Features, Modulated
 from perigee.models.layers import start_small
+
+CLASSES, KNOWN, EDGE = len(MAP_CLASSES), MAP_PLANES.index("known"), MAP_PLANES.index("edge")
+FAINT = 1 / 16  # of the distance to which edges reach
+
+
+def near_objects(planes: Tensor) -> Tensor:
+    """Return 1 where planes [N, len(MAP_PLANES), H, W] have an object, or an edge within reach, and 0 elsewhere, [N, 1, H, W]."""
+    drawn = planes[:, :CLASSES].amax(1, keepdim=True)
+    reached = planes[:, EDGE : EDGE + 1] + planes[:, KNOWN : KNOWN + 1]  # 0 beyond the reach of edges, and where nothing is known
+    return torch.maximum((drawn > 0).to(planes), (reached > FAINT).to(planes))
 
 
 class MapGuide(nn.Module):
@@ -40,4 +51,4 @@ class MapGuide(nn.Module):
         v = self.level4b(self.level4(v, features.quarter), features.quarter)
         v = F.pixel_shuffle(self.up4(v), 2) + half
         v = self.level2b(self.level2(v, features.half), features.half)
-        return 0.25 * F.pixel_shuffle(self.leave(v), 2)
+        return 0.25 * F.pixel_shuffle(self.leave(v), 2) * near_objects(planes)
