@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -135,3 +136,21 @@ def scenes() -> Path:
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(1)
+
+
+@pytest.fixture(scope="session")
+def guided_profiles(tmp_path_factory) -> Path:
+    """A folder with the compensators cosmic and guided, whose guide adds at random where a map has objects."""
+    torch = pytest.importorskip("torch")
+    from perigee.export.map_guide import export_map_guide
+    from perigee.ground.compensation.compensator import shipped_folders
+    from perigee.models.compensation.map_guide import MapGuide
+
+    folder = tmp_path_factory.mktemp("guided") / "profiles"
+    shutil.copytree(shipped_folders()["cosmic"], folder / "cosmic")
+    torch.manual_seed(4)
+    guide = MapGuide()
+    torch.nn.init.normal_(guide.leave.weight, std=0.03)
+    state = {"kind": "map guide", "mean": guide.state_dict(), "step": 1, "seconds": 2.0}
+    export_map_guide(state, folder / "cosmic", folder / "guided", "guided")
+    return folder

@@ -22,7 +22,9 @@ FAINT = 1 / 16  # of the distance to which edges reach
 def near_objects(planes: Tensor) -> Tensor:
     """Return 1 where planes [N, len(MAP_PLANES), H, W] have an object, or an edge within reach, and 0 elsewhere, [N, 1, H, W]."""
     drawn = planes[:, :CLASSES].amax(1, keepdim=True)
-    reached = planes[:, EDGE : EDGE + 1] + planes[:, KNOWN : KNOWN + 1]  # 0 beyond the reach of edges, and where nothing is known
+    reached = (
+        planes[:, EDGE : EDGE + 1] + planes[:, KNOWN : KNOWN + 1]
+    )  # 0 beyond the reach of edges, and where nothing is known
     return torch.maximum((drawn > 0).to(planes), (reached > FAINT).to(planes))
 
 

@@ -9,18 +9,15 @@ import httpx
 import numpy as np
 import pytest
 import rasterio
-import torch
 from PIL import Image
 from rasterio.io import MemoryFile
 from rasterio.transform import Affine
 
 import perigee
 from perigee.benchmarks.common import read_rgb
-from perigee.export.map_guide import export_map_guide
 from perigee.ground import cli
 from perigee.ground.library import Library
 from perigee.ground.service.app import Settings
-from perigee.models.compensation.map_guide import MapGuide
 
 ROWS, COLS = 300, 700
 TRANSFORM = Affine(1e-5, 0, 10.0, 0, -1e-5, 45.0)  # degrees: a metre or so
@@ -37,15 +34,10 @@ def building(left, top, right, bottom):
 
 
 @pytest.fixture(scope="module")
-def place(profile, tiles, tmp_path_factory):
-    """A folder with a stream, a map of one corner of it, and the compensators cosmic and guided, whose guide adds at random."""
+def place(tiles, guided_profiles, tmp_path_factory):
+    """A folder with a stream, a map of one corner of it, and compensators."""
     folder = tmp_path_factory.mktemp("guided")
-    shutil.copytree(profile.folder.parent / "compensators" / "cosmic", folder / "profiles" / "cosmic")
-    torch.manual_seed(4)
-    guide = MapGuide()
-    torch.nn.init.normal_(guide.leave.weight, std=0.03)
-    state = {"kind": "map guide", "mean": guide.state_dict(), "step": 1, "seconds": 2.0}
-    export_map_guide(state, folder / "profiles" / "cosmic", folder / "profiles" / "guided", "guided")
+    (folder / "profiles").symlink_to(guided_profiles)
     rows = [np.concatenate([read_rgb(path) for path in chosen], 1) for chosen in (tiles[:3], tiles[1:4])]
     image = np.concatenate(rows)[:ROWS, :COLS].transpose(2, 0, 1)
     with rasterio.open(

@@ -50,8 +50,8 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def address(folder, ground_serve):
-    with ground_serve("--scenes", folder) as address:
+def address(folder, guided_profiles, ground_serve):
+    with ground_serve("--scenes", folder, "--profiles", guided_profiles) as address:
         yield address
 
 
@@ -234,8 +234,8 @@ def test_a_map_guides_a_product_and_its_buildings_are_told(browser, address, tmp
         choose(page, "town")
         settled(page)
         assert page.is_disabled("#guide"), "no map without a compensator that takes one"
-        assert "magc" not in page.inner_text("#right"), "a view has no map"
-        page.select_option("#added", "magc")
+        assert "guided" not in page.inner_text("#right"), "a view has no map"
+        page.select_option("#added", "guided")
         page.set_input_files("#guide", tmp_path / "m.geojson")
         for field, value in {"top": "40", "left-px": "40", "rows": "128", "cols": "128"}.items():
             page.fill(f"#{field}", value)
