@@ -40,7 +40,7 @@ def feeds_of(path, rng):
 @pytest.mark.parametrize(
     "name",
     ["flight3/synthesis", "spectral1/synthesis", "enhancers/restore/enhancer"]
-    + [f"compensators/cosmic/{name}" for name in ("features", "one_step", "decoder", "denoiser", "scale")],
+    + [f"compensators/cosmic/{name}" for name in ("features", "one_step", "remainder", "denoiser", "scale")],
 )
 def test_torch_runs_what_the_ground_runs(name, profile, rng):
     path = profile.folder.parent / f"{name}.onnx"
