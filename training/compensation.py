@@ -119,6 +119,7 @@ class CompensatorTrainer:
         """
         self.folder, self.device = folder, torch.device(device)
         self.done: dict[str, dict[str, Any]] = {}  # by stage: training steps, seconds, configuration
+        self.begun: set[str] = set()  # stages that are trained again, from the weights that they have
         path = folder / CHECKPOINT_FILE
         state = read_checkpoint(path, self.device) if path.is_file() else None
         if state:
@@ -172,6 +173,7 @@ class CompensatorTrainer:
                 state = read_checkpoint(source, self.device)
                 weights, done = state["mean"], state["done"]
             self.done = {name: state for name, state in done.items() if name not in set(stages)}
+            self.begun = set(done) - set(self.done)
             for net in (self.net, self.mean):
                 missing = net.load_state_dict(weights, strict=False)
                 if missing.unexpected_keys or len(missing.missing_keys) == len(net.state_dict()):
@@ -362,7 +364,7 @@ class CompensatorTrainer:
         """Set what a stage starts from, where it is new."""
         if not self.done and stage == "one-step":
             self._start_scales(pairs)
-        if stage == "texture" and stage not in self.done:
+        if stage == "texture" and stage not in self.done and stage not in self.begun:
             for net in (self.net, self.mean):
                 net.finish.load_state_dict(net.trunk.finish.state_dict())
 

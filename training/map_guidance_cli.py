@@ -14,6 +14,12 @@ from perigee.support.command import Parser, positive, prepare_streams, run
 PROGRAM = "perigee-train-map-guide"
 
 
+def _judge(text: str) -> tuple[Path, str]:
+    """Parse ``DIR`` or ``DIR=PATTERN``."""
+    folder, _, pattern = text.partition("=")
+    return Path(folder), pattern or "*"
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the command's argument parser."""
     parser = Parser(
@@ -27,7 +33,15 @@ def build_parser() -> argparse.ArgumentParser:
     add("run", type=Path, metavar="RUN", help="folder of the run, for pairs, checkpoint and log")
     add("--data", type=Path, required=True, metavar="DIR", help="folder of images and class rasters with an index.csv")
     add("--compensator", type=Path, required=True, metavar="DIR", help="exported compensator that is guided")
-    add("--segmenter", type=Path, required=True, metavar="DIR", help="exported segmenter that says what an image shows")
+    add(
+        "--segmenter",
+        type=_judge,
+        action="append",
+        required=True,
+        metavar="DIR[=PATTERN]",
+        help="exported segmenter that says what an image shows, and the files that it judges, which should not be those that it was trained on "
+        "(repeatable; default: all files)",
+    )
     add(
         "--profile", default=DEFAULT_PROFILE, metavar="NAME_OR_DIR", help="profile of the streams (default %(default)s)"
     )
@@ -55,7 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--budget",
         type=float,
-        default=1.07,
+        default=1.06,
         metavar="RATIO",
         help="squared error that generated detail may cost, relative to the base image's; 1.07 is 0.3 decibels (default %(default)s)",
     )
@@ -68,7 +82,7 @@ def _train(args: argparse.Namespace, arguments: Sequence[str]) -> int:
     import torch
 
     from perigee.training.map_guidance import GuideConfig, GuideTrainer
-    from perigee.training.map_pairs import FILES, MapPairs, make_map_pairs
+    from perigee.training.map_pairs import NAMES_FILE, MapPairs, make_map_pairs
     from perigee.training.map_tiles import load_map_tiles
     from perigee.training.projection import ProjectToCells
     from perigee.training.run import record_command
@@ -78,13 +92,13 @@ def _train(args: argparse.Namespace, arguments: Sequence[str]) -> int:
     show, profile = sys.stderr.isatty(), find_profile(args.profile)
     args.run.mkdir(parents=True, exist_ok=True)
     config = GuideConfig(args.minutes, args.learning_rate, args.budget, args.seed)
-    trainer = GuideTrainer(args.run, args.compensator, args.segmenter, ProjectToCells(profile), config)
+    judges = {folder: [p for other, p in args.segmenter if other == folder] for folder, _ in args.segmenter}
+    trainer = GuideTrainer(args.run, args.compensator, list(judges.items()), ProjectToCells(profile), config)
     record_command(args.run, PROGRAM, arguments)
-    folder, done = args.run / "pairs", args.run / "pairs" / "done"
-    if not done.is_file():
+    folder = args.run / "pairs"
+    if not (folder / NAMES_FILE).is_file():
         tiles, _ = load_map_tiles(args.data, args.hold_out)
         make_map_pairs(profile, tiles, folder, args.seed, show)
-        done.write_text("\n".join(FILES) + "\n")
     pairs = MapPairs(folder)
     print(f"{len(pairs)} pairs; from training step {trainer.step}", file=sys.stderr)
     trainer.run(pairs, show)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from tqdm import tqdm
 
 from perigee.bitstream.arrays import Array, BoolArray, FloatArray
 from perigee.bitstream.contract import BLOCK
+from perigee.bitstream.errors import Fault, RasterError
 from perigee.bitstream.map_planes import MAP_CLASSES, planes_of
 from perigee.bitstream.profile import Profile
 from perigee.models.segmenter import SEEN
@@ -30,6 +32,7 @@ SHIFT_PX, FAR_SHIFT_PX = 3, 16
 OUTDATED = 0.6  # share of the maps that lack some buildings and have others that are not there
 MISSING_MOST, ADDED_MOST = 0.4, 5  # share of the buildings that are missing, and number of those that are added
 FILES = ("image", "base", "latents", "symbols", "quality", "masks")
+NAMES_FILE = "names.txt"  # of the image of each pair; written last
 
 
 def make_map_pairs(profile: Profile, tiles: Sequence[MapTile], folder: Path, seed: int = 1, show: bool = False) -> None:
@@ -53,6 +56,7 @@ def make_map_pairs(profile: Profile, tiles: Sequence[MapTile], folder: Path, see
         out["base"][k], out["latents"][k], out["symbols"][k] = truth.base_of(pixels, quality_step)
     for array in out.values():
         array.flush()
+    (folder / NAMES_FILE).write_text("".join(f"{tiles[k % len(tiles)].name}\n" for k in range(count)))
 
 
 def outdated(buildings: BoolArray, others: BoolArray, rng: np.random.Generator) -> BoolArray:
@@ -99,14 +103,27 @@ class MapPairs:
     def __init__(self, folder: Path) -> None:
         """Raises OSError where the folder holds none."""
         self.arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in FILES}
+        self.names = (folder / NAMES_FILE).read_text().splitlines()
 
     def __len__(self) -> int:
         return len(self.arrays["quality"])
 
-    def batch(self, count: int, side: int, rng: np.random.Generator) -> dict[str, Array]:
-        """Crops of ``side`` pixels as ``training.pairs.Pairs.batch`` returns them, with ``planes`` float32 [N, len(MAP_PLANES), side, side]."""
+    def of_files(self, patterns: Sequence[str]) -> Array:
+        """The numbers of the pairs whose images have names that fit one of some patterns, as ``fnmatch`` reads them.
+
+        Raises RasterError where there are none.
+        """
+        found = [k for k, name in enumerate(self.names) if any(fnmatch(name, pattern) for pattern in patterns)]
+        if not found:
+            raise RasterError(f"no image has a name like {', '.join(patterns)}", Fault.MISSING, field="segmenter")
+        return np.array(found)
+
+    def batch(self, count: int, side: int, rng: np.random.Generator, numbers: Array | None = None) -> dict[str, Array]:
+        """Crops of ``side`` pixels as ``training.pairs.Pairs.batch`` returns them, with ``planes`` float32 [N, len(MAP_PLANES), side, side]; of the
+        pairs of some numbers, or of all."""
         out: dict[str, list[Array]] = {name: [] for name in (*FILES[:4], "planes")}
-        chosen, room, small = rng.integers(0, len(self), count), (SIDE - side) // BLOCK, side // BLOCK
+        chosen = rng.choice(len(self) if numbers is None else numbers, count)
+        room, small = (SIDE - side) // BLOCK, side // BLOCK
         for k in chosen:
             row, col = (int(n) for n in rng.integers(0, room + 1, 2))
             pixels = np.s_[:, BLOCK * row : BLOCK * row + side, BLOCK * col : BLOCK * col + side]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from perigee.bitstream.errors import RasterError
 from perigee.bitstream.map_planes import MAP_CLASSES, MAP_PLANES, edge_distance
 from perigee.models.checkpoint import WEIGHTS_FILE, CheckpointError, write_weights
 from perigee.models.compensation.map_guide import MapGuide
@@ -76,7 +77,9 @@ def test_a_guide_learns_and_resumes(profile, tmp_path, monkeypatch):
     folder = tmp_path / "pairs"
     make_map_pairs(profile, [town(1), town(2)], folder)
     pairs = MapPairs(folder)
-    assert len(pairs) == 12
+    assert len(pairs) == 12 and pairs.of_files(["2.*"]).tolist() == [1, 3, 5, 7, 9, 11]
+    with pytest.raises(RasterError, match="no image has a name like 3"):
+        pairs.of_files(["3.*"])
     batch = pairs.batch(3, 64, np.random.default_rng(1))
     assert batch["planes"].shape == (3, len(MAP_PLANES), 64, 64) and batch["latents"].shape == (3, 449, 4, 4)
     judge = tmp_path / "segmenter"
@@ -86,10 +89,10 @@ def test_a_guide_learns_and_resumes(profile, tmp_path, monkeypatch):
     run = tmp_path / "run"
     run.mkdir()
     project = ProjectToCells(profile)
-    first = GuideTrainer(run, cosmic, judge, project, GuideConfig(minutes=0.08))
+    first = GuideTrainer(run, cosmic, [(judge, ["*"])], project, GuideConfig(minutes=0.08))
     first.run(pairs, False)
     assert first.guide.leave.weight.abs().max() > 0 and first.step > 0
-    second = GuideTrainer(run, cosmic, judge, project, GuideConfig(minutes=0.16))
+    second = GuideTrainer(run, cosmic, [(judge, ["*"])], project, GuideConfig(minutes=first.clock.minutes + 0.08))
     assert second.step == first.step
     second.run(pairs, False)
     with (run / "guide.csv").open() as handle:
@@ -98,4 +101,4 @@ def test_a_guide_learns_and_resumes(profile, tmp_path, monkeypatch):
     assert all(np.isfinite(float(value)) for row in rows for value in row.values())
     torch.save({"kind": "segmenter"}, run / "checkpoint.pt")
     with pytest.raises(CheckpointError, match="not a map guide"):
-        GuideTrainer(run, cosmic, judge, project, GuideConfig())
+        GuideTrainer(run, cosmic, [(judge, ["*"])], project, GuideConfig())
