@@ -3,7 +3,8 @@
 Mosaics of held-out tiles are coded near some rates, decoded plainly, by a compensator, and by one that a map guides: the true map without a fifth of
 the buildings and with others that are not there, half of it, one that is shifted by 16 pixels, one of another place (mirrored), and one that knows
 nothing of the ground. JPEG 2000 and AVIF take the same bytes. Told are the intersection over union (IoU) of the segmenter's answer with its answer on
-the original, over mapped and over withheld buildings and their surroundings, how many invented buildings it sees, PSNR and LPIPS.
+the original, over mapped and over withheld buildings and their surroundings, how many invented buildings it sees, PSNR, LPIPS, the kernel
+distance, and how much of the original lies in the 90 % interval.
 """
 
 from __future__ import annotations
@@ -24,14 +25,17 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 import perigee
+from perigee.benchmarks.classifier import Backbone
 from perigee.benchmarks.codec import pixels_of
 from perigee.benchmarks.common import closest, decode_pillow, jpeg2000, psnr, table, write_report
 from perigee.benchmarks.crops import Coded, save, sheet
+from perigee.benchmarks.fidelity import crop_features, kernel_interval
 from perigee.benchmarks.map_mosaics import PLACE, Mosaic, invented, map_of, mosaic_of, split_objects
 from perigee.benchmarks.metrics import Lpips
 from perigee.bitstream.arrays import BoolArray, Pixels
 from perigee.ground.library import Library
 from perigee.ground.orders import Order, open_source
+from perigee.ground.regions import Region
 from perigee.models.checkpoint import read_weights
 from perigee.models.segmenter import DEEPEST, SEEN, Segmenter
 
@@ -57,6 +61,21 @@ class Truth:
     withheld: BoolArray
     invented: Any
     maps: dict[str, Path]
+
+
+class Perception:
+    """LPIPS and the kernel distance of decoded mosaics, by the same network."""
+
+    def __init__(self, model: Path) -> None:
+        self._lpips, self._backbone = Lpips(model), Backbone(model)
+        self._original: tuple[Pixels, Any] | None = None  # the last one, with the features of its crops
+
+    def __call__(self, original: Pixels, pixels: Pixels) -> dict[str, float]:
+        """Both, by their names in the table."""
+        if self._original is None or self._original[0] is not original:
+            self._original = original, crop_features(self._backbone, original)
+        distance, _, _ = kernel_interval(self._original[1], crop_features(self._backbone, pixels))
+        return {"LPIPS": round(self._lpips(original, pixels), 4), "kernel distance": round(distance, 3)}
 
 
 class Judge:
@@ -109,36 +128,71 @@ def avif(pixels: Pixels, quality: int) -> bytes:
     return out.getvalue()
 
 
-def decoded(
-    data: bytes, library: Library, truth: Truth, plain: str, guided: str | None
-) -> Iterator[tuple[str, Pixels]]:
-    """The images of a stream by each way."""
-    yield "base", pixels_of(open_source(Order(), data, library))
-    yield plain, pixels_of(open_source(Order(compensation=plain), data, library))
+@dataclass(frozen=True)
+class Way:
+    """A decoded mosaic uint8 [rows, cols, 3]; what share of its samples lies within the 90 % interval, where that was asked; and how many of the
+    map's buildings its symbols support or contradict."""
+
+    pixels: Pixels
+    covered: float | None = None
+    buildings: str = ""
+
+
+def decoded(data: bytes, library: Library, truth: Truth, plain: str, guided: str | None) -> Iterator[tuple[str, Way]]:
+    """The images of a stream by each way; intervals for the plain compensator and the true map."""
+    yield "base", Way(pixels_of(open_source(Order(), data, library)))
+    yield plain, compensated(truth, open_source(Order(compensation=plain), data, library), True)
     if guided:
         for name, path in truth.maps.items():
-            order = Order(compensation=guided)
-            yield f"{guided}, {name} map", pixels_of(open_source(order, data, library, guide=path))
+            source = open_source(Order(compensation=guided), data, library, guide=path)
+            yield f"{guided}, {name} map", compensated(truth, source, name == "true")
+
+
+def anchors(pixels: Pixels, size: int) -> dict[str, Way]:
+    """What JPEG 2000 and AVIF make of a mosaic with about as many bytes."""
+    found = {
+        "JPEG 2000": closest(lambda s: jpeg2000(pixels, s / 1000), 4000, size),
+        "AVIF": closest(lambda s: avif(pixels, s), 100, size),
+    }
+    return {name: Way(decode_pillow(data)) for name, data in found.items()}
+
+
+def compensated(truth: Truth, source: Any, with_interval: bool) -> Way:
+    """The image of a compensated stream."""
+    pixels, covered = pixels_of(source), None
+    if with_interval:
+        width = np.ceil(255 * source.half_width(0, Region(0, 0, *pixels.shape[:2])))
+        covered = float((np.abs(pixels.astype(np.float32) - truth.mosaic.pixels) <= width[..., None]).mean())
+    counts = "" if source.support is None else "/".join(str(n) for n in source.support.counts.values())
+    return Way(pixels, covered, counts)
 
 
 def rows_of(
-    truth: Truth, rate: float, judge: Judge, lpips: Lpips | None, ways: dict[str, Pixels], bpp: float, painted: str
+    truth: Truth,
+    rate: float,
+    judge: Judge,
+    perception: Perception | None,
+    ways: dict[str, Way],
+    bpp: float,
+    painted: str,
 ) -> list[dict[str, Any]]:
     """A row for each way, and one for the map painted over the answer on ``painted``."""
     mosaic, out = truth.mosaic, []
     everywhere = np.ones_like(truth.answer)
     count = int(truth.invented.max())
-    answers = {name: judge(pixels) for name, pixels in ways.items()}
+    answers = {name: judge(way.pixels) for name, way in ways.items()}
     for name, found in (answers | {f"{painted}, map painted over": answers[painted] | truth.kept}).items():
-        pixels = ways.get(name)
+        way = ways.get(name)
         seen = ndimage.mean(found & ~truth.answer, truth.invented, range(1, count + 1)) if count else []
         out.append({
             "mosaic": mosaic.name, "rate": rate, "bpp": round(bpp, 4), "way": name,
             "IoU": round(iou(found, truth.answer, everywhere), 4), "mapped": round(iou(found, truth.answer, truth.mapped), 4),
             "withheld": round(iou(found, truth.answer, truth.withheld), 4), "labels": round(iou(found, mosaic.buildings, everywhere), 4),
             "invented seen, %": round(100 * float(np.mean(np.asarray(seen) > 0.5)), 1) if count else "",
-            "PSNR": "" if pixels is None else round(psnr(mosaic.pixels, pixels), 2),
-            "LPIPS": "" if pixels is None or lpips is None else round(lpips(mosaic.pixels, pixels), 4),
+            "PSNR": "" if way is None else round(psnr(mosaic.pixels, way.pixels), 2),
+            **({} if way is None or perception is None else perception(mosaic.pixels, way.pixels)),
+            "in the interval, %": "" if way is None or way.covered is None else round(100 * way.covered, 1),
+            "supported/unsupported/contradicted": "" if way is None else way.buildings,
         })  # fmt: skip
     return out
 
@@ -195,7 +249,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/semantics.json"), help="JSON report")
     args = parser.parse_args()
     library, judge = Library(args.profiles, None), Judge(args.segmenter)
-    lpips = Lpips(args.lpips) if args.lpips else None
+    perception = Perception(args.lpips) if args.lpips else None
     rows: list[dict[str, Any]] = []
     for text in tqdm(args.mosaic or MOSAICS, unit="mosaic", disable=None):
         name, _, rest = text.partition("=")
@@ -209,12 +263,13 @@ def main() -> None:
                 size = round(rate * mosaic.buildings.size / 8)
                 data = closest(lambda s: perigee.encode(planes, s / 2.5, metadata=PLACE), 250, size)  # noqa: B023
                 ways = dict(decoded(data, library, truth, args.compensation, args.guided))
-                ways["JPEG 2000"] = decode_pillow(closest(lambda s: jpeg2000(mosaic.pixels, s / 1000), 4000, len(data)))  # noqa: B023
-                ways["AVIF"] = decode_pillow(closest(lambda s: avif(mosaic.pixels, s), 100, len(data)))  # noqa: B023
+                ways |= anchors(mosaic.pixels, len(data))
                 rows += rows_of(
-                    truth, rate, judge, lpips, ways, 8 * len(data) / mosaic.buildings.size, args.compensation
+                    truth, rate, judge, perception, ways, 8 * len(data) / mosaic.buildings.size, args.compensation
                 )
-                crops.append((rate, [Coded(name, len(data), ways[name]) for name in ways if name in shown_ways(args)]))
+                crops.append(
+                    (rate, [Coded(name, len(data), ways[name].pixels) for name in ways if name in shown_ways(args)])
+                )
         if args.sheets:
             for number, place in enumerate(windows_of(truth)):
                 drawn = [

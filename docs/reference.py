@@ -29,7 +29,8 @@ from perigee.training import map_guidance_cli as train_map_guide
 from perigee.training import segmenter_cli as train_segmenter
 
 EXAMPLE = """Where the service was started with `--auth-token-file`, every request but those to `/healthz`, `/readyz` and the page's own files must
-carry `Authorization: Bearer TOKEN`, or it is answered with 401. Every error is a problem document, `application/problem+json`.
+carry `Authorization: Bearer TOKEN`, or it is answered with 401. A request under a name that the service does not
+answer to gets 421, and a change that a page of another origin asks for gets 403. Every error is a problem document, `application/problem+json`.
 
 ```sh
 curl --data-binary @TILE.peri -H 'Content-Type: application/octet-stream' 'localhost:8080/decode?scale=1/4' -o PREVIEW.tif

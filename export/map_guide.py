@@ -31,7 +31,6 @@ OWN = (
     "training",
     "licence",
     "data",
-    "interval",
 )  # entries that the guided one does not hand on
 
 

@@ -36,7 +36,7 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--codec",
         choices=FILE_CODECS,
-        help="how the image was coded, where the file does not tell, as one that was decoded earlier",
+        help="how the image was coded, for a file that does not say so, such as one that was decoded and saved without compression",
     )
     parser.add_argument(
         "--bpp", type=float, metavar="X", help="bits per pixel that it took (default: those of the file)"

@@ -183,7 +183,7 @@ def _by_pyogrio(path: Path, classes: Classes) -> tuple[Iterator[Any], CRS, Mappi
         from shapely.geometry import mapping
     except ModuleNotFoundError as error:
         raise MapError(
-            f'{path.name}: a GeoPackage or FlatGeobuf needs pyogrio and shapely: pip install "perigee[maps]"',
+            f"{path.name}: a GeoPackage or FlatGeobuf needs pyogrio and shapely: pip install '.[maps]' in Perigee's checkout",
             Fault.KIND,
             field="map",
             expected="GeoJSON",

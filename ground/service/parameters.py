@@ -188,7 +188,7 @@ def enhancement_of(
 
 def wish_of(
     codec: Annotated[
-        str | None, Query(description="jpeg2000 or jpeg: how the image was coded, where the file does not tell")
+        str | None, Query(description="jpeg2000 or jpeg: how the image was coded, for a file that does not say so")
     ] = None,
     bpp: Annotated[float | None, Query(description="bits per pixel that it took; default: those of the file")] = None,
 ) -> Wish:

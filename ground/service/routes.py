@@ -93,7 +93,7 @@ ANSWERS: dict[int | str, dict[str, Any]] = {
     413: problem("The upload or the decoded scene is too large"),
     415: problem("The upload has the wrong media type"),
     422: {
-        "description": "The stream is invalid, its profile unknown, or a parameter out of range",
+        "description": "The stream or image is invalid, its profile or the method unknown, or a parameter out of range",
         "content": {problems.MEDIA_TYPE: {"example": PROBLEM_EXAMPLE}},
     },
     503: problem("The queue is full; Retry-After says when to come again"),
@@ -102,6 +102,9 @@ ANSWERS: dict[int | str, dict[str, Any]] = {
 NO_JOB: dict[int | str, dict[str, Any]] = {404: problem("There is no such job")}
 PRODUCT: dict[int | str, dict[str, Any]] = {
     200: {"content": {kind: {} for kind in FORMATS.values()}, "description": "The product"}
+}
+IMAGE: dict[int | str, dict[str, Any]] = {
+    200: {"content": {FORMATS[name]: {} for name in ("tif", "png")}, "description": "The product"}
 }
 
 
@@ -206,7 +209,7 @@ def _add_decoding(router: APIRouter, service: Service) -> None:
         with service.decodings.place():
             return await to_thread.run_sync(service.produce, order, sent, limiter=service.limiter)
 
-    @router.post("/enhance", openapi_extra=BODY_SCHEMA, responses=PRODUCT | ANSWERS, response_class=Response)
+    @router.post("/enhance", openapi_extra=BODY_SCHEMA, responses=IMAGE | ANSWERS, response_class=Response)
     async def enhance(
         request: Request,
         order: Annotated[Order, Depends(enhancement_of)],
