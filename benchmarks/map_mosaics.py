@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -16,6 +16,7 @@ from scipy import ndimage
 
 from perigee.bitstream.arrays import BoolArray, IntArray, Pixels
 from perigee.bitstream.metadata import Metadata
+from perigee.models.segmenter import SEEN
 from perigee.training.map_tiles import BITS
 
 SIDE = 256
@@ -26,11 +27,21 @@ PLACE = Metadata(
 
 @dataclass(frozen=True)
 class Mosaic:
-    """Pixels uint8 [row, col, 3] and the buildings of the map, bool [row, col]."""
+    """Pixels uint8 [row, col, 3] and the classes of the map, bool [len(SEEN), row, col]."""
 
     name: str
     pixels: Pixels
-    buildings: BoolArray
+    classes: BoolArray
+
+    @property
+    def buildings(self) -> BoolArray:
+        """Where the map has buildings, bool [row, col]."""
+        found: BoolArray = self.classes[SEEN.index("building")]
+        return found
+
+    def others(self) -> dict[str, BoolArray]:
+        """Where the map has each other class that it has, bool [row, col]."""
+        return {name: mask for name, mask in zip(SEEN, self.classes, strict=True) if name != "building" and mask.any()}
 
 
 def mosaic_of(folder: Path, name: str, pattern: str, width: int) -> Mosaic:
@@ -48,13 +59,13 @@ def mosaic_of(folder: Path, name: str, pattern: str, width: int) -> Mosaic:
     tiles = []
     for row in rows[:count]:
         with Image.open(folder / row["file"]) as image, Image.open(folder / row["layers"]) as layers:
-            mask = (np.asarray(layers) & BITS["building"]) > 0
-            tiles.append((np.asarray(image.convert("RGB")), mask))
+            raster = np.asarray(layers)
+            tiles.append((np.asarray(image.convert("RGB")), np.stack([(raster & BITS[n]) > 0 for n in SEEN], 2)))
     lines = [tiles[at : at + width] for at in range(0, count, width)]
-    pixels, buildings = (
+    pixels, classes = (
         np.concatenate([np.concatenate([tile[part] for tile in line], 1) for line in lines]) for part in (0, 1)
     )
-    return Mosaic(name, np.ascontiguousarray(pixels), np.ascontiguousarray(buildings))
+    return Mosaic(name, np.ascontiguousarray(pixels), np.ascontiguousarray(classes.transpose(2, 0, 1)))
 
 
 def split_objects(buildings: BoolArray, withheld: float, seed: int = 1) -> tuple[IntArray, BoolArray]:
@@ -87,11 +98,15 @@ def invented(buildings: BoolArray, wanted: int, seed: int = 2) -> IntArray:
     return out
 
 
-def map_of(masks: Sequence[BoolArray], path: Path, move: int = 0) -> Path:
-    """Write the buildings of masks [rows, cols] as GeoJSON in the mosaic's CRS, ``move`` pixels down and to the right."""
+def map_of(
+    buildings: Sequence[BoolArray], path: Path, move: int = 0, others: Mapping[str, BoolArray] | None = None
+) -> Path:
+    """Write the buildings of masks [rows, cols], and the masks of other classes by name, as GeoJSON in the mosaic's CRS, ``move`` pixels down and to
+    the right."""
     a, _, left, _, e, top = PLACE.transform or (1.0, 0, 0, 0, 1, 0)
     features = []
-    for mask in masks:
+    named = [("building", mask) for mask in buildings] + list((others or {}).items())
+    for name, mask in named:
         for geometry, _ in shapes(mask.astype(np.uint8), mask):
             rings = [
                 [[left + a * (x + move), top + e * (y + move)] for x, y in ring] for ring in geometry["coordinates"]
@@ -99,7 +114,7 @@ def map_of(masks: Sequence[BoolArray], path: Path, move: int = 0) -> Path:
             features.append(
                 {
                     "type": "Feature",
-                    "properties": {"building": "yes"},
+                    "properties": {"class": name},
                     "geometry": {"type": "Polygon", "coordinates": rings},
                 }
             )

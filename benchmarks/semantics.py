@@ -2,9 +2,9 @@
 
 Mosaics of held-out tiles are coded near some rates, decoded plainly, by a compensator, and by one that a map guides: the true map without a fifth of
 the buildings and with others that are not there, half of it, one that is shifted by 16 pixels, one of another place (mirrored), and one that knows
-nothing of the ground. JPEG 2000 and AVIF take the same bytes. Told are the intersection over union (IoU) of the segmenter's answer with its answer on
-the original, over mapped and over withheld buildings and their surroundings, how many invented buildings it sees, PSNR, LPIPS, the kernel
-distance, and how much of the original lies in the 90 % interval.
+nothing of the ground. JPEG 2000 and AVIF take the same bytes. The table has, for each class of the map, the intersection over union (IoU) of the
+segmenter's answer with its answer on the original and with the map's labels; the same of buildings over mapped and over withheld ones and their
+surroundings; how many invented buildings it sees; PSNR, LPIPS, the kernel distance, and how much of the original lies in the 90 % interval.
 """
 
 from __future__ import annotations
@@ -51,16 +51,22 @@ SEGMENTER = Path(__file__).resolve().parent / "segmenter"
 
 @dataclass(frozen=True)
 class Truth:
-    """A mosaic with what is asked about it: masks bool [rows, cols] of the segmenter's answer, of the buildings that are in the map, of mapped and
-    withheld buildings with what is around them, and of invented ones by number."""
+    """A mosaic with what is asked about it: the segmenter's answer for all classes, bool [len(SEEN), rows, cols], and masks bool [rows, cols] of the
+    buildings that are in the map, of mapped and withheld buildings with what is around them, and of invented ones by number."""
 
     mosaic: Mosaic
-    answer: BoolArray
+    answers: BoolArray
     kept: BoolArray
     mapped: BoolArray
     withheld: BoolArray
     invented: Any
     maps: dict[str, Path]
+
+    @property
+    def answer(self) -> BoolArray:
+        """The segmenter's answer for buildings [rows, cols]."""
+        found: BoolArray = self.answers[BUILDING]
+        return found
 
 
 class Perception:
@@ -87,33 +93,35 @@ class Judge:
 
     @torch.no_grad()
     def __call__(self, pixels: Pixels) -> BoolArray:
-        """Where an image shows buildings, bool [rows, cols]."""
+        """Where an image shows each class, bool [len(SEEN), rows, cols]."""
         rows, cols = pixels.shape[:2]
         image = torch.from_numpy(pixels.transpose(2, 0, 1)[None].astype(np.float32)) / 255
         image = F.pad(image, (0, -cols % DEEPEST, 0, -rows % DEEPEST), mode="replicate")
-        logits = F.interpolate(self.network(image)[:, BUILDING : BUILDING + 1], scale_factor=2.0, mode="bilinear")
-        return np.asarray(logits[0, 0, :rows, :cols].numpy() > 0)
+        logits = F.interpolate(self.network(image), scale_factor=2.0, mode="bilinear")
+        return np.asarray(logits[0, :, :rows, :cols].numpy() > 0)
 
 
 def truth_of(mosaic: Mosaic, judge: Judge, folder: Path) -> Truth:
     """What is asked about a mosaic, with its maps as files in a folder."""
     numbers, withheld = split_objects(mosaic.buildings, WITHHELD)
     kept, hidden = (numbers > 0) & ~withheld[numbers], (numbers > 0) & withheld[numbers]
-    others = invented(mosaic.buildings | judge(mosaic.pixels), round(INVENTED * numbers.max()))
-    half = kept.copy()
-    half[:, half.shape[1] // 2 :] = False
+    answers, classes = judge(mosaic.pixels), mosaic.others()
+    added = invented(mosaic.buildings | answers[BUILDING], round(INVENTED * numbers.max()))
+    left = np.arange(kept.shape[1]) < kept.shape[1] // 2
+    half = {name: mask & left for name, mask in classes.items()}
+    turned = {name: np.ascontiguousarray(mask[::-1, ::-1]) for name, mask in classes.items()}
     corner = np.zeros_like(kept)
     corner[:1, :1] = True
     maps = {
-        "true": map_of([kept], folder / "true.geojson"),
-        "with invented": map_of([kept, others > 0], folder / "invented.geojson"),
-        "half": map_of([half], folder / "half.geojson"),
-        "shifted": map_of([kept], folder / "shifted.geojson", SHIFT),
-        "foreign": map_of([np.ascontiguousarray(kept[::-1, ::-1])], folder / "foreign.geojson"),
+        "true": map_of([kept], folder / "true.geojson", others=classes),
+        "with invented": map_of([kept, added > 0], folder / "invented.geojson", others=classes),
+        "half": map_of([kept & left], folder / "half.geojson", others=half),
+        "shifted": map_of([kept], folder / "shifted.geojson", SHIFT, classes),
+        "foreign": map_of([np.ascontiguousarray(kept[::-1, ::-1])], folder / "foreign.geojson", others=turned),
         "empty": map_of([corner], folder / "empty.geojson"),
     }
     near = [ndimage.binary_dilation(mask, iterations=AROUND) for mask in (kept, hidden)]
-    return Truth(mosaic, judge(mosaic.pixels), kept, near[0] & ~hidden, near[1] & ~kept, others, maps)
+    return Truth(mosaic, answers, kept, near[0] & ~hidden, near[1] & ~kept, added, maps)
 
 
 def iou(found: BoolArray, wanted: BoolArray, within: BoolArray) -> float:
@@ -181,13 +189,18 @@ def rows_of(
     everywhere = np.ones_like(truth.answer)
     count = int(truth.invented.max())
     answers = {name: judge(way.pixels) for name, way in ways.items()}
-    for name, found in (answers | {f"{painted}, map painted over": answers[painted] | truth.kept}).items():
-        way = ways.get(name)
-        seen = ndimage.mean(found & ~truth.answer, truth.invented, range(1, count + 1)) if count else []
-        out.append({
-            "mosaic": mosaic.name, "rate": rate, "bpp": round(bpp, 4), "way": name,
-            "IoU": round(iou(found, truth.answer, everywhere), 4), "mapped": round(iou(found, truth.answer, truth.mapped), 4),
-            "withheld": round(iou(found, truth.answer, truth.withheld), 4), "labels": round(iou(found, mosaic.buildings, everywhere), 4),
+    over = answers[painted].copy()
+    over[BUILDING] |= truth.kept
+    for name, found in (answers | {f"{painted}, map painted over": over}).items():
+        way, built = ways.get(name), found[BUILDING]
+        seen = ndimage.mean(built & ~truth.answer, truth.invented, range(1, count + 1)) if count else []
+        row = {"mosaic": mosaic.name, "rate": rate, "bpp": round(bpp, 4), "way": name}
+        for number, label in enumerate(SEEN):
+            if mosaic.classes[number].any():
+                row[label] = round(iou(found[number], truth.answers[number], everywhere), 4)
+                row[f"{label}, labels"] = round(iou(found[number], mosaic.classes[number], everywhere), 4)
+        out.append(row | {
+            "mapped": round(iou(built, truth.answer, truth.mapped), 4), "withheld": round(iou(built, truth.answer, truth.withheld), 4),
             "invented seen, %": round(100 * float(np.mean(np.asarray(seen) > 0.5)), 1) if count else "",
             "PSNR": "" if way is None else round(psnr(mosaic.pixels, way.pixels), 2),
             **({} if way is None or perception is None else perception(mosaic.pixels, way.pixels)),
@@ -277,7 +290,7 @@ def main() -> None:
                     for rate, parts in crops
                 ]
                 save(sheet(name, mosaic.pixels, drawn, place, CROP), args.sheets / f"{name}_{number}.png")
-    print(table(rows, list(rows[0])))
+    print(table(rows, list(dict.fromkeys(column for row in rows for column in row))))
     write_report(args.out, rows)
 
 

@@ -48,7 +48,7 @@ from perigee.training.run import (
 BATCH, SIDE = 8, 128
 STRENGTH = 0.68  # of all detail, at the low rates that maps are for
 PERCEPTION = 1.0  # weight of the perceptual distance
-ANSWER_START, ANSWER_STEP, ANSWER_RANGE = 10.0, 0.1, (0.1, 200.0)  # of the weight of the segmenter's answer
+ANSWER_START, ANSWER_STEP, ANSWER_RANGE = 10.0, 0.1, (0.1, 30.0)  # of the weight of the segmenter's answer
 RATE_FLOOR = 0.02
 COLUMNS = (
     "relative_squared_error",

@@ -30,6 +30,16 @@ def test_a_map_is_drawn_as_the_mask_it_was_made_of(buildings, tmp_path, move):
     assert np.array_equal(planes["building"], np.roll(buildings, (move, move), (0, 1)).astype(np.float32))
 
 
+def test_other_classes_of_a_map(buildings, tmp_path):
+    wood = np.zeros_like(buildings)
+    wood[100:, 100:] = ~buildings[100:, 100:]
+    path = map_of([buildings], tmp_path / "m.geojson", others={"wood": wood})
+    planes = dict(
+        zip(MAP_PLANES, MapPlanes(read_map(path), PLACE, 160, 200).planes(Region(0, 0, 160, 200)), strict=True)
+    )
+    assert np.array_equal(planes["wood"], wood.astype(np.float32)) and planes["building"].sum() == buildings.sum()
+
+
 def test_invented_buildings_stand_where_there_are_none(buildings):
     found = invented(buildings, 3)
     assert found.max() == 3 and not ((found > 0) & buildings).any()
@@ -55,4 +65,4 @@ def test_tiles_are_put_together_by_their_places(tmp_path):
     mosaic = mosaic_of(tmp_path, "m", "*.png", 2)
     corners = mosaic.pixels[[0, 0, 511, 511], [0, 511, 0, 511], 0]
     assert corners.tolist() == [80, 120, 0, 40], "north is up"
-    assert mosaic.buildings[:, 256:].all() and not mosaic.buildings[:, :256].any()
+    assert mosaic.buildings[:, 256:].all() and not mosaic.others() and not mosaic.buildings[:, :256].any()
