@@ -199,8 +199,9 @@ def rows_of(
             if mosaic.classes[number].any():
                 row[label] = round(iou(found[number], truth.answers[number], everywhere), 4)
                 row[f"{label}, labels"] = round(iou(found[number], mosaic.classes[number], everywhere), 4)
+        zones = {"mapped": truth.mapped, "withheld": truth.withheld}
+        row |= {zone: round(iou(built, truth.answer, within), 4) for zone, within in zones.items() if within.any()}
         out.append(row | {
-            "mapped": round(iou(built, truth.answer, truth.mapped), 4), "withheld": round(iou(built, truth.answer, truth.withheld), 4),
             "invented seen, %": round(100 * float(np.mean(np.asarray(seen) > 0.5)), 1) if count else "",
             "PSNR": "" if way is None else round(psnr(mosaic.pixels, way.pixels), 2),
             **({} if way is None or perception is None else perception(mosaic.pixels, way.pixels)),
