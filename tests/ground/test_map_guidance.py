@@ -98,6 +98,23 @@ def test_a_window_is_a_part_of_the_whole(place, decode, tmp_path):
     assert properties["perigee:map_attribution"] == "(c) OpenStreetMap contributors"
 
 
+def test_the_shipped_guide_changes_nothing_but_what_is_near_an_object(place, decode, tmp_path):
+    """The guide adds nothing farther than 8 pixels from an object; the projection to the symbols moves blocks of 16 pixels."""
+    other = tmp_path / "other.geojson"
+    other.write_text(json.dumps({"type": "FeatureCollection", "features": [building(600, 200, 660, 260)]}))
+    trust = tmp_path / "trust.tif"
+    here, tags = decode("here", "--compensation", "magc", "--map", place / "map.geojson", "--trust", trust)
+    there, _ = decode("there", "--compensation", "magc", "--map", other)
+    base, _ = decode("base")
+    changed = (here != there).any(0)
+    assert changed[40:110, 30:90].any() and changed[200:260, 600:660].any()
+    assert not changed[:, 128:560].any() and (here != base).any(0)[:, 128:560].mean() > 0.5
+    counts = [int(part.split()[0]) for part in tags["PERIGEE_MAP_BUILDINGS"].split(";")[0].split(",")]
+    assert sum(counts) == 1 and tags["PERIGEE_COMPENSATOR"] == "magc"
+    with rasterio.open(trust) as found:
+        assert found.read(1).max() > 0
+
+
 def test_strength_0_is_the_base_image(place, decode):
     base, _ = decode("base")
     found, tags = decode("zero", "--compensation", "guided", "--map", place / "map.geojson", "--strength", 0)
