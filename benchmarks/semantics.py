@@ -144,6 +144,7 @@ class Way:
     pixels: Pixels
     covered: float | None = None
     buildings: str = ""
+    size_bytes: int | None = None  # where it is not that of the stream
 
 
 def decoded(data: bytes, library: Library, truth: Truth, plain: str, guided: str | None) -> Iterator[tuple[str, Way]]:
@@ -162,7 +163,7 @@ def anchors(pixels: Pixels, size: int) -> dict[str, Way]:
         "JPEG 2000": closest(lambda s: jpeg2000(pixels, s / 1000), 4000, size),
         "AVIF": closest(lambda s: avif(pixels, s), 100, size),
     }
-    return {name: Way(decode_pillow(data)) for name, data in found.items()}
+    return {name: Way(decode_pillow(data), size_bytes=len(data)) for name, data in found.items()}
 
 
 def compensated(truth: Truth, source: Any, with_interval: bool) -> Way:
@@ -194,7 +195,8 @@ def rows_of(
     for name, found in (answers | {f"{painted}, map painted over": over}).items():
         way, built = ways.get(name), found[BUILDING]
         seen = ndimage.mean(built & ~truth.answer, truth.invented, range(1, count + 1)) if count else []
-        row = {"mosaic": mosaic.name, "rate": rate, "bpp": round(bpp, 4), "way": name}
+        own = 8 * way.size_bytes / truth.answer.size if way is not None and way.size_bytes else bpp
+        row = {"mosaic": mosaic.name, "rate": rate, "bpp": round(own, 4), "way": name}
         for number, label in enumerate(SEEN):
             if mosaic.classes[number].any():
                 row[label] = round(iou(found[number], truth.answers[number], everywhere), 4)
@@ -253,6 +255,7 @@ def main() -> None:
     parser.add_argument(
         "--rates", type=float, nargs="+", default=RATES_BPP, help="bits per pixel (default %(default)s)"
     )
+    parser.add_argument("--threads", type=int, help="of all networks (default: all cores)")
     parser.add_argument("--lpips", type=Path, metavar="ONNX", help="model with inputs ref and dist in -1..1")
     parser.add_argument(
         "--sheets",
@@ -262,7 +265,9 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("build/semantics.json"), help="JSON report")
     args = parser.parse_args()
-    library, judge = Library(args.profiles, None), Judge(args.segmenter)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    library, judge = Library(args.profiles, args.threads), Judge(args.segmenter)
     perception = Perception(args.lpips) if args.lpips else None
     rows: list[dict[str, Any]] = []
     for text in tqdm(args.mosaic or MOSAICS, unit="mosaic", disable=None):
