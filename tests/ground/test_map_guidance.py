@@ -195,7 +195,7 @@ def check_job(url, job, wanted):
 def test_a_served_scene_is_decoded_with_a_map(place, url, decode):
     wanted, _ = decode("guided", "--compensation", "guided", "--map", place / "map.geojson")
     scene = httpx.get(f"{url}/scenes/a", timeout=60).json()
-    assert scene["guided"] == ["guided"] and "guided" not in scene["compensations"]
+    assert scene["guided"] == ["magc", "guided"] and "guided" not in scene["compensations"]
     answer = sent(url, place, "scenes/a/decode?compensation=guided", map="map.geojson")
     with MemoryFile(answer.content) as memory, memory.open() as found:
         assert np.array_equal(found.read(), wanted)
