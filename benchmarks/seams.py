@@ -119,6 +119,7 @@ def decode_alone(codec: ArrayCodec, data: bytes) -> Pixels:
     for unit, segment in stream.segments.items():
         _, top, left, rows, cols = stream.header.unit_region(unit)
         alone = fmt.Stream(replace(stream.header, width=cols, height=rows), {0: segment._replace(unit=0)})
+        alone.offsets = stream.offsets
         samples = SceneDecoder(alone, codec.ground).region(Region(0, 0, rows, cols)).samples
         out[top : top + rows, left : left + cols] = samples.transpose(1, 2, 0)
     return out

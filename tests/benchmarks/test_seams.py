@@ -142,3 +142,11 @@ def test_too_small_images_are_refused_with_what_is_needed(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["seams"])
     with pytest.raises(SystemExit, match="--scenes FOLDER with images of at least 384 px"):
         seams.main()
+
+
+def test_patches_of_a_scene_with_offsets_of_the_tables_decode_alone(codec, scene):
+    image = np.tile(scene, (3, 2, 1))
+    data = codec.encode(image, 30)
+    assert parse_stream(data).offsets is not None, "a scene of at least ten patches carries them"
+    alone = seams.decode_alone(codec, data).astype(int)
+    assert np.abs(alone - codec.decode(data)).mean() < 2
